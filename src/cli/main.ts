@@ -1,0 +1,44 @@
+#!/usr/bin/env node
+// The command line: one file per command, all of them thin shells over the library. Node only.
+import { readFileSync } from "node:fs";
+import { Command, CommanderError } from "commander";
+import { chatCommand } from "./chat.ts";
+import { EXIT, report } from "./common.ts";
+import { demoCommand } from "./demo.ts";
+import { devicesCommand } from "./devices.ts";
+import { dumpCommand } from "./dump.ts";
+import { generateCommand } from "./generate.ts";
+import { inspectCommand } from "./inspect.ts";
+
+/** From src/cli and from dist/src/cli. */
+function version(): string {
+  const up = import.meta.url.endsWith(".ts") ? "../../" : "../../../";
+  return JSON.parse(readFileSync(new URL(`${up}package.json`, import.meta.url), "utf8")).version;
+}
+
+const commands = [
+  generateCommand(),
+  chatCommand(),
+  demoCommand(),
+  inspectCommand(),
+  devicesCommand(),
+  dumpCommand(),
+];
+
+const program = new Command("vernier")
+  .description("Runs Hugging Face checkpoints as they are, in this process.")
+  .version(version());
+for (const command of [program, ...commands]) {
+  command.exitOverride().configureOutput({
+    outputError: (text, write) => write(text.replace(/^error: /, "error OPTION_UNKNOWN: ")),
+  });
+}
+for (const command of commands) program.addCommand(command);
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  // Commander has printed its own: help and version are no errors, anything else is a wrong use.
+  if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.error;
+  else process.exitCode = report(error);
+}

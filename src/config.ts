@@ -1,0 +1,350 @@
+// config.json, read with suspicion: getters that say which field of which file is wrong, what was expected and what was
+// found; then the choice of the architecture. Knows no architecture's fields.
+import { ConfigError, UnsupportedModelError } from "./errors.ts";
+import type { Architecture, BaseConfig } from "./model.ts";
+import { architectures } from "./models/index.ts";
+
+/** Bounds of a number. `min` and `max` are allowed values, `above` is not. */
+export interface Range {
+  readonly default?: number;
+  readonly min?: number;
+  readonly max?: number;
+  readonly above?: number;
+}
+
+/** Codes of config errors; `CFG_TYPE` and `CFG_RANGE` unless a reader was made for a part with a code of its own. */
+export type ConfigCode = "CFG_TYPE" | "CFG_RANGE" | "CFG_ROPE" | "CFG_MOE" | "CFG_QUANT" | "CFG_CUSTOM_CODE";
+
+interface ReaderOptions {
+  /** Name of the file, for messages. Default `config.json`. */
+  readonly file?: string;
+  /** Where in the file the object is: `rope_scaling.`. */
+  readonly path?: string;
+  /** All errors of this reader get this code. */
+  readonly code?: ConfigCode;
+}
+
+/** The largest i32: positions, ids and rows are that wide on every device. */
+const MAX_INT = 2 ** 31 - 1;
+
+/**
+ * Typed getters over one JSON object. Like Hugging Face's config classes: a missing key takes its default; `null` does too
+ * in plain getters, and means "none" in the `optional…` ones.
+ */
+export class ConfigReader {
+  readonly file: string;
+  readonly #json: Readonly<Record<string, unknown>>;
+  readonly #path: string;
+  readonly #code?: ConfigCode;
+
+  /** Throws ConfigError CFG_TYPE unless `json` is an object. */
+  constructor(json: unknown, options: ReaderOptions = {}) {
+    this.file = options.file ?? "config.json";
+    this.#path = options.path ?? "";
+    this.#code = options.code;
+    if (typeof json !== "object" || json === null || Array.isArray(json)) {
+      const what = this.#path === "" ? "the file" : this.#path.slice(0, -1);
+      throw new ConfigError(this.#code ?? "CFG_TYPE", `${this.file}: ${what}: expected an object, got ${show(json)}`, {
+        file: this.file,
+        field: this.#path.slice(0, -1) || undefined,
+      });
+    }
+    this.#json = json as Record<string, unknown>;
+  }
+
+  /** The same fields, with all errors under one code: `json.as("CFG_MOE")`. */
+  as(code: ConfigCode): ConfigReader {
+    return new ConfigReader(this.#json, { file: this.file, path: this.#path, code });
+  }
+
+  /** The value as it is; undefined when missing. */
+  raw(key: string): unknown {
+    return Object.hasOwn(this.#json, key) ? this.#json[key] : undefined;
+  }
+
+  /** Present and not null. */
+  has(key: string): boolean {
+    return (this.raw(key) ?? undefined) !== undefined;
+  }
+
+  /** Throws for a field whose value is of the right type but cannot be. */
+  fail(key: string, expected: string, options: { code?: ConfigCode; limit?: number | string } = {}): never {
+    throw this.#error(options.code ?? "CFG_RANGE", key, expected, options.limit);
+  }
+
+  /** A whole number from `min` (default 1) to `max` (default 2³¹ − 1). */
+  positiveInt(key: string, range: Range = {}): number {
+    const value = this.optionalInt(key, range) ?? range.default;
+    return value ?? this.#missing(key, "a whole number");
+  }
+
+  /** As `positiveInt`, but `null` or a missing key without a default gives undefined. */
+  optionalInt(key: string, range: Range = {}): number | undefined {
+    const value = this.#lookup(key, range.default);
+    return value === undefined ? undefined : this.#int(key, value, range);
+  }
+
+  /** A finite number from `min` to `max`. */
+  number(key: string, range: Range = {}): number {
+    const value = this.optionalNumber(key, range) ?? range.default;
+    return value ?? this.#missing(key, "a number");
+  }
+
+  optionalNumber(key: string, range: Range = {}): number | undefined {
+    const value = this.#lookup(key, range.default);
+    return value === undefined ? undefined : this.#number(key, value, range);
+  }
+
+  boolean(key: string, options: { default?: boolean } = {}): boolean {
+    const value = this.#lookup(key, options.default) ?? options.default;
+    if (typeof value === "boolean") return value;
+    if (value === undefined) return this.#missing(key, "true or false");
+    throw this.#error("CFG_TYPE", key, "true or false");
+  }
+
+  /** A string, one of `oneOf` where that is given. */
+  string<const S extends string>(key: string, options: { default?: S; oneOf?: readonly S[] } = {}): S {
+    const value = this.#lookup(key, options.default) ?? options.default;
+    if (value === undefined) return this.#missing(key, "a string");
+    if (typeof value !== "string") throw this.#error("CFG_TYPE", key, "a string");
+    if (options.oneOf !== undefined && !options.oneOf.includes(value as S)) {
+      throw this.#error("CFG_RANGE", key, `one of ${options.oneOf.join(", ")}`);
+    }
+    return value as S;
+  }
+
+  /** A nested object; undefined when missing or null. Its errors keep this reader's code. */
+  object(key: string): ConfigReader | undefined {
+    const value = this.raw(key) ?? undefined;
+    if (value === undefined) return undefined;
+    return new ConfigReader(value, { file: this.file, path: `${this.#path}${key}.`, code: this.#code });
+  }
+
+  /** Numbers, exactly `length` of them where that is given; undefined when missing or null. */
+  optionalNumbers(key: string, options: Range & { length?: number } = {}): number[] | undefined {
+    const values = this.#array(key, options.length ?? MAX_LIST, options.length);
+    return values?.map((value) => this.#number(key, value, options));
+  }
+
+  /** Whole numbers, at most `maxLength` (default 65 536); undefined when missing or null. */
+  optionalInts(key: string, options: Range & { maxLength?: number } = {}): number[] | undefined {
+    const values = this.#array(key, options.maxLength ?? MAX_LIST);
+    return values?.map((value) => this.#int(key, value, { min: 0, ...options }));
+  }
+
+  /** Strings, each one of `oneOf`, exactly `length` of them; undefined when missing or null. */
+  optionalStrings<const S extends string>(
+    key: string,
+    options: { oneOf?: readonly S[]; length?: number } = {},
+  ): S[] | undefined {
+    const values = this.#array(key, options.length ?? MAX_LIST, options.length);
+    return values?.map((value) => {
+      if (typeof value !== "string") throw this.#error("CFG_TYPE", key, "strings");
+      if (options.oneOf !== undefined && !options.oneOf.includes(value as S)) {
+        throw this.#error("CFG_RANGE", key, `items among ${options.oneOf.join(", ")}, not ${show(value)}`);
+      }
+      return value as S;
+    });
+  }
+
+  /** One token id or a list of at most 256, each below `vocabSize`; [] when missing or null. */
+  tokenIds(key: string, vocabSize: number): number[] {
+    const value = this.raw(key);
+    const range = { min: 0, max: vocabSize - 1 };
+    if (Array.isArray(value)) return this.optionalInts(key, { ...range, maxLength: 256 }) ?? [];
+    const id = this.optionalInt(key, range);
+    return id === undefined ? [] : [id];
+  }
+
+  #lookup(key: string, missing: unknown): unknown {
+    const value = this.raw(key);
+    return value === undefined ? missing : (value ?? undefined);
+  }
+
+  #int(key: string, value: unknown, { min = 1, max = MAX_INT }: Range): number {
+    const expected = `a whole number from ${min} to ${max}`;
+    if (typeof value !== "number" || !Number.isInteger(value)) throw this.#error("CFG_TYPE", key, expected);
+    if (value < min || value > max) throw this.#error("CFG_RANGE", key, expected, value < min ? min : max);
+    return value;
+  }
+
+  #number(key: string, value: unknown, { min = -Infinity, max = Infinity, above = -Infinity }: Range): number {
+    if (typeof value !== "number" || !Number.isFinite(value)) throw this.#error("CFG_TYPE", key, "a number");
+    if (value >= min && value <= max && value > above) return value;
+    const bounds = [
+      ...(above > -Infinity ? [`above ${above}`] : []),
+      ...(min > -Infinity ? [`of at least ${min}`] : []),
+      ...(max < Infinity ? [`of at most ${max}`] : []),
+    ];
+    throw this.#error("CFG_RANGE", key, `a number ${bounds.join(" and ")}`, value > max ? max : Math.max(min, above));
+  }
+
+  #array(key: string, maxLength: number, length?: number): readonly unknown[] | undefined {
+    const value = this.raw(key) ?? undefined;
+    if (value === undefined) return undefined;
+    if (!Array.isArray(value)) throw this.#error("CFG_TYPE", key, "a list");
+    if (length !== undefined && value.length !== length) {
+      throw this.#error("CFG_RANGE", key, `a list of ${length}`, length);
+    }
+    if (value.length > maxLength) throw this.#error("CFG_RANGE", key, `a list of at most ${maxLength}`, maxLength);
+    return value;
+  }
+
+  #missing(key: string, expected: string): never {
+    throw this.#error("CFG_TYPE", key, `${expected}, and it has no default`);
+  }
+
+  #error(code: ConfigCode, key: string, expected: string, limit?: number | string): ConfigError {
+    const field = `${this.#path}${key}`;
+    const actual = this.raw(key);
+    const message = `${this.file}: ${field}: expected ${expected}, got ${show(actual)}`;
+    const plain = typeof actual === "object" ? show(actual) : actual;
+    return new ConfigError(this.#code ?? code, message, { file: this.file, field, limit, actual: plain });
+  }
+}
+
+const MAX_LIST = 65_536;
+
+/** A value as a message shows it: short, whatever it is. */
+function show(value: unknown): string {
+  if (value === undefined) return "nothing";
+  if (Array.isArray(value)) return `a list of ${value.length}`;
+  if (typeof value === "object" && value !== null) return "an object";
+  const text = JSON.stringify(value) ?? String(value);
+  return text.length > 60 ? `${text.slice(0, 60)}…` : text;
+}
+
+// ---------------------------------------------------------------------------------------------- files
+
+/** Real config files are a few kilobytes; longrope lists make some tens of them. */
+const MAX_JSON_BYTES = 16 * 2 ** 20;
+
+/**
+ * Bytes of a JSON file → its value. Throws ConfigError CFG_RANGE (file too long, before it is decoded) or CFG_TYPE (not
+ * UTF-8, not JSON; Python's `NaN` and `Infinity` are not JSON).
+ */
+export function parseJson(bytes: Uint8Array, file: string): unknown {
+  if (bytes.byteLength > MAX_JSON_BYTES) {
+    const message = `${file}: has ${bytes.byteLength} bytes, at most ${MAX_JSON_BYTES} are read`;
+    throw new ConfigError("CFG_RANGE", message, { file, limit: MAX_JSON_BYTES, actual: bytes.byteLength });
+  }
+  try {
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new ConfigError("CFG_TYPE", `${file}: is not JSON: ${why}`, { file, cause });
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- the architecture
+
+/**
+ * Chooses the architecture by `model_type` and reads its config.
+ * @param json what `parseJson` gave for config.json.
+ * Throws UnsupportedModelError (MODEL_UNKNOWN, UNSUPPORTED_FORMAT) or ConfigError (CFG_*).
+ */
+export function readConfig(json: unknown, file = "config.json"): { architecture: Architecture; config: BaseConfig } {
+  const reader = new ConfigReader(json, { file });
+  const architecture = chooseArchitecture(reader);
+  checkQuantization(reader, architecture.modelType);
+  checkPlausible(reader);
+  const config = architecture.parse(reader);
+  reader.tokenIds("eos_token_id", config.vocabSize);
+  return { architecture, config };
+}
+
+function chooseArchitecture(reader: ConfigReader): Architecture {
+  const { file } = reader;
+  const modelType = reader.string("model_type");
+  const architecture = architectures.get(modelType);
+  if (architecture === undefined && reader.has("auto_map")) {
+    const message =
+      `${file}: model_type ${show(modelType)} comes with its own code (auto_map); this engine runs no code from a model. ` +
+      `Supported: ${[...architectures.keys()].join(", ")}`;
+    throw new ConfigError("CFG_CUSTOM_CODE", message, { file, field: "auto_map", actual: modelType });
+  }
+  if (architecture === undefined) {
+    const message = `${file}: model_type ${show(modelType)} is not supported. Supported: ${[...architectures.keys()].join(", ")}`;
+    throw new UnsupportedModelError("MODEL_UNKNOWN", message, { file, field: "model_type", actual: modelType });
+  }
+  for (const name of reader.optionalStrings("architectures") ?? []) {
+    if (isCausalLmOf(modelType, name)) continue;
+    const message =
+      `${file}: architectures names ${show(name)}, which is not the causal language model of model_type ${modelType}; ` +
+      "this engine runs those only";
+    throw new UnsupportedModelError("MODEL_UNKNOWN", message, { file, field: "architectures", actual: name });
+  }
+  return architecture;
+}
+
+/** Hugging Face derives class names from model types: qwen3_moe → Qwen3MoeForCausalLM, gemma3_text → Gemma3ForCausalLM. */
+function isCausalLmOf(modelType: string, className: string): boolean {
+  const stem = modelType.replace(/_text$/, "").replaceAll("_", "");
+  return className.toLowerCase() === `${stem}forcausallm`;
+}
+
+/** Quantisation methods that exist, by whether this engine can run them. */
+const QUANT_METHODS = {
+  mxfp4: "supported",
+  gptq: "unsupported",
+  awq: "unsupported",
+  "compressed-tensors": "unsupported",
+  fp8: "unsupported",
+  bitsandbytes: "unsupported",
+  hqq: "unsupported",
+  torchao: "unsupported",
+} as const;
+
+function checkQuantization(reader: ConfigReader, modelType: string): void {
+  const quant = reader.as("CFG_QUANT").object("quantization_config");
+  if (quant === undefined) return;
+  const methods = Object.keys(QUANT_METHODS) as (keyof typeof QUANT_METHODS)[];
+  const method = quant.string("quant_method", { oneOf: methods });
+  quant.optionalInt("bits", { max: 16 });
+  if (quant.raw("group_size") !== -1) quant.optionalInt("group_size");
+  if (QUANT_METHODS[method] === "supported" && modelType === "gpt_oss") return;
+  const { file } = reader;
+  const message =
+    `${file}: weights quantised with ${method} are not supported for ${modelType}; use the checkpoint in bfloat16, ` +
+    "float16 or float32 (MXFP4 for gpt_oss)";
+  throw new UnsupportedModelError("UNSUPPORTED_FORMAT", message, {
+    file,
+    field: "quantization_config.quant_method",
+    actual: method,
+  });
+}
+
+// ---------------------------------------------------------------------------------------------- plausibility
+
+/** 16 TiB: more than any open-weights model has, less than a damaged number of layers asks for. */
+const MAX_WEIGHT_BYTES = 2 ** 44;
+
+/**
+ * Estimates the weights, at 2 bytes each, from the sizes that all architectures share, before anybody builds a list with one
+ * entry per layer. Fields of the wrong type are left for `parse` to report.
+ */
+function checkPlausible(reader: ConfigReader): void {
+  const size = (key: string) => {
+    const value = reader.raw(key);
+    return typeof value === "number" && value > 0 ? value : 0;
+  };
+  const hidden = size("hidden_size");
+  const experts = Math.max(1, size("num_local_experts"), size("num_experts"));
+  const attention = 2 * hidden * (Math.max(hidden, size("num_attention_heads") * size("head_dim")) + hidden);
+  const layer = attention + 3 * hidden * size("intermediate_size") * experts;
+  const bytes = 2 * (hidden * size("vocab_size") + size("num_hidden_layers") * layer);
+  if (bytes <= MAX_WEIGHT_BYTES) return;
+  const message =
+    `${reader.file}: a model of hidden_size ${hidden}, num_hidden_layers ${size("num_hidden_layers")}, vocab_size ` +
+    `${size("vocab_size")} would need ${formatBytes(bytes)}, more than the ${formatBytes(MAX_WEIGHT_BYTES)} that are ` +
+    "plausible; one of these numbers is wrong";
+  const field = size("num_hidden_layers") > 10_000 ? "num_hidden_layers" : "hidden_size";
+  throw new ConfigError("CFG_RANGE", message, { file: reader.file, field, limit: MAX_WEIGHT_BYTES, actual: bytes });
+}
+
+/** 3.1e15 → `3.1 PB` (powers of 1000). */
+function formatBytes(bytes: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"];
+  const power = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(1, bytes)) / 3));
+  return `${(bytes / 1000 ** power).toPrecision(2).replace(/e\+\d+$/, (e) => ` × 10^${e.slice(2)}`)} ${units[power]}`;
+}

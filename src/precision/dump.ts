@@ -1,0 +1,209 @@
+// Runs a prompt and greedy decode steps and keeps every tapped tensor in Hugging Face's names and shapes: the dump format of
+// docs/numerics.md, equal to the PyTorch exporter's. Knows nothing of files; `vernier dump` writes what it returns.
+import type { Runner } from "../runner.ts";
+import type { Tap } from "../tap.ts";
+
+export interface DumpTensor {
+  /** `<step>/<module path>:<port>` */
+  readonly key: string;
+  readonly shape: readonly number[];
+  readonly dtype: "float32" | "int32";
+  readonly values: Float32Array | Int32Array;
+}
+
+export interface Dump {
+  /** All ids that were fed: the prompt, then one per decode step. */
+  readonly ids: readonly number[];
+  readonly promptLength: number;
+  /** Argmax of the last row of every step: decode + 1 ids. */
+  readonly greedy: readonly number[];
+  /** In the order of execution. */
+  readonly tensors: readonly DumpTensor[];
+}
+
+export interface DumpOptions {
+  readonly ids: readonly number[];
+  /** Greedy steps after the prompt. */
+  readonly decode: number;
+  /** Which taps are kept, besides the logits: keys without the step. */
+  readonly wants: (key: string) => boolean;
+  /** Fed instead of the greedy choices (teacher forcing): at least `decode` ids. */
+  readonly forced?: readonly number[];
+}
+
+/** The runner must have room for `ids.length + decode` positions and for the prompt in one chunk. Uses sequence slot 0. */
+export async function dump(runner: Runner, options: DumpOptions): Promise<Dump> {
+  const { ids: prompt, decode, wants, forced } = options;
+  runner.assignPages(
+    0,
+    Array.from({ length: Math.min(runner.pagesPerSequence, runner.totalPages) }, (_, i) => i),
+  );
+  const ids = [...prompt];
+  const greedy: number[] = [];
+  const tensors: DumpTensor[] = [];
+  for (let step = 0; step <= decode; step++) {
+    const tokens = step === 0 ? prompt : ids.slice(-1);
+    const start = ids.length - tokens.length;
+    const batch = {
+      tokens,
+      positions: tokens.map((_, i) => start + i),
+      sequences: tokens.map(() => 0),
+      selected: [],
+      lengths: tokens.map(() => ids.length),
+    };
+    const traced = await runner.trace(batch, wants, ids.length);
+    const named = [
+      ...ropeTaps(runner, batch.positions, ids.length, wants),
+      ...traced.map(({ tap, values }) => inHfShape(runner, tap, values, step, ids.length)),
+      ...(await cacheTaps(runner, ids.length, step, wants)),
+    ];
+    for (const tensor of executionOrder(named)) tensors.push({ ...tensor, key: `${step}/${tensor.key}` });
+    const logits = named[named.findIndex(({ key }) => key === ":logits")].values;
+    const next = argmax(logits.subarray(logits.length - runner.vocabSize));
+    greedy.push(next);
+    if (step < decode) ids.push(forced?.[step] ?? next);
+  }
+  return { ids, promptLength: prompt.length, greedy, tensors };
+}
+
+/** Lowest id on a tie. */
+function argmax(row: ArrayLike<number>): number {
+  let best = 0;
+  for (let i = 1; i < row.length; i++) if (row[i] > row[best]) best = i;
+  return best;
+}
+
+function tensorOf(key: string, shape: readonly number[], values: Float32Array | Int32Array): DumpTensor {
+  return { key, shape, dtype: values instanceof Float32Array ? "float32" : "int32", values };
+}
+
+/** First key that a sliding layer of Hugging Face's cache still has: all in the prefill, window − 1 old ones and the new one later. */
+function firstKey(runner: Runner, layer: number, step: number, length: number): number {
+  const { window } = runner.architecture.kv(runner.config, layer);
+  return window === undefined || step === 0 ? 0 : Math.max(0, length - window);
+}
+
+function layerOf(key: string): number {
+  return Number(/^model\.layers\.(\d+)\./.exec(key)?.[1] ?? 0);
+}
+
+/** A tap in the shape that the module has in Hugging Face (see TapLayout). */
+function inHfShape(
+  runner: Runner,
+  tap: Tap,
+  values: Float32Array | Int32Array,
+  step: number,
+  length: number,
+): DumpTensor {
+  const { key, layout } = tap;
+  const [rows, columns] = tap.tensor.shape;
+  switch (layout.kind) {
+    case "hidden":
+      return tensorOf(key, [1, rows, columns], values);
+    case "flat":
+      return tensorOf(key, [rows, columns], values);
+    case "ids":
+      return tensorOf(key, [1, rows], values);
+    case "perHead":
+      return tensorOf(key, [1, rows, columns / layout.headDim, layout.headDim], values);
+    case "heads":
+      return headsFirst(key, values as Float32Array, rows, layout.headDim);
+    case "probs": {
+      // [T, H, keys] → [1, H, T, keys that the cache still has]
+      const [, heads, keys] = tap.tensor.shape;
+      const first = firstKey(runner, layerOf(key), step, length);
+      const out = new Float32Array(heads * rows * (keys - first));
+      for (let h = 0, o = 0; h < heads; h++) {
+        for (let t = 0; t < rows; t++, o += keys - first) {
+          const row = (t * heads + h) * keys;
+          out.set((values as Float32Array).subarray(row + first, row + keys), o);
+        }
+      }
+      return tensorOf(key, [1, heads, rows, keys - first], out);
+    }
+    default:
+      return layout satisfies never;
+  }
+}
+
+/** [T, n·d] → [1, n, T, d] */
+function headsFirst(key: string, values: Float32Array, rows: number, headDim: number): DumpTensor {
+  const heads = values.length / rows / headDim;
+  const out = new Float32Array(values.length);
+  for (let t = 0, i = 0; t < rows; t++) {
+    for (let h = 0; h < heads; h++, i += headDim) out.set(values.subarray(i, i + headDim), (h * rows + t) * headDim);
+  }
+  return tensorOf(key, [1, heads, rows, headDim], out);
+}
+
+/** `self_attn:k_cache`, `:v_cache` of every layer that is asked for. */
+async function cacheTaps(
+  runner: Runner,
+  length: number,
+  step: number,
+  wants: DumpOptions["wants"],
+): Promise<DumpTensor[]> {
+  const tensors: DumpTensor[] = [];
+  for (let layer = 0; layer < runner.config.numHiddenLayers; layer++) {
+    const at = `model.layers.${layer}.self_attn`;
+    if (!wants(`${at}:k_cache`) && !wants(`${at}:v_cache`)) continue;
+    const from = firstKey(runner, layer, step, length);
+    const { headDim } = runner.architecture.kv(runner.config, layer);
+    const { k, v } = await runner.readKv(layer, 0, from, length);
+    if (wants(`${at}:k_cache`)) tensors.push(headsFirst(`${at}:k_cache`, k, length - from, headDim));
+    if (wants(`${at}:v_cache`)) tensors.push(headsFirst(`${at}:v_cache`, v, length - from, headDim));
+  }
+  return tensors;
+}
+
+/** `model.rotary_emb:inv_freq`, `:cos`, `:sin`, with a suffix where an architecture has several variants. */
+function ropeTaps(
+  runner: Runner,
+  positions: readonly number[],
+  length: number,
+  wants: DumpOptions["wants"],
+): DumpTensor[] {
+  const tensors: DumpTensor[] = [];
+  for (const name of runner.ropeNames) {
+    const suffix = name === "default" ? "" : `.${name}`;
+    const put = (port: string, shape: readonly number[], values: Float32Array) => {
+      const key = `model.rotary_emb:${port}${suffix}`;
+      if (wants(key)) tensors.push(tensorOf(key, shape, values));
+    };
+    const { inverseFrequencies, cos, sin } = runner.ropeValues(name, positions, length);
+    const half = inverseFrequencies.length;
+    put("inv_freq", [half], inverseFrequencies);
+    const times = runner.architecture.halfTables ? 1 : 2;
+    put("cos", [1, positions.length, half * times], repeatRows(cos, half, times));
+    put("sin", [1, positions.length, half * times], repeatRows(sin, half, times));
+  }
+  return tensors;
+}
+
+/** Each row written `times` times in a row: Hugging Face's tables have both halves of a head. */
+function repeatRows(values: Float32Array, width: number, times: number): Float32Array {
+  const out = new Float32Array(values.length * times);
+  for (let from = 0, o = 0; from < values.length; from += width) {
+    for (let i = 0; i < times; i++, o += width) out.set(values.subarray(from, from + width), o);
+  }
+  return out;
+}
+
+/** Tables after the embedding, caches after the rotated queries: where Hugging Face's forward makes them. */
+function executionOrder(tensors: readonly DumpTensor[]): DumpTensor[] {
+  const rotary = tensors.filter(({ key }) => key.startsWith("model.rotary_emb:"));
+  const caches = tensors.filter(({ key }) => /:[kv]_cache$/.test(key));
+  const ordered: DumpTensor[] = [];
+  const left = new Set([...rotary, ...caches]);
+  const take = (some: readonly DumpTensor[]) => {
+    for (const tensor of some) if (left.delete(tensor)) ordered.push(tensor);
+  };
+  for (const tensor of tensors) {
+    if (left.has(tensor)) continue;
+    if (!tensor.key.startsWith("model.embed_tokens:")) take(rotary);
+    if (/:(probs|ctx)$/.test(tensor.key)) take(caches.filter(({ key }) => layerOf(key) === layerOf(tensor.key)));
+    ordered.push(tensor);
+  }
+  take([...rotary, ...caches]);
+  return ordered;
+}

@@ -1,0 +1,380 @@
+// One model on one device: loads its weights, owns its KV caches and step buffers, and records each program once.
+// Knows what a step is, not which sequences deserve one (scheduler.ts) nor what is done with its result (engine.ts).
+import type { Checkpoint } from "../weights/checkpoint.ts";
+import {
+  type Backend,
+  type KvCache,
+  type Program,
+  type RopeTable,
+  type Step,
+  sizeOf,
+  type Tensor,
+  type Weight,
+} from "./backend.ts";
+import { assert, OptionError } from "./errors.ts";
+import { type Architecture, type BaseConfig, forward, type Head, type Net, type TensorSpec } from "./model.ts";
+import { lower } from "./ops.ts";
+import { isDynamic, type RopeSpec, type RopeValues, ropeTable } from "./rope.ts";
+import { type Tap, Taps } from "./tap.ts";
+
+export interface LoadProgress {
+  readonly loadedBytes: number;
+  readonly totalBytes: number;
+  /** The parameter that was loaded last. */
+  readonly label: string;
+}
+
+export interface RunnerOptions {
+  readonly backend: Backend;
+  readonly architecture: Architecture;
+  readonly config: BaseConfig;
+  readonly checkpoint: Checkpoint;
+  /** Positions per sequence. Default: what the model was made for, at most 4096. */
+  readonly contextLength?: number;
+  /** Sequences that can be on the device at once. Default 8. */
+  readonly maxSequences?: number;
+  /** Positions that the full-attention layers hold for all sequences together. Default `contextLength`. */
+  readonly kvTokens?: number;
+  /** Most rows in one step. Default 256. */
+  readonly prefillChunk?: number;
+  /** `off` runs every fused op as its base ops. Default `on`. */
+  readonly fusion?: "on" | "off";
+  readonly onProgress?: (progress: LoadProgress) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** The rows of one step. Rows of one sequence stand in the order of their positions. */
+export interface Batch {
+  readonly tokens: ArrayLike<number>;
+  readonly positions: ArrayLike<number>;
+  /** Sequence slot of each row. */
+  readonly sequences: ArrayLike<number>;
+  /** Rows whose logits (or next tokens) are wanted. */
+  readonly selected: readonly number[];
+  /**
+   * How long each row's sequence is known to be: the whole prompt while it is prefilled in chunks. Only rope variants whose
+   * tables depend on the length look at it. Default: position + 1.
+   */
+  readonly lengths?: ArrayLike<number>;
+}
+
+/** Positions per KV page: small enough to share prefixes, large enough that a page is a long read. */
+const PAGE_SIZE = 64;
+const BUCKETS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
+
+interface Rope {
+  readonly spec: RopeSpec;
+  readonly table: RopeTable;
+}
+
+export class Runner {
+  readonly backend: Backend;
+  readonly config: BaseConfig;
+  readonly contextLength: number;
+  readonly maxSequences: number;
+  readonly prefillChunk: number;
+  readonly pageSize = PAGE_SIZE;
+  readonly pagesPerSequence: number;
+  /** Physical pages of the full-attention pool; 0 when no layer needs any. */
+  readonly totalPages: number;
+  readonly hasFullLayers: boolean;
+  /** How many positions may be taken back from a sequence and its cache still be right: rings forget older keys. */
+  readonly rollbackLimit: number;
+  readonly vocabSize: number;
+  /** False when rope tables depend on the sequence's length: the host then writes the rows' tables before every step. */
+  readonly canContinue: boolean;
+  readonly weights: ReadonlyMap<string, Weight>;
+
+  readonly #architecture: Architecture;
+  readonly #fusion: "on" | "off";
+  readonly #kv: KvCache[] = [];
+  readonly #ropes = new Map<string, Rope>();
+  readonly #pages: Tensor;
+  readonly #steps = new Map<number, Step>();
+  readonly #programs = new Map<string, Promise<Program>>();
+  #lastGreedy?: Program;
+
+  /** Loads all weights; throws a typed error before anything is loaded when the checkpoint does not fit the architecture. */
+  static async create(options: RunnerOptions): Promise<Runner> {
+    const { backend, architecture, config, checkpoint, onProgress, signal } = options;
+    const table = Object.entries(architecture.tensors(config));
+    const sources = table.map(([name, spec]: [string, TensorSpec]) => checkpoint.source(name, spec));
+    const bytes = sources.map((source) => source.byteLength("data") + source.byteLength("scales"));
+    const totalBytes = bytes.reduce((sum, n) => sum + n, 0);
+    const weights = new Map<string, Weight>();
+    let loadedBytes = 0;
+    for (const [i, source] of sources.entries()) {
+      signal?.throwIfAborted();
+      weights.set(source.name, await backend.loadWeight(source));
+      loadedBytes += bytes[i];
+      onProgress?.({ loadedBytes, totalBytes, label: source.name });
+    }
+    return new Runner(options, weights);
+  }
+
+  private constructor(options: RunnerOptions, weights: ReadonlyMap<string, Weight>) {
+    const { backend, architecture, config } = options;
+    this.backend = backend;
+    this.config = config;
+    this.weights = weights;
+    this.#architecture = architecture;
+    this.#fusion = options.fusion ?? "on";
+    this.vocabSize = config.vocabSize;
+    this.contextLength = positive(
+      "contextLength",
+      options.contextLength ?? Math.min(config.maxPositionEmbeddings, 4096),
+    );
+    this.maxSequences = positive("maxSequences", options.maxSequences ?? 8);
+    this.prefillChunk = Math.min(positive("prefillChunk", options.prefillChunk ?? 256), this.contextLength);
+    this.pagesPerSequence = Math.ceil(this.contextLength / PAGE_SIZE);
+
+    const layers = Array.from({ length: config.numHiddenLayers }, (_, i) => architecture.kv(config, i));
+    this.hasFullLayers = layers.some((layer) => layer.window === undefined);
+    const kvTokens = positive("kvTokens", options.kvTokens ?? this.contextLength);
+    this.totalPages = this.hasFullLayers ? Math.max(Math.ceil(kvTokens / PAGE_SIZE), this.pagesPerSequence) : 0;
+    this.rollbackLimit = layers.every((layer) => layer.window === undefined)
+      ? Number.POSITIVE_INFINITY
+      : this.prefillChunk - 1;
+
+    this.#pages = backend.alloc([this.maxSequences, this.pagesPerSequence], "i32", "pages");
+    for (const [i, { kvHeads, headDim, window }] of layers.entries()) {
+      // A query needs window − 1 older keys, and a chunk is appended before its first row attends.
+      const ring = window === undefined ? undefined : Math.min(window, this.contextLength) + this.prefillChunk - 1;
+      const label = `model.layers.${i}.self_attn`;
+      this.#kv.push(
+        backend.allocKv({
+          label,
+          kvHeads,
+          headDim,
+          sequences: this.maxSequences,
+          ring,
+          pageSize: PAGE_SIZE,
+          pages: this.totalPages,
+        }),
+      );
+    }
+    const ropes = Object.entries(architecture.ropes(config));
+    const dynamic = ropes.some(([, spec]) => isDynamic(spec));
+    this.canContinue = !dynamic;
+    for (const [name, spec] of ropes) {
+      const rows = dynamic ? this.prefillChunk : this.contextLength;
+      const shape = [rows, spec.rotaryDim / 2];
+      const cos = backend.alloc(shape, "f32", `rope.${name}.cos`);
+      const sin = backend.alloc(shape, "f32", `rope.${name}.sin`);
+      if (!dynamic) {
+        const values = ropeTable(
+          spec,
+          Uint32Array.from({ length: rows }, (_, i) => i),
+          rows,
+        );
+        backend.write(cos, bytesOf(values.cos));
+        backend.write(sin, bytesOf(values.sin));
+      }
+      this.#ropes.set(name, { spec, table: { cos, sin, rotaryDim: spec.rotaryDim } });
+    }
+  }
+
+  /** Tells the device which physical pages hold a sequence, in logical order. */
+  assignPages(sequence: number, pages: readonly number[]): void {
+    assert(pages.length <= this.pagesPerSequence, "assignPages: more pages than a sequence can have");
+    this.backend.write(this.#pages, bytesOf(Int32Array.from(pages)), sequence * this.pagesPerSequence * 4);
+  }
+
+  /**
+   * Writes a batch to the device and enqueues its step. The program's output is `logits` f32 [R, V] or `tokens` i32 [R], R ≥
+   * `selected.length`: the rows in the order of `selected`, then padding.
+   */
+  async step(batch: Batch, head: "none" | "logits" | "greedy"): Promise<Program> {
+    const rows = this.#bucket(batch.tokens.length);
+    const wanted: Head = head === "none" ? { kind: head } : { kind: head, rows: this.#bucket(batch.selected.length) };
+    const program = await this.#program(rows, wanted);
+    this.#write(this.#step(rows), batch);
+    this.backend.run(program);
+    this.#lastGreedy = head === "greedy" ? program : undefined;
+    return program;
+  }
+
+  /** The decode step after a greedy one of the same rows, from the tokens that are on the device: nothing is written. */
+  continueGreedy(): Program {
+    assert(this.#lastGreedy !== undefined && this.canContinue, "continueGreedy: no greedy decode step to continue");
+    this.backend.run(this.#lastGreedy);
+    return this.#lastGreedy;
+  }
+
+  /** The first `rows` rows of an output. */
+  async read(tensor: Tensor, rows: number): Promise<Float32Array | Int32Array> {
+    const bytes = await this.backend.read(tensor, 0, (sizeOf(tensor.shape) / tensor.shape[0]) * rows * 4);
+    return tensor.dtype === "f32"
+      ? new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)
+      : new Int32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+  }
+
+  /**
+   * One step of its own, observed: all rows' logits, and every tap that `wants` asks for, read back. For precision work: the
+   * program is recorded for exactly these rows and released afterwards.
+   * @param keys columns of `:probs` taps: how long the sequence is after this step.
+   */
+  async trace(
+    batch: Batch,
+    wants: (key: string) => boolean,
+    keys: number,
+  ): Promise<{ tap: Tap; values: Float32Array | Int32Array }[]> {
+    const rows = batch.tokens.length;
+    assert(rows <= this.prefillChunk, "trace: more rows than a step can have");
+    const step = this.#makeStep(rows);
+    const taps = new Taps((key) => key === ":logits" || wants(key));
+    const program = await this.backend.record(`trace ${rows}`, (base) => {
+      const ops = lower(base, {
+        taps,
+        fusion: this.#fusion,
+        headNorms: this.#architecture.headNorms ?? "perHead",
+        keys,
+      });
+      forward(this.#architecture, this.#net(ops, step, taps), { kind: "all" });
+      return Object.fromEntries(taps.list.map((tap) => [tap.key, tap.tensor]));
+    });
+    this.#write(step, batch);
+    this.backend.run(program);
+    this.#lastGreedy = undefined;
+    const results = [];
+    for (const tap of taps.list)
+      results.push({ tap, values: (await this.read(tap.tensor, tap.tensor.shape[0])).slice() });
+    this.backend.release(program);
+    this.backend.free(step.count, step.tokens, step.positions, step.sequences, step.ropeRows, step.selected);
+    return results;
+  }
+
+  /** Keys and values of one layer, positions from … to − 1 of a sequence: f32 [to − from, G·d] each. */
+  readKv(layer: number, sequence: number, from: number, to: number): Promise<{ k: Float32Array; v: Float32Array }> {
+    return this.backend.readKv(this.#kv[layer], this.#step(1), sequence, from, to);
+  }
+
+  /** Names of the rope variants. */
+  get ropeNames(): readonly string[] {
+    return [...this.#ropes.keys()];
+  }
+
+  /** Host-side tables of a rope variant for some positions: cos, sin f32 [n, r / 2], inverse frequencies f32 [r / 2]. For taps. */
+  ropeValues(name: string, positions: ArrayLike<number>, length: number): RopeValues {
+    const rope = this.#ropes.get(name);
+    assert(rope !== undefined, `ropeValues: no rope ${name}`);
+    return ropeTable(rope.spec, positions, length);
+  }
+
+  get architecture(): Architecture {
+    return this.#architecture;
+  }
+
+  /** Frees everything, the backend included. */
+  async dispose(): Promise<void> {
+    await this.backend.dispose();
+  }
+
+  #bucket(rows: number): number {
+    const fit = BUCKETS.find((bucket) => bucket >= rows && bucket <= this.prefillChunk);
+    assert(fit !== undefined || rows <= this.prefillChunk, `step: ${rows} rows, at most ${this.prefillChunk} fit`);
+    return fit ?? this.prefillChunk;
+  }
+
+  #net(ops: Net["ops"], step: Step, taps: Taps): Net {
+    const ropes = Object.fromEntries([...this.#ropes].map(([name, rope]) => [name, rope.table]));
+    const maybe = (name: string) => this.weights.get(name);
+    const w = (name: string) => {
+      const weight = maybe(name);
+      assert(weight !== undefined, `the tensor table has no ${name}`);
+      return weight;
+    };
+    return { config: this.config, ops, step, kv: this.#kv, ropes, taps, w, maybe };
+  }
+
+  #program(rows: number, head: Head): Promise<Program> {
+    const label =
+      head.kind === "none" || head.kind === "all" ? `${rows} ${head.kind}` : `${rows} ${head.kind} ${head.rows}`;
+    let program = this.#programs.get(label);
+    if (program === undefined) {
+      const step = this.#step(rows);
+      program = this.backend.record(label, (base) => {
+        const taps = new Taps();
+        const ops = lower(base, {
+          taps,
+          fusion: this.#fusion,
+          headNorms: this.#architecture.headNorms ?? "perHead",
+          keys: 0,
+        });
+        const outputs = forward(this.#architecture, this.#net(ops, step, taps), head);
+        // A decode step leaves its tokens where the next one reads them.
+        if (head.kind === "greedy" && head.rows === rows && this.canContinue) ops.advance(step, outputs.tokens);
+        return outputs;
+      });
+      this.#programs.set(label, program);
+    }
+    return program;
+  }
+
+  #step(rows: number): Step {
+    let step = this.#steps.get(rows);
+    if (step === undefined) {
+      step = this.#makeStep(rows);
+      this.#steps.set(rows, step);
+    }
+    return step;
+  }
+
+  #makeStep(rows: number): Step {
+    const buffer = (label: string, n = rows) => this.backend.alloc([n], "i32", `step${rows}.${label}`);
+    return {
+      rows,
+      count: buffer("count", 1),
+      tokens: buffer("tokens"),
+      positions: buffer("positions"),
+      sequences: buffer("sequences"),
+      pages: this.#pages,
+      ropeRows: buffer("ropeRows"),
+      selected: buffer("selected"),
+    };
+  }
+
+  #write(step: Step, batch: Batch): void {
+    const { backend } = this;
+    const live = batch.tokens.length;
+    const put = (tensor: Tensor, values: ArrayLike<number>) => backend.write(tensor, bytesOf(Int32Array.from(values)));
+    put(step.count, [live]);
+    put(step.tokens, batch.tokens);
+    put(step.positions, batch.positions);
+    put(step.sequences, batch.sequences);
+    // Rows that pad the last bucket of `selected` repeat row 0, which is live.
+    const selected = new Int32Array(step.rows);
+    selected.set(batch.selected);
+    put(step.selected, selected);
+    put(step.ropeRows, this.canContinue ? batch.positions : Int32Array.from({ length: live }, (_, i) => i));
+    if (!this.canContinue) for (const { spec, table } of this.#ropes.values()) this.#writeRope(spec, table, batch);
+  }
+
+  /** Tables of this step's rows, each for the length of its own sequence. */
+  #writeRope(spec: RopeSpec, table: RopeTable, batch: Batch): void {
+    const half = spec.rotaryDim / 2;
+    for (let from = 0; from < batch.tokens.length; ) {
+      const length = batch.lengths?.[from] ?? batch.positions[from] + 1;
+      let to = from + 1;
+      while (to < batch.tokens.length && (batch.lengths?.[to] ?? batch.positions[to] + 1) === length) to++;
+      const positions = Array.prototype.slice.call(batch.positions, from, to) as number[];
+      const values = ropeTable(spec, positions, length);
+      this.backend.write(table.cos, bytesOf(values.cos), from * half * 4);
+      this.backend.write(table.sin, bytesOf(values.sin), from * half * 4);
+      from = to;
+    }
+  }
+}
+
+/** The bytes of a typed array, not copied. */
+function bytesOf(values: Float32Array | Int32Array): Uint8Array {
+  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+}
+
+function positive(field: string, value: number): number {
+  if (Number.isSafeInteger(value) && value > 0) return value;
+  throw new OptionError("OPTION_RANGE", `${field}: needs a whole number above 0, got ${value}`, {
+    field,
+    actual: value,
+  });
+}

@@ -1,0 +1,352 @@
+// From logits to one token, on the host: pure functions over f32 [V]. Knows nothing of devices, sequences or text.
+//
+// The order is that of Hugging Face's logits processors and warpers (docs/sampling.md):
+//   logit bias → repetition, presence, frequency penalty → no repeated n-gram → stop tokens suppressed (minNewTokens) →
+//   the caller's processor → temperature → topK → topP → minP → typicalP → draw.
+// Every warper sees the distribution that the one before it left, renormalised. All probabilities are f64.
+import { DeviceError, OptionError } from "./errors.ts";
+import { checkGenerateOptions, type SamplingOptions } from "./options.ts";
+
+/** Sampling options, checked and with defaults filled in: those that do nothing, but for temperature 1. */
+export interface Sampling {
+  /** 0: greedy. */
+  readonly temperature: number;
+  /** 0: all. */
+  readonly topK: number;
+  readonly topP: number;
+  readonly minP: number;
+  readonly typicalP: number;
+  readonly repetitionPenalty: number;
+  readonly presencePenalty: number;
+  readonly frequencyPenalty: number;
+  /** 0: off. */
+  readonly noRepeatNgramSize: number;
+  readonly logitBias: readonly (readonly [token: number, bias: number])[];
+  readonly seed: number;
+}
+
+/** What the processors look at besides the logits. */
+export interface SamplingContext {
+  /** Prompt and answer so far. */
+  readonly ids: readonly number[];
+  readonly promptLength: number;
+  /** Tokens that must not come now: stop tokens, while the answer is shorter than minNewTokens. */
+  readonly suppressed: readonly number[];
+}
+
+/** Tokens that can still be drawn, by rising id, and their weights relative to the likeliest (not normalised). */
+export interface Candidates {
+  readonly tokens: Int32Array;
+  readonly weights: Float64Array;
+}
+
+export interface TokenLogprob {
+  readonly token: number;
+  readonly logprob: number;
+}
+
+/** Checks sampling options; throws OptionError OPTION_RANGE, OPTION_UNKNOWN. A seed is drawn when none is given. */
+export function readSampling(options: SamplingOptions, vocabSize: number): Sampling {
+  const given = checkGenerateOptions(options);
+  const bias = given.logitBias ?? {};
+  const logitBias = (bias instanceof Map ? [...bias] : Object.entries(bias)).map(([token, value]): [number, number] => [
+    Number(token),
+    value,
+  ]);
+  for (const [token] of logitBias) checkToken("logitBias", token, vocabSize);
+  return {
+    temperature: given.temperature ?? 1,
+    topK: given.topK ?? 0,
+    topP: given.topP ?? 1,
+    minP: given.minP ?? 0,
+    typicalP: given.typicalP ?? 1,
+    repetitionPenalty: given.repetitionPenalty ?? 1,
+    presencePenalty: given.presencePenalty ?? 0,
+    frequencyPenalty: given.frequencyPenalty ?? 0,
+    noRepeatNgramSize: given.noRepeatNgramSize ?? 0,
+    logitBias,
+    seed: given.seed ?? randomSeed(),
+  };
+}
+
+/** Throws OptionError OPTION_RANGE unless `token` is an id of this vocabulary. */
+export function checkToken(field: string, token: number, vocabSize: number): void {
+  if (Number.isInteger(token) && token >= 0 && token < vocabSize) return;
+  const limit = vocabSize - 1;
+  throw new OptionError("OPTION_RANGE", `${field}: expected token ids from 0 to ${limit}, got ${token}`, {
+    field,
+    limit,
+    actual: token,
+  });
+}
+
+/** True when `processLogits` would change nothing whatever the context, stop tokens aside. */
+export function leavesLogits(sampling: Sampling): boolean {
+  return (
+    sampling.logitBias.length === 0 &&
+    sampling.repetitionPenalty === 1 &&
+    sampling.presencePenalty === 0 &&
+    sampling.frequencyPenalty === 0 &&
+    sampling.noRepeatNgramSize === 0
+  );
+}
+
+// ---------------------------------------------------------------------------------------------- processors
+
+/** Bias, penalties, n-gram and stop token bans, in place. Banned tokens get −Infinity. */
+export function processLogits(logits: Float32Array, sampling: Sampling, context: SamplingContext): void {
+  const { repetitionPenalty, presencePenalty, frequencyPenalty, noRepeatNgramSize } = sampling;
+  for (const [token, bias] of sampling.logitBias) logits[token] += bias;
+  if (repetitionPenalty !== 1) penaliseRepetition(logits, context.ids, repetitionPenalty);
+  if (presencePenalty !== 0 || frequencyPenalty !== 0) {
+    for (const [token, count] of countTokens(context)) logits[token] -= presencePenalty + frequencyPenalty * count;
+  }
+  if (noRepeatNgramSize > 0) {
+    for (const token of ngramEnds(context.ids, noRepeatNgramSize)) logits[token] = Number.NEGATIVE_INFINITY;
+  }
+  for (const token of context.suppressed) logits[token] = Number.NEGATIVE_INFINITY;
+}
+
+/** Keskar et al. 2019 (CTRL), as Hugging Face has it: each token of prompt or answer once, however often it is there. */
+function penaliseRepetition(logits: Float32Array, ids: readonly number[], penalty: number): void {
+  const seen = new Uint8Array(logits.length);
+  for (const token of ids) {
+    if (seen[token] === 1) continue;
+    seen[token] = 1;
+    logits[token] = logits[token] < 0 ? logits[token] * penalty : logits[token] / penalty;
+  }
+}
+
+/** How often each token is in the answer; OpenAI's penalties leave the prompt alone. */
+function countTokens({ ids, promptLength }: SamplingContext): Map<number, number> {
+  const counts = new Map<number, number>();
+  for (let i = promptLength; i < ids.length; i++) counts.set(ids[i], (counts.get(ids[i]) ?? 0) + 1);
+  return counts;
+}
+
+/** The tokens that would complete an n-gram which is in `ids` already. */
+function ngramEnds(ids: readonly number[], n: number): number[] {
+  const ends: number[] = [];
+  const tail = ids.length - (n - 1); // start of the n − 1 tokens that the next one would follow
+  for (let start = 0; start + n <= ids.length; start++) {
+    let i = 0;
+    while (i < n - 1 && ids[start + i] === ids[tail + i]) i++;
+    if (i === n - 1) ends.push(ids[start + i]);
+  }
+  return ends;
+}
+
+// ---------------------------------------------------------------------------------------------- greedy, warpers and the draw
+
+/** The largest logit, lowest id on a tie. Throws as `sampleToken`. */
+export function argmax(logits: Float32Array): number {
+  let best = 0;
+  for (let i = 0; i < logits.length; i++) {
+    if (!(logits[i] < Number.POSITIVE_INFINITY)) throw notFinite(i, logits[i]);
+    if (logits[i] > logits[best]) best = i;
+  }
+  if (logits[best] !== Number.NEGATIVE_INFINITY) return best;
+  const message = "sampling: all logits are −Infinity; bans, biases or the logits processor leave no token to choose";
+  throw new OptionError("INPUT_NO_TOKEN", message);
+}
+
+/**
+ * The token of draw `index` (0, 1, … within one answer). Same seed, same logits: same token, on every backend.
+ * Throws DeviceError DEVICE_NONFINITE on NaN or +Infinity, OptionError INPUT_NO_TOKEN when all logits are −Infinity.
+ */
+export function sampleToken(logits: Float32Array, sampling: Sampling, index: number): number {
+  if (sampling.temperature === 0) return argmax(logits);
+  return draw(candidates(logits, sampling), uniform(sampling.seed, index));
+}
+
+/** What temperature, topK, topP, minP and typicalP leave. `sampling.temperature` is above 0. */
+export function candidates(logits: Float32Array, sampling: Sampling): Candidates {
+  const { topK, topP, minP, typicalP } = sampling;
+  let kept = scaled(logits, sampling.temperature);
+  if (topK > 0 && topK < kept.tokens.length) kept = keepTopK(kept, topK);
+  if (topP < 1) kept = keepTopP(kept, topP);
+  if (minP > 0) kept = filter(kept, (i) => kept.weights[i] >= minP);
+  if (typicalP < 1) kept = keepTypical(kept, typicalP);
+  return kept;
+}
+
+/**
+ * The candidate whose share of the total weight contains `u`, 0 ≤ u < 1. Shares lie side by side by id, not by weight: two
+ * backends whose last bits differ then disagree only where u falls on a border, and not wherever two weights change places.
+ */
+export function draw({ tokens, weights }: Candidates, u: number): number {
+  let target = u * sum(weights);
+  let last = 0; // rounding may leave a target that no share contains
+  for (let i = 0; i < weights.length; i++) {
+    if (weights[i] === 0) continue;
+    last = i;
+    target -= weights[i];
+    if (target < 0) break;
+  }
+  return tokens[last];
+}
+
+/** exp((logit − largest) / temperature) of every token that is not banned. */
+function scaled(logits: Float32Array, temperature: number): Candidates {
+  const largest = logits[argmax(logits)];
+  const tokens = new Int32Array(logits.length);
+  const weights = new Float64Array(logits.length);
+  let n = 0;
+  for (let i = 0; i < logits.length; i++) {
+    if (logits[i] === Number.NEGATIVE_INFINITY) continue;
+    tokens[n] = i;
+    weights[n++] = Math.exp((logits[i] - largest) / temperature);
+  }
+  return { tokens: tokens.subarray(0, n), weights: weights.subarray(0, n) };
+}
+
+/** All that are as likely as the k-th likeliest: ties stay, as in Hugging Face. */
+function keepTopK(from: Candidates, k: number): Candidates {
+  const { key } = massThreshold(from.weights.map(negate), new Float64Array(from.weights.length).fill(1), k);
+  return filter(from, (i) => -from.weights[i] <= key);
+}
+
+/** The smallest set of likeliest tokens that has the mass p; of equally likely ones on its border, the lowest ids. */
+function keepTopP(from: Candidates, p: number): Candidates {
+  const mass = p * sum(from.weights);
+  const { key, below } = massThreshold(from.weights.map(negate), from.weights, mass);
+  let border = below;
+  return filter(from, (i) => {
+    if (-from.weights[i] !== key) return -from.weights[i] < key;
+    if (border >= mass) return false;
+    border += from.weights[i];
+    return true;
+  });
+}
+
+/** Meister et al. 2022: the tokens whose information is nearest the entropy, until they have the mass p; ties stay. */
+function keepTypical(from: Candidates, p: number): Candidates {
+  const total = sum(from.weights);
+  const information = from.weights.map((weight) => -Math.log(weight / total)); // +Infinity where a weight underflowed
+  let entropy = 0;
+  for (let i = 0; i < information.length; i++) {
+    if (from.weights[i] > 0) entropy += (from.weights[i] / total) * information[i];
+  }
+  const distance = information.map((bits) => Math.abs(bits - entropy));
+  const { key } = massThreshold(distance, from.weights, p * total);
+  return filter(from, (i) => distance[i] <= key);
+}
+
+function filter({ tokens, weights }: Candidates, keep: (i: number) => boolean): Candidates {
+  const keptTokens = new Int32Array(tokens.length);
+  const keptWeights = new Float64Array(tokens.length);
+  let n = 0;
+  for (let i = 0; i < tokens.length; i++) {
+    if (!keep(i)) continue;
+    keptTokens[n] = tokens[i];
+    keptWeights[n++] = weights[i];
+  }
+  return { tokens: keptTokens.subarray(0, n), weights: keptWeights.subarray(0, n) };
+}
+
+/**
+ * The smallest key such that the weights of all keys up to it reach `mass`, and the weight of the keys below it. A
+ * quickselect that counts weight instead of elements: O(n) on average, where a sort of 200,000 entries would cost 20 ms.
+ */
+function massThreshold(keysIn: Float64Array, weightsIn: Float64Array, mass: number): { key: number; below: number } {
+  const keys = keysIn.slice();
+  const weights = weightsIn.slice();
+  const swap = (a: number, b: number) => {
+    const [key, weight] = [keys[a], weights[a]];
+    keys[a] = keys[b];
+    weights[a] = weights[b];
+    keys[b] = key;
+    weights[b] = weight;
+  };
+  let [from, to, below] = [0, keys.length, 0]; // the answer is among from … to − 1
+  for (;;) {
+    const pivot = median(keys[from], keys[(from + to) >> 1], keys[to - 1]);
+    let [less, i, more] = [from, from, to]; // [from, less) < pivot, [less, i) = pivot, [more, to) > pivot
+    let [lessMass, equalMass] = [0, 0];
+    while (i < more) {
+      if (keys[i] < pivot) {
+        lessMass += weights[i];
+        swap(i++, less++);
+      } else if (keys[i] === pivot) equalMass += weights[i++];
+      else swap(i, --more);
+    }
+    if (below + lessMass >= mass && less > from) to = less;
+    else if (below + lessMass + equalMass >= mass || more === to) return { key: pivot, below: below + lessMass };
+    else {
+      below += lessMass + equalMass;
+      from = more;
+    }
+  }
+}
+
+function median(a: number, b: number, c: number): number {
+  return Math.max(Math.min(a, b), Math.min(Math.max(a, b), c));
+}
+
+function negate(x: number): number {
+  return -x;
+}
+
+function sum(values: Float64Array): number {
+  let total = 0;
+  for (let i = 0; i < values.length; i++) total += values[i];
+  return total;
+}
+
+function notFinite(token: number, logit: number): DeviceError {
+  const message = `sampling: the logit of token ${token} is ${logit}; the model overflowed, or a logits processor wrote it`;
+  return new DeviceError("DEVICE_NONFINITE", message, { actual: String(logit) });
+}
+
+// ---------------------------------------------------------------------------------------------- randomness
+
+const GAMMA = 0x9e3779b97f4a7c15n;
+
+/**
+ * Output `index` of SplitMix64 (Steele, Lea and Flood 2014) seeded with `seed`: u64. It is counter-based: a draw depends on seed and
+ * index alone, not on how many were made before it or in which batch.
+ */
+export function splitMix64(seed: number, index: number): bigint {
+  let z = BigInt.asUintN(64, BigInt(seed) + BigInt(index + 1) * GAMMA);
+  z = BigInt.asUintN(64, (z ^ (z >> 30n)) * 0xbf58476d1ce4e5b9n);
+  z = BigInt.asUintN(64, (z ^ (z >> 27n)) * 0x94d049bb133111ebn);
+  return z ^ (z >> 31n);
+}
+
+/** 0 ≤ u < 1 with 53 random bits: draw `index` of a seed. */
+export function uniform(seed: number, index: number): number {
+  return Number(splitMix64(seed, index) >> 11n) / 2 ** 53;
+}
+
+function randomSeed(): number {
+  const [high, low] = crypto.getRandomValues(new Uint32Array(2));
+  return (high >>> 11) * 2 ** 32 + low;
+}
+
+// ---------------------------------------------------------------------------------------------- log-probabilities
+
+/**
+ * The log-probability of `token` and those of the `top` likeliest tokens (falling, lowest id first on ties) under the model's own
+ * distribution: log-softmax of `logits`, which nothing has changed yet.
+ */
+export function logprobs(
+  logits: Float32Array,
+  token: number,
+  top: number,
+): { logprob: number; topLogprobs: TokenLogprob[] } {
+  const largest = logits[argmax(logits)];
+  let total = 0;
+  for (let i = 0; i < logits.length; i++) total += Math.exp(logits[i] - largest);
+  const normaliser = largest + Math.log(total);
+  const best: number[] = [];
+  for (let i = 0; i < logits.length && top > 0; i++) {
+    if (best.length === top && !(logits[i] > logits[best[top - 1]])) continue;
+    let at = best.length === top ? top - 1 : best.length;
+    for (; at > 0 && logits[i] > logits[best[at - 1]]; at--) best[at] = best[at - 1];
+    best[at] = i;
+  }
+  return {
+    logprob: logits[token] - normaliser,
+    topLogprobs: best.map((id) => ({ token: id, logprob: logits[id] - normaliser })),
+  };
+}

@@ -1,0 +1,64 @@
+// The files of one model, wherever they are: a folder, a web address, blobs a page was given. Only plain names inside the
+// model's folder can be opened. Knows nothing of what the files contain.
+import { InsufficientMemoryError, ModelFileError, quote } from "../src/errors.ts";
+
+/** One open file. */
+export interface ModelFile {
+  readonly name: string;
+  /** Bytes. */
+  readonly size: number;
+  /** Exactly `byteLength` bytes, or a ModelFileError (FILE_READ, FILE_CHANGED). */
+  read(byteOffset: number, byteLength: number): Promise<Uint8Array>;
+  close(): Promise<void>;
+}
+
+export interface ModelFiles {
+  /** What messages call it: the folder's path or the address. */
+  readonly label: string;
+  has(name: string): Promise<boolean>;
+  /** Throws ModelFileError FILE_MISSING, FILE_NAME, FILE_ACCESS, FILE_LIMIT, FILE_KIND, FILE_READ. */
+  open(name: string): Promise<ModelFile>;
+  /** Names of all files, where they can be listed (not on the web). */
+  list?(): Promise<readonly string[]>;
+}
+
+// biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is refused
+const UNSAFE = /[/\\:\u0000-\u001f\u007f]/;
+
+/** A name that stays in its folder on every system: no path, drive, address, NUL or other control character. */
+export function isPlainName(name: string): boolean {
+  return name.length > 0 && name.length <= 255 && name !== "." && name !== ".." && !UNSAFE.test(name);
+}
+
+/** Throws FILE_NAME unless the name is plain. */
+export function requirePlainName(name: string): void {
+  if (isPlainName(name)) return;
+  throw new ModelFileError(
+    "FILE_NAME",
+    `${quote(name)}: a plain file name in the model's folder is needed, no path and no address`,
+    {
+      file: name,
+    },
+  );
+}
+
+/** Throws FILE_READ unless the range lies in the file. */
+export function requireRange(file: { name: string; size: number }, byteOffset: number, byteLength: number): void {
+  const inside = byteOffset >= 0 && byteLength >= 0 && byteOffset + byteLength <= file.size;
+  if (inside && Number.isSafeInteger(byteOffset) && Number.isSafeInteger(byteLength)) return;
+  throw new ModelFileError(
+    "FILE_READ",
+    `${quote(file.name)}: ${byteLength} bytes at ${byteOffset} were asked for, the file has ${file.size}`,
+    { file: file.name, offset: byteOffset, limit: file.size, actual: byteLength },
+  );
+}
+
+/** A zeroed buffer, or InsufficientMemoryError that says for what. */
+export function allocate(byteLength: number, what: string): Uint8Array<ArrayBuffer> {
+  try {
+    return new Uint8Array(byteLength);
+  } catch (cause) {
+    const message = `${quote(what)}: no memory for a buffer of ${byteLength} bytes; free some, or read in smaller ranges`;
+    throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { file: what, actual: byteLength, cause });
+  }
+}
