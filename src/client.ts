@@ -17,7 +17,7 @@ export interface RequestOptions {
 
 /** The worker, whatever the platform calls its methods. */
 export interface Link {
-  post(message: ToWorker, transfer?: ArrayBuffer[]): void;
+  post(message: ToWorker): void;
   /** Must be called once, before the first post. */
   connect(onMessage: (message: FromWorker) => void, onFailure: (error: unknown) => void): void;
   /** Whether the process should stay alive for it. */
@@ -56,7 +56,13 @@ export class Client {
   /** Many answers, then one last. See `Stream`. */
   stream<Item, Last>(method: string, argument: unknown, options: RequestOptions = {}): Stream<Item, Last> {
     return new Stream<Item, Last>((pending) => {
-      const id = this.#open({ ...options, ...pending }, (id) => ({ kind: "stream", id, method, argument, credit: CREDIT }));
+      const id = this.#open({ ...options, ...pending }, (id) => ({
+        kind: "stream",
+        id,
+        method,
+        argument,
+        credit: CREDIT,
+      }));
       return {
         pay: (count) => this.#post(id, { kind: "credit", id, count }),
         cancel: () => this.#post(id, { kind: "cancel", id }),
@@ -87,8 +93,8 @@ export class Client {
     return id;
   }
 
-  #post(id: number, message: ToWorker, transfer?: ArrayBuffer[]): void {
-    if (this.#pending.has(id)) this.#link.post(message, transfer);
+  #post(id: number, message: ToWorker): void {
+    if (this.#pending.has(id)) this.#link.post(message);
   }
 
   #settle(id: number): void {
@@ -107,7 +113,7 @@ export class Client {
         pending.onNote?.(message.value as never);
         break;
       case "ask":
-        void this.#answer(message.id, pending, message.value);
+        void this.#answer(pending, message);
         break;
       case "done":
         this.#settle(message.id);
@@ -122,13 +128,13 @@ export class Client {
     }
   }
 
-  async #answer(id: number, pending: Pending, question: unknown): Promise<void> {
+  async #answer(pending: Pending, { id, question, value }: FromWorker & { kind: "ask" }): Promise<void> {
     try {
-      const value = await pending.onAsk?.(question as never);
-      this.#post(id, { kind: "reply", id, value });
+      const answer = await pending.onAsk?.(value as never);
+      this.#post(id, { kind: "reply", id, question, value: answer });
     } catch (error) {
+      this.#post(id, { kind: "reply", id, question, error: errorToData(error) });
       // The caller's own error goes back to the caller as it is, not as a copy that crossed the wire twice.
-      this.#post(id, { kind: "reply", id, error: errorToData(error) });
       if (this.#pending.has(id)) pending.onError(error);
     }
   }
@@ -236,7 +242,7 @@ async function nodeLink(url: URL): Promise<Link> {
   const { Worker } = await import("node:worker_threads");
   const worker = new Worker(url, { name: "vernier" });
   return {
-    post: (message, transfer) => worker.postMessage(message, transfer),
+    post: (message) => worker.postMessage(message),
     connect: (onMessage, onFailure) => {
       worker.on("message", onMessage);
       worker.on("messageerror", onFailure);
@@ -253,7 +259,7 @@ async function nodeLink(url: URL): Promise<Link> {
 function webLink(url: URL): Link {
   const worker = new Worker(url, { type: "module", name: "vernier" });
   return {
-    post: (message, transfer = []) => worker.postMessage(message, transfer),
+    post: (message) => worker.postMessage(message),
     connect: (onMessage, onFailure) => {
       worker.onmessage = (event: MessageEvent<FromWorker>) => onMessage(event.data);
       worker.onmessageerror = () => onFailure(new Error("a message could not be read"));

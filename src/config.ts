@@ -214,33 +214,11 @@ function show(value: unknown): string {
   return text.length > 60 ? `${text.slice(0, 60)}…` : text;
 }
 
-// ---------------------------------------------------------------------------------------------- files
-
-/** Real config files are a few kilobytes; longrope lists make some tens of them. */
-const MAX_JSON_BYTES = 16 * 2 ** 20;
-
-/**
- * Bytes of a JSON file → its value. Throws ConfigError CFG_RANGE (file too long, before it is decoded) or CFG_TYPE (not
- * UTF-8, not JSON; Python's `NaN` and `Infinity` are not JSON).
- */
-export function parseJson(bytes: Uint8Array, file: string): unknown {
-  if (bytes.byteLength > MAX_JSON_BYTES) {
-    const message = `${file}: has ${bytes.byteLength} bytes, at most ${MAX_JSON_BYTES} are read`;
-    throw new ConfigError("CFG_RANGE", message, { file, limit: MAX_JSON_BYTES, actual: bytes.byteLength });
-  }
-  try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
-  } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new ConfigError("CFG_TYPE", `${file}: is not JSON: ${why}`, { file, cause });
-  }
-}
-
 // ---------------------------------------------------------------------------------------------- the architecture
 
 /**
  * Chooses the architecture by `model_type` and reads its config.
- * @param json what `parseJson` gave for config.json.
+ * @param json the value of config.json, as `readJson` of weights/ gives it.
  * Throws UnsupportedModelError (MODEL_UNKNOWN, UNSUPPORTED_FORMAT) or ConfigError (CFG_*).
  */
 export function readConfig(json: unknown, file = "config.json"): { architecture: Architecture; config: BaseConfig } {
@@ -319,6 +297,18 @@ function checkQuantization(reader: ConfigReader, modelType: string): void {
 /** 16 TiB: more than any open-weights model has, less than a damaged number of layers asks for. */
 const MAX_WEIGHT_BYTES = 2 ** 44;
 
+/** Sizes of the largest open models, to tell which number is the odd one. */
+const USUAL = {
+  hidden_size: 16_384,
+  intermediate_size: 65_536,
+  num_hidden_layers: 128,
+  num_attention_heads: 128,
+  head_dim: 256,
+  vocab_size: 262_208,
+  num_experts: 512,
+  num_local_experts: 512,
+};
+
 /**
  * Estimates the weights, at 2 bytes each, from the sizes that all architectures share, before anybody builds a list with one
  * entry per layer. Fields of the wrong type are left for `parse` to report.
@@ -338,7 +328,9 @@ function checkPlausible(reader: ConfigReader): void {
     `${reader.file}: a model of hidden_size ${hidden}, num_hidden_layers ${size("num_hidden_layers")}, vocab_size ` +
     `${size("vocab_size")} would need ${formatBytes(bytes)}, more than the ${formatBytes(MAX_WEIGHT_BYTES)} that are ` +
     "plausible; one of these numbers is wrong";
-  const field = size("num_hidden_layers") > 10_000 ? "num_hidden_layers" : "hidden_size";
+  const excess = (key: keyof typeof USUAL) => size(key) / USUAL[key];
+  const keys = Object.keys(USUAL) as (keyof typeof USUAL)[];
+  const field = keys.reduce((worst, key) => (excess(key) > excess(worst) ? key : worst));
   throw new ConfigError("CFG_RANGE", message, { file: reader.file, field, limit: MAX_WEIGHT_BYTES, actual: bytes });
 }
 
@@ -346,5 +338,5 @@ function checkPlausible(reader: ConfigReader): void {
 function formatBytes(bytes: number): string {
   const units = ["B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"];
   const power = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(1, bytes)) / 3));
-  return `${(bytes / 1000 ** power).toPrecision(2).replace(/e\+\d+$/, (e) => ` × 10^${e.slice(2)}`)} ${units[power]}`;
+  return `${Number((bytes / 1000 ** power).toPrecision(2))} ${units[power]}`;
 }

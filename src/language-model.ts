@@ -4,7 +4,8 @@ import { Chat, type Turn } from "./chat.ts";
 import { Client, type Stream, startWorker } from "./client.ts";
 import { DisposedError, OptionError, UnsupportedModelError } from "./errors.ts";
 import { Generation, type GenerationEnd, type Piece } from "./generation.ts";
-import type { GenerateRequest, HostNote, LoadRequest, Logits, LogitsQuestion, ModelInfo, Source } from "./host.ts";
+import type { GenerateRequest, HostNote, LoadRequest, Logits, LogitsQuestion, ModelInfo } from "./host.ts";
+import type { ModelSummary, Source } from "./inspect.ts";
 import {
   type ChatOptions,
   checkChatOptions,
@@ -58,11 +59,33 @@ export async function load(source: ModelSource = "demo", options: LoadOptions = 
   }
 }
 
+/**
+ * What a model is and what memory it takes, from its config and the headers of its files; no weight is read.
+ * @param options.contextLength tokens to keep keys and values for; default what `load` takes.
+ * @throws as `load`.
+ */
+export async function inspect(
+  source: ModelSource = "demo",
+  options: { contextLength?: number } = {},
+): Promise<ModelSummary> {
+  const { contextLength } = checkLoadOptions({ contextLength: options.contextLength });
+  const checked = checkSource(source);
+  const { openModel, summarize } = await import("./inspect.ts");
+  const model = await openModel(checked);
+  try {
+    return summarize(model, { contextLength });
+  } finally {
+    await model.checkpoint.close();
+  }
+}
+
 function checkSource(source: ModelSource): Source {
   if (source instanceof Map) return { kind: "blobs", blobs: source };
   const text = source instanceof URL ? source.href : source;
   if (typeof text !== "string" || text === "") {
-    throw new OptionError("OPTION_RANGE", "load: the source is a path, an address or a Map of Blobs", { field: "source" });
+    throw new OptionError("OPTION_RANGE", "load: the source is a path, an address or a Map of Blobs", {
+      field: "source",
+    });
   }
   if (text === "demo") return { kind: "demo" };
   if (/^https?:\/\//i.test(text)) return { kind: "url", url: text };
@@ -98,8 +121,8 @@ export class Model implements AsyncDisposable {
    * the tokenizer puts around any text, such as a BOS); messages go through the model's chat template; ids are taken as
    * they are and need no tokenizer. Nothing runs before the answer is pulled, see `Generation`.
    *
-   * The order of sampling: `logitsProcessor`, `logitBias`, penalties, n-gram ban, stop tokens before `minNewTokens`,
-   * temperature, topK, typicalP, topP, minP, then the draw.
+   * The order of sampling: logitBias, repetition, presence and frequency penalty, n-gram ban, stop tokens before
+   * minNewTokens, logitsProcessor, temperature, topK, topP, minP, typicalP, then the draw.
    * @throws OptionError at once when an option is unknown, out of range or does not fit the prompt.
    */
   generate(prompt: Prompt, options: GenerateOptions = {}): Generation {

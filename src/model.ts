@@ -90,8 +90,7 @@ export function forward<C extends BaseConfig>(
   const { ops, step, taps } = net;
   let x = architecture.embed(net); // [T, D]
   for (let i = 0; i < net.config.numHiddenLayers; i++) {
-    taps.put(`model.layers.${i}:in`, x, HIDDEN);
-    x = architecture.layer(net, i, x);
+    x = architecture.layer(net, i, taps.pass(`model.layers.${i}:in`, x, HIDDEN));
     taps.put(`model.layers.${i}:out`, x, HIDDEN);
   }
   if (head.kind === "none") return {};

@@ -49,7 +49,7 @@ export function lower(base: BaseOps & Partial<FusedOps>, options: LowerOptions):
 
   /** The native kernel of a fused op, unless fusion is off or somebody wants to look inside. */
   function native<K extends keyof FusedOps>(op: K, inside: readonly string[]): FusedOps[K] | undefined {
-    if (fusion === "off" || inside.some((key) => taps.wants(key))) return undefined;
+    if (fusion === "off" || inside.some((key) => taps.touches(key))) return undefined;
     const kernel = base[op] as FusedOps[K] | undefined;
     return kernel?.bind(base) as FusedOps[K] | undefined;
   }
@@ -69,30 +69,25 @@ export function lower(base: BaseOps & Partial<FusedOps>, options: LowerOptions):
 
     linear(x, weight, bias) {
       const module = linearModule(weight);
-      const out = base.linear(x, weight, bias);
-      taps.put(`${module}:in`, x, isRouter(module) ? FLAT : HIDDEN);
+      const read = taps.pass(`${module}:in`, x, isRouter(module) ? FLAT : HIDDEN);
+      const out = base.linear(read, weight, bias);
       if (!isRouter(module)) taps.put(`${module}:out`, out, HIDDEN);
       return out;
     },
 
     rmsNorm(x, weight, normOptions) {
-      const out = base.rmsNorm(x, weight, normOptions);
-      const width = weight.shape[0];
-      const layout: TapLayout = x.shape[1] === width ? HIDDEN : { kind: options.headNorms, headDim: width };
-      taps.put(`${moduleOf(weight)}:in`, x, layout);
-      taps.put(`${moduleOf(weight)}:out`, out, layout);
-      return out;
+      return norm(x, weight, normOptions, HIDDEN);
     },
 
     attention(q, cache, step, attentionOptions) {
       const at = cache.spec.label;
-      taps.put(`${at}:q_rope`, q, { kind: "heads", headDim: cache.spec.headDim });
+      const read = taps.pass(`${at}:q_rope`, q, { kind: "heads", headDim: cache.spec.headDim });
       if (taps.wants(`${at}:probs`) || taps.wants(`${at}:out.1`)) {
-        const probs = base.attentionProbs(q, cache, step, { ...attentionOptions, keys });
+        const probs = base.attentionProbs(read, cache, step, { ...attentionOptions, keys });
         taps.put(`${at}:probs`, probs, PROBS);
         taps.put(`${at}:out.1`, probs, PROBS);
       }
-      const ctx = base.attention(q, cache, step, attentionOptions);
+      const ctx = base.attention(read, cache, step, attentionOptions);
       taps.put(`${at}:ctx`, ctx, { kind: "perHead", headDim: cache.spec.headDim });
       return ctx;
     },
@@ -106,11 +101,13 @@ export function lower(base: BaseOps & Partial<FusedOps>, options: LowerOptions):
     add: base.add.bind(base),
     softcap: base.softcap.bind(base),
     route(logits, routeOptions) {
+      const at = routeOptions.label;
       const routing = base.route(logits, routeOptions);
-      taps.put(`${routeOptions.label}:out.0`, logits, FLAT);
-      taps.put(`${routeOptions.label}:out.1`, routing.weights, FLAT);
-      taps.put(`${routeOptions.label}:out.2`, routing.experts, FLAT);
-      return routing;
+      taps.put(`${at}:out.0`, logits, FLAT);
+      return {
+        weights: taps.pass(`${at}:out.1`, routing.weights, FLAT),
+        experts: taps.pass(`${at}:out.2`, routing.experts, FLAT),
+      };
     },
 
     linearExperts: base.linearExperts.bind(base),
@@ -120,13 +117,12 @@ export function lower(base: BaseOps & Partial<FusedOps>, options: LowerOptions):
     advance: base.advance.bind(base),
 
     addNorm(x: Tensor, delta: Tensor, weight: Weight, normOptions: NormOptions): [Tensor, Tensor] {
-      const fused = native("addNorm", []);
+      const fused = native("addNorm", [`${moduleOf(weight)}:in`]);
       if (fused === undefined) {
         const sum = ops.add(x, delta);
         return [sum, ops.rmsNorm(sum, weight, normOptions)];
       }
       const [sum, normed] = fused(x, delta, weight, normOptions);
-      taps.put(`${moduleOf(weight)}:in`, sum, HIDDEN);
       taps.put(`${moduleOf(weight)}:out`, normed, HIDDEN);
       return [sum, normed];
     },
@@ -134,12 +130,13 @@ export function lower(base: BaseOps & Partial<FusedOps>, options: LowerOptions):
     qkv(x: Tensor, w: QkvWeights, cache: KvCache, rope: RopeTable, step: Step, qkvOptions: QkvOptions): Tensor {
       const fused = native("qkv", ports([w.q, w.k, w.v, w.qkv, w.qNorm, w.kNorm]));
       if (fused !== undefined) return fused(x, w, cache, rope, step, qkvOptions);
-      const { heads, kvHeads, headDim, norm } = qkvOptions;
+      const { heads, kvHeads, headDim } = qkvOptions;
       let [q, k, v] = project(x, w, heads * headDim, kvHeads * headDim);
       if (w.qNorm !== undefined && w.kNorm !== undefined) {
-        assert(norm !== undefined, "qkv: head norms need their options");
-        q = ops.rmsNorm(q, w.qNorm, norm);
-        k = ops.rmsNorm(k, w.kNorm, norm);
+        assert(qkvOptions.norm !== undefined, "qkv: head norms need their options");
+        const layout: TapLayout = { kind: options.headNorms, headDim };
+        q = norm(q, w.qNorm, qkvOptions.norm, layout);
+        k = norm(k, w.kNorm, qkvOptions.norm, layout);
       }
       q = ops.rope(q, rope, step, { headDim });
       k = ops.rope(k, rope, step, { headDim });
@@ -155,11 +152,11 @@ export function lower(base: BaseOps & Partial<FusedOps>, options: LowerOptions):
     },
 
     expertsUp(x: Tensor, routing: Routing, weight: Weight, upOptions: ExpertsUpOptions): Tensor {
-      taps.put(`${moduleOf(weight)}:in`, x, FLAT);
+      const read = taps.pass(`${moduleOf(weight)}:in`, x, FLAT);
       const fused = native("expertsUp", []);
-      if (fused !== undefined) return fused(x, routing, weight, upOptions);
+      if (fused !== undefined) return fused(read, routing, weight, upOptions);
       const { layout, bias, ...glu } = upOptions;
-      return ops.gluPacked(ops.linearExperts(x, routing, weight, bias), layout, glu);
+      return ops.gluPacked(ops.linearExperts(read, routing, weight, bias), layout, glu);
     },
 
     expertsDown(x: Tensor, routing: Routing, weight: Weight, bias?: Weight): Tensor {
@@ -175,6 +172,13 @@ export function lower(base: BaseOps & Partial<FusedOps>, options: LowerOptions):
       return fused?.(x, weight, bias) ?? ops.argmax(ops.linear(x, weight, bias));
     },
   };
+
+  function norm(x: Tensor, weight: Weight, normOptions: NormOptions, layout: TapLayout): Tensor {
+    const read = taps.pass(`${moduleOf(weight)}:in`, x, layout);
+    const out = base.rmsNorm(read, weight, normOptions);
+    taps.put(`${moduleOf(weight)}:out`, out, layout);
+    return out;
+  }
 
   /** q, k, v [T, n·d] from three weights or from one with rows q | k | v. */
   function project(x: Tensor, w: QkvWeights, qWidth: number, kvWidth: number): [Tensor, Tensor, Tensor] {

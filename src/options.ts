@@ -52,7 +52,7 @@ export type Prompt = string | readonly ChatMessage[] | readonly number[] | Int32
 /**
  * Changes the logits of the next token; runs on the caller's thread and is awaited at each step (which costs a copy of
  * the vocabulary's logits each way: a step gets slower).
- * @param logits f32 [V], before all other sampling options; may be changed in place.
+ * @param logits f32 [V], after biases, penalties and bans, before the temperature; may be changed in place.
  * @param ids prompt and answer so far.
  * @returns the logits to use, or nothing if `logits` was changed in place.
  */
@@ -142,7 +142,8 @@ function describe(value: unknown): string {
 function number(min: number, max: number, { above = false } = {}): Check {
   const rule = `a number ${above ? `above ${min}, up to ${max}` : `from ${min} to ${max}`}`;
   return (value, field) => {
-    if (typeof value !== "number" || !(above ? value > min : value >= min) || !(value <= max)) reject(field, rule, value);
+    if (typeof value !== "number" || !(above ? value > min : value >= min) || !(value <= max))
+      reject(field, rule, value);
   };
 }
 
@@ -308,7 +309,8 @@ export function checkPrompt(prompt: Prompt): void {
   if (!ids && !Array.isArray(prompt)) {
     throw new OptionError("INPUT_PROMPT", `prompt: expected text, messages or token ids, got ${describe(prompt)}`);
   }
-  if (prompt.length === 0) throw new OptionError("INPUT_PROMPT", "prompt: it is empty; give at least one message or token id");
+  if (prompt.length === 0)
+    throw new OptionError("INPUT_PROMPT", "prompt: it is empty; give at least one message or token id");
   if (isMessages(prompt)) checkMessages(prompt);
   else for (let i = 0; i < prompt.length; i++) tokenId(prompt[i], `prompt[${i}]`);
 }

@@ -5,12 +5,23 @@ import type { ErrorData } from "./errors.ts";
 export type ToWorker =
   | { readonly kind: "call"; readonly id: number; readonly method: string; readonly argument: unknown }
   /** Like `call`, but answered with items; `credit` of them may be sent before more is given. */
-  | { readonly kind: "stream"; readonly id: number; readonly method: string; readonly argument: unknown; readonly credit: number }
+  | {
+      readonly kind: "stream";
+      readonly id: number;
+      readonly method: string;
+      readonly argument: unknown;
+      readonly credit: number;
+    }
   | { readonly kind: "credit"; readonly id: number; readonly count: number }
   /** The request shall end soon; it is still answered with `done` or `error`. */
   | { readonly kind: "cancel"; readonly id: number }
-  /** To the request's latest `ask`. */
-  | { readonly kind: "reply"; readonly id: number; readonly value?: unknown; readonly error?: ErrorData };
+  | {
+      readonly kind: "reply";
+      readonly id: number;
+      readonly question: number;
+      readonly value?: unknown;
+      readonly error?: ErrorData;
+    };
 
 export type FromWorker =
   | { readonly kind: "item"; readonly id: number; readonly value: unknown }
@@ -18,8 +29,8 @@ export type FromWorker =
   | { readonly kind: "error"; readonly id: number; readonly error: ErrorData }
   /** Something on the side that needs no answer (progress, log lines). */
   | { readonly kind: "note"; readonly id: number; readonly value: unknown }
-  /** A question that the caller answers before the request goes on. One at a time and request. */
-  | { readonly kind: "ask"; readonly id: number; readonly value: unknown };
+  /** A question that the caller answers with `reply` before the request can go on. */
+  | { readonly kind: "ask"; readonly id: number; readonly question: number; readonly value: unknown };
 
 /** One end of the wire. `transfer`: array buffers that are moved, not copied. */
 export interface Port<Out, In> {

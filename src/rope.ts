@@ -151,8 +151,10 @@ export interface RopeDefaults {
   readonly originalMaxPositions?: number;
   /** Other names of scaling kinds (Phi-3: `su`, `yarn` → `longrope`). */
   readonly aliases?: Readonly<Record<string, string>>;
-  /** The settings, where they are not in `rope_scaling` or `rope_parameters` themselves. */
-  readonly parameters?: ConfigReader;
+  /** The key of θ beside the settings. Default `rope_theta`. */
+  readonly thetaKey?: string;
+  /** The settings, where they are not `rope_scaling` or `rope_parameters` themselves; null: there are none. */
+  readonly parameters?: ConfigReader | null;
 }
 
 const KINDS = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"] as const;
@@ -163,17 +165,17 @@ const KINDS = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"] as 
  */
 export function readRope(json: ConfigReader, defaults: RopeDefaults): RopeSpec {
   const top = json.as("CFG_ROPE");
-  const given = defaults.parameters ?? top.object("rope_scaling") ?? top.object("rope_parameters");
-  const own = given ?? top;
+  const flat = () => top.object("rope_scaling") ?? top.object("rope_parameters");
+  const given = defaults.parameters === undefined ? flat() : (defaults.parameters ?? undefined);
   for (const key of ["full_attention", "sliding_attention"]) {
     if (given?.has(key)) given.fail(key, "no settings per layer type for this architecture");
   }
-  const [thetaOf, partialOf] = [
-    own.has("rope_theta") ? own : top,
-    own.has("partial_rotary_factor") ? own : top,
-  ];
-  const theta = thetaOf.number("rope_theta", { default: defaults.theta ?? 10_000, above: 1, max: 1e15 });
-  const part = partialOf.number("partial_rotary_factor", { default: 1, min: 0, max: 1 });
+  const [thetaOf, thetaKey] = given?.has("rope_theta")
+    ? [given, "rope_theta"]
+    : [top, defaults.thetaKey ?? "rope_theta"];
+  const theta = thetaOf.number(thetaKey, { default: defaults.theta ?? 10_000, above: 1, max: 1e15 });
+  const partialOf = given?.has("partial_rotary_factor") ? given : top;
+  const part = partialOf.number("partial_rotary_factor", { default: 1, above: 0, max: 1 });
   if (part !== 1 && !defaults.partial) partialOf.fail("partial_rotary_factor", "1 for this architecture");
   const rotaryDim = Math.trunc(defaults.headDim * part);
   if (rotaryDim < 2 || rotaryDim % 2 !== 0) {

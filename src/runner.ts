@@ -6,6 +6,7 @@ import {
   type KvCache,
   type Program,
   type RopeTable,
+  type Shape,
   type Step,
   sizeOf,
   type Tensor,
@@ -15,7 +16,7 @@ import { assert, OptionError } from "./errors.ts";
 import { type Architecture, type BaseConfig, forward, type Head, type Net, type TensorSpec } from "./model.ts";
 import { lower } from "./ops.ts";
 import { isDynamic, type RopeSpec, type RopeValues, ropeTable } from "./rope.ts";
-import { type Tap, Taps } from "./tap.ts";
+import { type Replace, type Tap, type TapLayout, Taps } from "./tap.ts";
 
 export interface LoadProgress {
   readonly loadedBytes: number;
@@ -56,6 +57,25 @@ export interface Batch {
    * tables depend on the length look at it. Default: position + 1.
    */
   readonly lengths?: ArrayLike<number>;
+}
+
+export interface TraceOptions {
+  /** Which taps are read back, by key without the step. */
+  readonly wants: (key: string) => boolean;
+  /** Columns of `:probs` taps: how long the sequence is after this step. */
+  readonly keys: number;
+  /** Values that the network reads in place of its own, where a tap has any: for isolated errors. */
+  readonly replace?: {
+    has(key: string): boolean;
+    /** f32 or i32 in the tensor's own layout. */
+    values(key: string, shape: Shape, layout: TapLayout): Float32Array | Int32Array;
+  };
+  readonly fusion?: "on" | "off";
+}
+
+export interface Traced {
+  readonly tap: Tap;
+  readonly values: Float32Array | Int32Array;
 }
 
 /** Positions per KV page: small enough to share prefixes, large enough that a page is a long read. */
@@ -209,39 +229,74 @@ export class Runner {
       : new Int32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
   }
 
+  /** Resolves when the device has done all that was enqueued; rejects when it was lost. */
+  async settled(): Promise<void> {
+    await this.backend.read(this.#pages, 0, 4);
+  }
+
   /**
    * One step of its own, observed: all rows' logits, and every tap that `wants` asks for, read back. For precision work: the
    * program is recorded for exactly these rows and released afterwards.
-   * @param keys columns of `:probs` taps: how long the sequence is after this step.
    */
-  async trace(
-    batch: Batch,
-    wants: (key: string) => boolean,
-    keys: number,
-  ): Promise<{ tap: Tap; values: Float32Array | Int32Array }[]> {
+  async trace(batch: Batch, options: TraceOptions): Promise<Traced[]> {
+    const { wants, keys, replace, fusion = this.#fusion } = options;
     const rows = batch.tokens.length;
     assert(rows <= this.prefillChunk, "trace: more rows than a step can have");
     const step = this.#makeStep(rows);
-    const taps = new Taps((key) => key === ":logits" || wants(key));
+    const replaced: Tensor[] = [];
+    const make: Replace = (key, like, layout) => {
+      const tensor = this.backend.alloc(like.shape, like.dtype, `${key} replaced`);
+      this.backend.write(tensor, bytesOf(replace!.values(key, like.shape, layout)));
+      replaced.push(tensor);
+      return tensor;
+    };
+    const taps = new Taps((key) => key === ":logits" || wants(key), replace && { has: replace.has, make });
     const program = await this.backend.record(`trace ${rows}`, (base) => {
-      const ops = lower(base, {
-        taps,
-        fusion: this.#fusion,
-        headNorms: this.#architecture.headNorms ?? "perHead",
-        keys,
-      });
+      const ops = lower(base, { taps, fusion, headNorms: this.#architecture.headNorms ?? "perHead", keys });
       forward(this.#architecture, this.#net(ops, step, taps), { kind: "all" });
       return Object.fromEntries(taps.list.map((tap) => [tap.key, tap.tensor]));
     });
     this.#write(step, batch);
     this.backend.run(program);
     this.#lastGreedy = undefined;
-    const results = [];
-    for (const tap of taps.list)
+    const results: Traced[] = [];
+    for (const tap of taps.list) {
       results.push({ tap, values: (await this.read(tap.tensor, tap.tensor.shape[0])).slice() });
+    }
     this.backend.release(program);
-    this.backend.free(step.count, step.tokens, step.positions, step.sequences, step.ropeRows, step.selected);
+    this.backend.free(
+      step.count,
+      step.tokens,
+      step.positions,
+      step.sequences,
+      step.ropeRows,
+      step.selected,
+      ...replaced,
+    );
     return results;
+  }
+
+  /** Puts keys and values f32 [n, G·d] into one layer's cache, from position `from` on. For replaying a reference. */
+  async writeKv(layer: number, sequence: number, from: number, k: Float32Array, v: Float32Array): Promise<void> {
+    const { kvHeads, headDim } = this.#kv[layer].spec;
+    const rows = k.length / (kvHeads * headDim);
+    const step = this.#makeStep(rows);
+    const [keys, values] = [k, v].map((data, i) => {
+      const tensor = this.backend.alloc([rows, kvHeads * headDim], "f32", `kv ${i}`);
+      this.backend.write(tensor, bytesOf(data));
+      return tensor;
+    });
+    const program = await this.backend.record(`write kv ${layer}`, (ops) => {
+      ops.kvAppend(this.#kv[layer], keys, values, step);
+      return {};
+    });
+    const positions = Array.from({ length: rows }, (_, i) => from + i);
+    const zeros = positions.map(() => 0);
+    this.#write(step, { tokens: zeros, positions, sequences: zeros.map(() => sequence), selected: [] });
+    this.backend.run(program);
+    this.backend.release(program);
+    const { count, tokens, sequences, ropeRows, selected } = step;
+    this.backend.free(keys, values, count, tokens, step.positions, sequences, ropeRows, selected);
   }
 
   /** Keys and values of one layer, positions from … to − 1 of a sequence: f32 [to − from, G·d] each. */

@@ -34,7 +34,7 @@ export interface SamplingContext {
   readonly suppressed: readonly number[];
 }
 
-/** Tokens that can still be drawn, by rising id, and their weights relative to the likeliest (not normalised). */
+/** Tokens that can still be drawn, by rising id, and their weights: probabilities up to a common factor. */
 export interface Candidates {
   readonly tokens: Int32Array;
   readonly weights: Float64Array;
@@ -53,7 +53,11 @@ export function readSampling(options: SamplingOptions, vocabSize: number): Sampl
     Number(token),
     value,
   ]);
-  for (const [token] of logitBias) checkToken("logitBias", token, vocabSize);
+  checkTokens(
+    "logitBias",
+    logitBias.map(([token]) => token),
+    vocabSize,
+  );
   return {
     temperature: given.temperature ?? 1,
     topK: given.topK ?? 0,
@@ -69,15 +73,15 @@ export function readSampling(options: SamplingOptions, vocabSize: number): Sampl
   };
 }
 
-/** Throws OptionError OPTION_RANGE unless `token` is an id of this vocabulary. */
-export function checkToken(field: string, token: number, vocabSize: number): void {
-  if (Number.isInteger(token) && token >= 0 && token < vocabSize) return;
-  const limit = vocabSize - 1;
-  throw new OptionError("OPTION_RANGE", `${field}: expected token ids from 0 to ${limit}, got ${token}`, {
-    field,
-    limit,
-    actual: token,
-  });
+/** Throws OptionError INPUT_TOKENS unless all are ids of this vocabulary. */
+export function checkTokens(field: string, tokens: ArrayLike<number>, vocabSize: number): void {
+  for (let i = 0; i < tokens.length; i++) {
+    const token = tokens[i];
+    if (Number.isInteger(token) && token >= 0 && token < vocabSize) continue;
+    const limit = vocabSize - 1;
+    const message = `${field}: expected token ids from 0 to ${limit}, got ${token}`;
+    throw new OptionError("INPUT_TOKENS", message, { field, limit, actual: token });
+  }
 }
 
 /** True when `processLogits` would change nothing whatever the context, stop tokens aside. */

@@ -48,9 +48,9 @@ export interface SequenceOptions {
   readonly select?: "last" | "all";
 }
 
-/** One request's tokens. Made by `submit`; its fields are the scheduler's to change, and anyone's to read. */
+/** One request's tokens. `state`, `place`, `computed` and `cached` are the scheduler's to change. */
 export class Sequence {
-  /** Prompt, then what `accept` appended. */
+  /** Prompt, then the answer. */
   readonly ids: number[];
   readonly promptLength: number;
   readonly maxNewTokens: number;
@@ -71,6 +71,12 @@ export class Sequence {
     this.maxNewTokens = options.maxNewTokens;
     this.kept = options.kept;
     this.select = options.select ?? "last";
+  }
+
+  /** Appends a generated token. */
+  accept(token: number): void {
+    assert(this.state === "running", "accept: the sequence is not running");
+    this.ids.push(token);
   }
 
   /** Tokens generated so far. */
@@ -96,6 +102,7 @@ const SCORED_ROWS = 16;
 
 export class Scheduler {
   readonly limits: SchedulerLimits;
+  readonly totalSlots: number;
   readonly #queue: Sequence[] = [];
   readonly #running: Sequence[] = [];
   readonly #kept = new Set<Kept>();
@@ -106,9 +113,9 @@ export class Scheduler {
   constructor(limits: SchedulerLimits) {
     this.limits = limits;
     // Every running sequence gets a row in every step, so there are no more of them than rows.
-    const slots = Math.min(limits.slots, limits.chunk);
-    this.#freeSlots = Array.from({ length: slots }, (_, i) => slots - 1 - i);
-    this.#freePages = Array.from({ length: limits.totalPages }, (_, i) => limits.totalPages - 1 - i);
+    this.totalSlots = Math.min(limits.slots, limits.chunk);
+    this.#freeSlots = countdown(this.totalSlots);
+    this.#freePages = countdown(limits.totalPages);
   }
 
   get queued(): number {
@@ -138,10 +145,9 @@ export class Scheduler {
   }
 
   /**
-   * Throws what `submit` would throw for the request alone: OptionError INPUT_TOO_LONG when it can never fit.
-   * @param tokens positions that the prompt and the longest answer take together.
+   * Throws OptionError INPUT_TOO_LONG when the prompt and the longest answer together can never fit.
    */
-  checkFits(promptLength: number, maxNewTokens: number): void {
+  checkFits({ promptLength, maxNewTokens }: Sequence): void {
     const { contextLength, pageSize, totalPages } = this.limits;
     const tokens = promptLength + maxNewTokens;
     const pool = totalPages * pageSize;
@@ -160,22 +166,17 @@ export class Scheduler {
   /** Queues a request. Throws OptionError INPUT_TOO_LONG, INPUT_CACHE_BUSY; VernierError QUEUE_FULL. */
   submit(sequence: Sequence): void {
     const { kept } = sequence;
-    this.checkFits(sequence.promptLength, sequence.maxNewTokens);
+    this.checkFits(sequence);
     if (kept?.user !== undefined) {
       const message =
         "cache: another request is using it; a cache serves one request at a time, so await that one first";
       throw new OptionError("INPUT_CACHE_BUSY", message, { field: "cache" });
     }
     const { maxQueue } = this.limits;
-    // What is admitted in the next step does not wait, hence does not count.
-    if (this.#queue.length >= maxQueue && !(this.#queue.length === 0 && this.#fits(sequence))) {
-      throw new VernierError(
-        "QUEUE_FULL",
-        `${this.#queue.length} requests wait already, at most ${maxQueue} may; try later`,
-        {
-          limit: maxQueue,
-        },
-      );
+    // Requests for which slots are free start with the next step: they do not count as waiting.
+    if (this.#queue.length >= maxQueue + this.#freeSlots.length) {
+      const message = `${this.#queue.length} requests wait already, at most ${maxQueue} may; try again later`;
+      throw new VernierError("QUEUE_FULL", message, { limit: maxQueue });
     }
     if (kept !== undefined) kept.user = sequence;
     this.#queue.push(sequence);
@@ -224,12 +225,6 @@ export class Scheduler {
     for (const sequence of plan.owners) this.#count(sequence, 1);
   }
 
-  /** Appends a generated token. */
-  accept(sequence: Sequence, token: number): void {
-    assert(sequence.state === "running", "accept: the sequence is not running");
-    sequence.ids.push(token);
-  }
-
   /** Takes a sequence out, whatever its state; its place goes back to the pool, or to the conversation it belongs to. */
   end(sequence: Sequence): void {
     const { state, kept, place } = sequence;
@@ -240,7 +235,10 @@ export class Scheduler {
     sequence.place = undefined;
     if (kept !== undefined) kept.user = undefined;
     if (place === undefined) return;
-    if (kept === undefined || kept.dropped) return this.#release(place);
+    if (kept === undefined || kept.dropped) {
+      this.#release(place);
+      return;
+    }
     kept.ids = sequence.ids.slice(0, sequence.computed);
     kept.place = place;
     kept.lastUsed = ++this.#clock;
@@ -363,4 +361,9 @@ export class Scheduler {
     this.#freeSlots.push(place.slot);
     this.#freePages.push(...place.pages);
   }
+}
+
+/** n − 1 … 0: a stack whose lowest numbers are taken first. */
+function countdown(n: number): number[] {
+  return Array.from({ length: n }, (_, i) => n - 1 - i);
 }

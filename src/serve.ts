@@ -8,12 +8,13 @@ interface Active {
   credit: number;
   /** Called when credit arrives or the request is cancelled. */
   wake?: () => void;
-  reply?: { resolve: (value: unknown) => void; reject: (error: unknown) => void };
+  readonly questions: Map<number, PromiseWithResolvers<unknown>>;
 }
 
 /** Answers every request that arrives at `port`, until the port is closed by its owner. */
 export function serve(port: Port<FromWorker, ToWorker>, methods: Methods): void {
   const active = new Map<number, Active>();
+  let nextQuestion = 1;
 
   port.listen((message) => {
     if (message.kind === "call" || message.kind === "stream") {
@@ -30,11 +31,12 @@ export function serve(port: Port<FromWorker, ToWorker>, methods: Methods): void 
       case "cancel":
         request.abort.abort();
         request.wake?.();
-        request.reply?.reject(request.abort.signal.reason);
+        for (const answer of request.questions.values()) answer.reject(request.abort.signal.reason);
         break;
       case "reply":
-        if (message.error !== undefined) request.reply?.reject(errorFromData(message.error));
-        else request.reply?.resolve(message.value);
+        if (message.error === undefined) request.questions.get(message.question)?.resolve(message.value);
+        else request.questions.get(message.question)?.reject(errorFromData(message.error));
+        request.questions.delete(message.question);
         break;
       default:
         message satisfies never;
@@ -43,7 +45,8 @@ export function serve(port: Port<FromWorker, ToWorker>, methods: Methods): void 
 
   async function run(message: ToWorker & { kind: "call" | "stream" }): Promise<void> {
     const { id, method, argument } = message;
-    const request: Active = { abort: new AbortController(), credit: message.kind === "stream" ? message.credit : 0 };
+    const credit = message.kind === "stream" ? message.credit : 0;
+    const request: Active = { abort: new AbortController(), credit, questions: new Map() };
     active.set(id, request);
     const context: CallContext = {
       signal: request.abort.signal,
@@ -51,7 +54,8 @@ export function serve(port: Port<FromWorker, ToWorker>, methods: Methods): void 
       ask: (value, transfer) => ask(id, request, value, transfer),
     };
     try {
-      if (!Object.hasOwn(methods, method)) throw new InternalError("INTERNAL", `no method ${method} behind the boundary`);
+      if (!Object.hasOwn(methods, method))
+        throw new InternalError("INTERNAL", `no method ${method} behind the boundary`);
       const answer = methods[method](argument as never, context);
       const value = message.kind === "stream" ? await pump(id, request, answer as AsyncGenerator) : await answer;
       port.post({ kind: "done", id, value }, buffersOf(value));
@@ -79,10 +83,11 @@ export function serve(port: Port<FromWorker, ToWorker>, methods: Methods): void 
 
   function ask(id: number, request: Active, value: unknown, transfer?: ArrayBuffer[]): Promise<unknown> {
     if (request.abort.signal.aborted) return Promise.reject(request.abort.signal.reason);
-    return new Promise((resolve, reject) => {
-      request.reply = { resolve, reject };
-      port.post({ kind: "ask", id, value }, transfer);
-    });
+    const question = nextQuestion++;
+    const answer = Promise.withResolvers<unknown>();
+    request.questions.set(question, answer);
+    port.post({ kind: "ask", id, question, value }, transfer);
+    return answer.promise;
   }
 }
 

@@ -19,22 +19,44 @@ export interface Tap {
   readonly layout: TapLayout;
 }
 
-/** Collects the taps of one recording. `wants` is asked first, so that what nobody looks at is neither kept nor unfused. */
+/** Gives the tensor that takes the place of `like` at a tap, or undefined. */
+export type Replace = (key: string, like: Tensor, layout: TapLayout) => Tensor | undefined;
+
+/**
+ * Collects the taps of one recording. `wants` is asked first, so that what nobody looks at is neither kept nor unfused.
+ * With `replacements` a recording reads reference values where the network would read its own: see precision/diff.ts.
+ */
 export class Taps {
   readonly list: Tap[] = [];
   readonly #wants: (key: string) => boolean;
+  readonly #replacements?: { has(key: string): boolean; make: Replace };
 
   /** @param wants which keys (`model.layers.0.mlp:out`, without the step) are wanted. */
-  constructor(wants: (key: string) => boolean = () => false) {
+  constructor(
+    wants: (key: string) => boolean = () => false,
+    replacements?: { has(key: string): boolean; make: Replace },
+  ) {
     this.#wants = wants;
+    this.#replacements = replacements;
   }
 
   wants(key: string): boolean {
     return this.#wants(key);
   }
 
+  /** True when somebody looks at this tap or writes to it: then nothing may be fused across it. */
+  touches(key: string): boolean {
+    return this.#wants(key) || this.#replacements?.has(key) === true;
+  }
+
   put(key: string, tensor: Tensor, layout: TapLayout): void {
     if (this.wants(key)) this.list.push({ key, tensor, layout });
+  }
+
+  /** `put`, and what the network shall go on with: the tensor, or its replacement. */
+  pass(key: string, tensor: Tensor, layout: TapLayout): Tensor {
+    this.put(key, tensor, layout);
+    return (this.#replacements?.has(key) && this.#replacements.make(key, tensor, layout)) || tensor;
   }
 }
 

@@ -14,8 +14,8 @@ function webPort(): Port<FromWorker, ToWorker> {
 async function nodePort(): Promise<Port<FromWorker, ToWorker>> {
   const { parentPort } = await import("node:worker_threads");
   return {
-    post: (message, transfer) => parentPort?.postMessage(message, transfer),
-    listen: (listener) => parentPort?.on("message", listener),
+    post: (message, transfer = []) => parentPort?.postMessage(message, transfer),
+    listen: (listener) => void parentPort?.on("message", (message) => listener(message as ToWorker)),
   };
 }
 

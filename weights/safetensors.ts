@@ -53,7 +53,8 @@ export interface SafetensorsHeader {
 
 /** Of the format itself. */
 const HEADER_LIMIT = 100_000_000;
-/** Of ours: far above what any model has, far below what could hurt. */
+/** Of ours: far above what any model has, far below what could hurt. They bound the time and memory of a header of 100 MB. */
+const COUNT_LIMIT = 2 ** 18;
 const RANK_LIMIT = 32;
 const NAME_LIMIT = 4096;
 const METADATA_LIMIT = 16 * 2 ** 20;
@@ -100,8 +101,8 @@ export function headerLength(prefix: Uint8Array, fileSize: number, file = "safet
 /**
  * The header of a safetensors file. `bytes` begin at the file's start and hold at least the header; `fileSize` is the
  * whole file's. Accepts what the official implementation accepts, except: a name twice, a name of more than 4 KiB, more
- * than 32 dimensions, a size of 2^53 bits or more, metadata of more than 16 MiB, duplicate or null metadata, and tensors
- * that are not written as objects. Throws ModelFileError ST_*.
+ * than 2^18 tensors or 32 dimensions, a product of dimensions of 2^53 bits or more, metadata that is null, has a key twice
+ * or exceeds 16 MiB, and tensors that are not written as objects. Throws ModelFileError ST_*.
  */
 export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safetensors file"): SafetensorsHeader {
   const dataOffset = 8 + headerLength(bytes, fileSize, file);
@@ -129,14 +130,17 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safeten
 
   // The parts of the tensor being read; undefined: not seen yet.
   let dtype: SafetensorsDType | undefined;
-  let shape: number[] | undefined;
-  let offsets: number[] | undefined;
+  let shape: Shape | undefined;
+  let offsets = -1; // how many; −1: not seen yet
+  let begin = 0;
+  let end = 0;
+  const dims: number[] = []; // reused: a copy of it has just the room it needs
 
   const readDimension = (index: number): void => {
     if (index >= RANK_LIMIT) throw bad("ST_RANK", "shape", `more than ${RANK_LIMIT} dimensions`, { limit: RANK_LIMIT });
     const dim = json.integer();
     if (dim === undefined) throw bad("ST_SHAPE", "shape", `dimension ${index} is not a non-negative integer`);
-    shape!.push(dim);
+    dims.push(dim);
   };
 
   const readOffset = (index: number): void => {
@@ -151,13 +155,14 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safeten
     if (offset > Number.MAX_SAFE_INTEGER) {
       throw bad("ST_OFFSET", "data_offsets", `entry ${index} is beyond 2^53 − 1`, { limit: dataSize });
     }
-    offsets!.push(offset);
+    if (index === 0) begin = offset;
+    else end = offset;
+    offsets = index + 1;
   };
 
   const readField = (key: string): void => {
-    const seen = key === "dtype" ? dtype : key === "shape" ? shape : key === "data_offsets" ? offsets : undefined;
-    if (seen !== undefined) throw bad("ST_HEADER_JSON", key, "given twice");
     if (key === "dtype") {
+      if (dtype !== undefined) throw bad("ST_HEADER_JSON", key, "given twice");
       const value = json.string(32);
       if (typeof value !== "string" || !Object.hasOwn(DTYPE_BITS, value)) {
         const found =
@@ -170,10 +175,13 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safeten
       }
       dtype = value as SafetensorsDType;
     } else if (key === "shape") {
-      shape = [];
+      if (shape !== undefined) throw bad("ST_HEADER_JSON", key, "given twice");
+      dims.length = 0;
       if (!json.array(readDimension)) throw bad("ST_SHAPE", "shape", "must be an array of dimensions");
+      shape = dims.slice();
     } else if (key === "data_offsets") {
-      offsets = [];
+      if (offsets >= 0) throw bad("ST_HEADER_JSON", key, "given twice");
+      offsets = 0;
       if (!json.array(readOffset)) throw bad("ST_OFFSET_NOT_INTEGER", "data_offsets", "must be [begin, end]");
     } else {
       json.skip(); // fields of a later version of the format
@@ -181,14 +189,14 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safeten
   };
 
   const readTensor = (): SafetensorsTensor => {
-    dtype = shape = offsets = undefined;
+    dtype = shape = undefined;
+    offsets = -1;
     if (!json.object(readField))
       throw bad("ST_HEADER_JSON", "entry", "must be an object with dtype, shape and data_offsets");
     if (dtype === undefined) throw bad("ST_DTYPE", "dtype", "is missing");
     if (shape === undefined) throw bad("ST_SHAPE", "shape", "is missing");
-    if (offsets === undefined) throw bad("ST_OFFSET", "data_offsets", "is missing");
-    const [begin, end] = offsets as number[];
-    if ((offsets as number[]).length !== 2) throw bad("ST_OFFSET", "data_offsets", "must have two entries");
+    if (offsets !== 2)
+      throw bad("ST_OFFSET", "data_offsets", `must be [begin, end], has ${Math.max(offsets, 0)} entries`);
     if (begin > end)
       throw bad("ST_OFFSET", "data_offsets", `begin ${begin} is after end ${end}`, { actual: begin, limit: end });
     const byteLength = tensorBytes(dtype, shape, bad);
@@ -217,18 +225,16 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safeten
         return;
       }
       if (key.length > NAME_LIMIT / 3 && new TextEncoder().encode(key).length > NAME_LIMIT) throw onLongKey(at);
-      if (tensors.has(key)) throw bad("ST_DUPLICATE_NAME", "name", "given twice", { offset: at });
+      const before = tensors.size;
+      if (before === COUNT_LIMIT)
+        throw bad("ST_COUNT", "header", `more than ${COUNT_LIMIT} tensors`, { limit: COUNT_LIMIT });
       tensors.set(key, readTensor());
+      if (tensors.size === before) throw bad("ST_DUPLICATE_NAME", "name", "given twice", { offset: at });
     },
     { keyBytes: 6 * NAME_LIMIT, onLongKey }, // a byte may be written as \u0000
   );
   if (!isObject) {
-    throw fault(
-      file,
-      "ST_HEADER_JSON",
-      { field: "header", offset: 8 },
-      () => `header: must be a JSON object; ${DAMAGED}`,
-    );
+    throw fault(file, "ST_HEADER_JSON", { field: "header", offset: 8 }, `header: must be a JSON object; ${DAMAGED}`);
   }
   json.finish();
   checkCoverage(tensors, dataOffset, dataSize, file);
@@ -237,12 +243,7 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safeten
 
 type Details = { offset?: number; limit?: number | bigint; actual?: unknown };
 
-function fault(
-  file: string,
-  code: string,
-  details: Details & { field: string; tensor?: string },
-  message: () => string,
-) {
+function fault(file: string, code: string, details: Details & { field: string; tensor?: string }, message: string) {
   return new ModelFileError(code, `${quote(file)}: ${message}`, { file, ...details });
 }
 

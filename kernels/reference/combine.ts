@@ -1,7 +1,7 @@
 // combine: the weighted sum of what a row's experts answered.
 
 export interface CombineArgs {
-  readonly out: Float32Array; // [T, D]
+  readonly out: Float32Array | Float64Array; // [T, D]
   readonly y: Float32Array; // [T·K, D]
   readonly weights: Float32Array; // [T, K]
   readonly rows: number; // live rows ≤ T

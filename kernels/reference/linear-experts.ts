@@ -2,7 +2,7 @@
 import { dot } from "./linear.ts";
 
 export interface LinearExpertsArgs {
-  readonly out: Float32Array; // [T·K, N]
+  readonly out: Float32Array | Float64Array; // [T·K, N]
   readonly x: Float32Array; // [T, M] or [T·K, M]
   readonly experts: Int32Array; // [T, K]
   readonly weight: Float32Array; // [E, N, M]

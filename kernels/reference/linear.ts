@@ -1,7 +1,7 @@
 // linear: rows times a transposed matrix, as torch.nn.Linear. The weight is f32 here: packed formats are decoded first.
 
 export interface LinearArgs {
-  readonly out: Float32Array; // [T, N]
+  readonly out: Float32Array | Float64Array; // [T, N]; f64 to see a sum before it is rounded
   readonly x: Float32Array; // [T, M]
   readonly weight: Float32Array; // [N, M]
   readonly bias?: Float32Array; // [N]

@@ -3,7 +3,7 @@
 import type { Activation, NormOptions, Tensor } from "../backend.ts";
 import type { ConfigReader } from "../config.ts";
 import type { Architecture, BaseConfig, Net, TensorSpec, TensorTable } from "../model.ts";
-import { type RopeSpec, readRope } from "../rope.ts";
+import { type RopeDefaults, type RopeSpec, readRope } from "../rope.ts";
 import { HIDDEN } from "../tap.ts";
 
 export interface LlamaConfig extends BaseConfig {
@@ -35,7 +35,7 @@ export interface LlamaDefaults {
   readonly numKeyValueHeads?: number;
   /** Default: hidden_size / num_attention_heads. */
   readonly headDim?: number;
-  readonly ropeTheta?: number;
+  readonly rope?: Omit<RopeDefaults, "headDim" | "maxPositionEmbeddings">;
   readonly tieWordEmbeddings?: boolean;
   /** The key of the activation, and its value. Default `hidden_act`, `silu`. */
   readonly activation?: readonly [key: string, value: "silu" | "gelu_pytorch_tanh"];
@@ -58,7 +58,9 @@ export function readLlama(json: ConfigReader, defaults: LlamaDefaults): LlamaCon
   const headDim = given ?? hiddenSize / numAttentionHeads;
   const [activationKey, activation] = defaults.activation ?? ["hidden_act", "silu"];
   json.string(activationKey, { default: activation, oneOf: [activation] });
-  const maxPositionEmbeddings = json.positiveInt("max_position_embeddings", { default: defaults.maxPositionEmbeddings });
+  const maxPositionEmbeddings = json.positiveInt("max_position_embeddings", {
+    default: defaults.maxPositionEmbeddings,
+  });
   const bias = json.boolean("attention_bias", { default: false });
   return {
     modelType: json.string("model_type"),
@@ -77,7 +79,7 @@ export function readLlama(json: ConfigReader, defaults: LlamaDefaults): LlamaCon
     headNorms: false,
     biases: { qkv: bias, o: bias, mlp: false },
     windows: Array(numHiddenLayers).fill(undefined),
-    ropes: { default: readRope(json, { headDim, maxPositionEmbeddings, theta: defaults.ropeTheta }) },
+    ropes: { default: readRope(json, { ...defaults.rope, headDim, maxPositionEmbeddings }) },
     layerRopes: Array(numHiddenLayers).fill("default"),
   };
 }
@@ -173,16 +175,22 @@ export function mlp({ config, ops, taps, w, maybe }: Net<LlamaConfig>, i: number
   return out;
 }
 
-type Block = (net: Net<LlamaConfig>, i: number, x: Tensor) => Tensor;
+/** A block of a layer: [T, D], normed → [T, D] */
+type Block<C extends LlamaConfig> = (net: Net<C>, i: number, x: Tensor) => Tensor;
 
 /** A layer of the family: a norm before each block, the residual around both. */
-export function preNormLayer(net: Net<LlamaConfig>, i: number, x: Tensor, blocks: { attend: Block; feed: Block }): Tensor {
+export function preNormLayer<C extends LlamaConfig>(
+  net: Net<C>,
+  i: number,
+  x: Tensor,
+  { attend, feed }: { attend: Block<C>; feed: Block<C> },
+): Tensor {
   const { config, ops, w } = net;
   const at = `model.layers.${i}`;
   const normed = ops.rmsNorm(x, w(`${at}.input_layernorm.weight`), config.norm);
-  const attended = blocks.attend(net, i, normed);
+  const attended = attend(net, i, normed);
   const [sum, normedSum] = ops.addNorm(x, attended, w(`${at}.post_attention_layernorm.weight`), config.norm);
-  return ops.add(sum, blocks.feed(net, i, normedSum));
+  return ops.add(sum, feed(net, i, normedSum));
 }
 
 export const llama: Architecture<LlamaConfig> = {
@@ -208,7 +216,7 @@ export const llama: Architecture<LlamaConfig> = {
     window: config.windows[layer],
   }),
 
-  embed: ({ ops, step, w }) => ops.embed(step.tokens, w("model.embed_tokens.weight")),
+  embed: ({ ops, step, w }) => ops.embed(step, w("model.embed_tokens.weight")),
 
   layer: (net, i, x) => preNormLayer(net, i, x, { attend: attention, feed: mlp }),
 

@@ -79,7 +79,7 @@ export const mixtral: Architecture<MoeConfig> = {
       maxPositionEmbeddings: 131_072,
       rmsNormEps: 1e-5,
       numKeyValueHeads: 8,
-      ropeTheta: 1e6,
+      rope: { theta: 1e6 },
     });
     return {
       ...config,
@@ -108,5 +108,5 @@ export const mixtral: Architecture<MoeConfig> = {
       };
     }),
 
-  layer: (net, i, x) => preNormLayer(net, i, x, { attend: attention, feed: () => mixture(net, i, x) }),
+  layer: (net, i, x) => preNormLayer(net, i, x, { attend: attention, feed: mixture }),
 };

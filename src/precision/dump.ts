@@ -51,7 +51,7 @@ export async function dump(runner: Runner, options: DumpOptions): Promise<Dump> 
       selected: [],
       lengths: tokens.map(() => ids.length),
     };
-    const traced = await runner.trace(batch, wants, ids.length);
+    const traced = await runner.trace(batch, { wants, keys: ids.length });
     const named = [
       ...ropeTaps(runner, batch.positions, ids.length, wants),
       ...traced.map(({ tap, values }) => inHfShape(runner, tap, values, step, ids.length)),
@@ -191,19 +191,24 @@ function repeatRows(values: Float32Array, width: number, times: number): Float32
 
 /** Tables after the embedding, caches after the rotated queries: where Hugging Face's forward makes them. */
 function executionOrder(tensors: readonly DumpTensor[]): DumpTensor[] {
-  const rotary = tensors.filter(({ key }) => key.startsWith("model.rotary_emb:"));
-  const caches = tensors.filter(({ key }) => /:[kv]_cache$/.test(key));
+  const isTable = ({ key }: DumpTensor) => key.startsWith("model.rotary_emb:");
+  const isCache = ({ key }: DumpTensor) => /:[kv]_cache$/.test(key);
+  const waiting = new Set(tensors.filter((tensor) => isTable(tensor) || isCache(tensor)));
   const ordered: DumpTensor[] = [];
-  const left = new Set([...rotary, ...caches]);
-  const take = (some: readonly DumpTensor[]) => {
-    for (const tensor of some) if (left.delete(tensor)) ordered.push(tensor);
+  const release = (which: (tensor: DumpTensor) => boolean) => {
+    for (const tensor of waiting) {
+      if (!which(tensor)) continue;
+      waiting.delete(tensor);
+      ordered.push(tensor);
+    }
   };
   for (const tensor of tensors) {
-    if (left.has(tensor)) continue;
-    if (!tensor.key.startsWith("model.embed_tokens:")) take(rotary);
-    if (/:(probs|ctx)$/.test(tensor.key)) take(caches.filter(({ key }) => layerOf(key) === layerOf(tensor.key)));
+    if (isTable(tensor) || isCache(tensor)) continue;
+    if (!tensor.key.startsWith("model.embed_tokens:")) release(isTable);
+    if (/:(probs|ctx)$/.test(tensor.key))
+      release((other) => isCache(other) && layerOf(other.key) === layerOf(tensor.key));
     ordered.push(tensor);
   }
-  take([...rotary, ...caches]);
+  release(() => true);
   return ordered;
 }

@@ -1,28 +1,200 @@
+// Between strings and token ids: the tokenizer of a checkpoint, equal id for id to the `tokenizers` library of Hugging Face.
+// Byte-pair models only. `clean_up_tokenization_spaces` is not followed: it removes spaces a model meant, and needs look-ahead.
+
 import type { ModelFiles } from "../../weights/files.ts";
+import { ModelFileError, OptionError } from "../errors.ts";
+import { type AddedToken, AddedTokens } from "./added-tokens.ts";
+import { Bpe } from "./bpe.ts";
+import type { DecodeStream } from "./decoder.ts";
+import { Fields, readJson } from "./json.ts";
+import {
+  MAX_TOKENIZER_BYTES,
+  MAX_TOKENIZER_DEPTH,
+  parseTokenizer,
+  TOKENIZER_FILE,
+  type TokenizerSpec,
+} from "./tokenizer-file.ts";
+
 export interface EncodeOptions {
+  /** Whether to add what the model expects around a text, as `<s>`. Default true; false for rendered chat templates. */
   addSpecialTokens?: boolean;
+  /** Whether special tokens written in the text become those tokens. Default true; false for text of strangers. */
   allowSpecial?: boolean;
 }
+
 export interface DecodeOptions {
+  /** Whether to leave special tokens out of the text. Default false. */
   skipSpecialTokens?: boolean;
 }
+
+/** Text of tokens as they come; the pieces put together are `decode` of all ids. O(1) per token, amortised. */
 export interface StreamDecoder {
+  /** Text that is final. Characters whose bytes are not complete are held back. Throws OptionError TOK_ID_RANGE. */
   push(id: number): string;
+  /** What was held back; U+FFFD stands for a character that never was completed. */
   end(): string;
 }
+
 export interface Tokenizer {
+  /** Rows of the embedding; every id is less. */
+  readonly vocabSize: number;
+  readonly specialIds: ReadonlySet<number>;
+  /** As in tokenizer_config.json, for templates. */
+  readonly bosToken?: string;
+  readonly eosToken?: string;
+  readonly unkToken?: string;
+  readonly padToken?: string;
+  /** Lone surrogates become U+FFFD. Throws OptionError INPUT_TEXT for text of more than 2^24 UTF-16 units. */
+  encode(text: string, options?: EncodeOptions): number[];
+  /** Ids below vocabSize that have no token give no text. Throws OptionError TOK_ID_RANGE. */
+  decode(ids: readonly number[], options?: DecodeOptions): string;
+  stream(options?: DecodeOptions): StreamDecoder;
+  idOf(token: string): number | undefined;
+  tokenOf(id: number): string | undefined;
+}
+
+const CONFIG_FILE = "tokenizer_config.json";
+const SPECIAL_FILE = "special_tokens_map.json";
+const MAX_CONFIG_BYTES = 16 * 2 ** 20;
+/** The regular expression engine of V8 gives up on single pieces of about three times this. */
+const MAX_TEXT = 2 ** 24;
+const NAMED = ["bos_token", "eos_token", "unk_token", "pad_token"] as const;
+
+/**
+ * Reads tokenizer.json, and tokenizer_config.json and special_tokens_map.json where they exist. `vocabSize` is the number of
+ * rows of the embedding. Throws ModelFileError FILE_MISSING, or a code TOK_… that names the file and the field.
+ */
+export async function loadTokenizer(files: ModelFiles, { vocabSize }: { vocabSize: number }): Promise<Tokenizer> {
+  const limits = { prefix: "TOK", maxDepth: MAX_TOKENIZER_DEPTH } as const;
+  const optional = async (name: string) => {
+    return (await files.has(name)) ? readJson(files, name, { ...limits, maxBytes: MAX_CONFIG_BYTES }) : {};
+  };
+  const json = await readJson(files, TOKENIZER_FILE, { ...limits, maxBytes: MAX_TOKENIZER_BYTES });
+  const [special, config] = [await optional(SPECIAL_FILE), await optional(CONFIG_FILE)];
+  return createTokenizer(json, { ...Object(special), ...Object(config) }, { vocabSize });
+}
+
+/** The same from parsed files; `config` is tokenizer_config.json, or {}. */
+export function createTokenizer(json: unknown, config: unknown, { vocabSize }: { vocabSize: number }): Tokenizer {
+  try {
+    return new BpeTokenizer(parseTokenizer(json, vocabSize), new Fields(config, CONFIG_FILE, "TOK_CONFIG"), vocabSize);
+  } catch (error) {
+    if (!(error instanceof ModelFileError) || error.file !== undefined) throw error;
+    const { code, message, field, limit, actual, cause } = error;
+    const details = { file: TOKENIZER_FILE, field, limit, actual, cause };
+    throw new ModelFileError(code, `${TOKENIZER_FILE}: ${message}`, details);
+  }
+}
+
+class BpeTokenizer implements Tokenizer {
   readonly vocabSize: number;
   readonly specialIds: ReadonlySet<number>;
   readonly bosToken?: string;
   readonly eosToken?: string;
   readonly unkToken?: string;
   readonly padToken?: string;
-  encode(text: string, options?: EncodeOptions): number[];
-  decode(ids: readonly number[], options?: DecodeOptions): string;
-  stream(options?: DecodeOptions): StreamDecoder;
-  idOf(token: string): number | undefined;
-  tokenOf(id: number): string | undefined;
+  readonly #spec: TokenizerSpec;
+  readonly #bpe: Bpe;
+  readonly #added: readonly AddedToken[];
+  /** Looked for in text as it comes, and in normalised text. */
+  readonly #raw = new AddedTokens();
+  readonly #normalized = new AddedTokens();
+  readonly #idOf: ReadonlyMap<string, number>;
+
+  constructor(spec: TokenizerSpec, config: Fields, vocabSize: number) {
+    this.vocabSize = vocabSize;
+    this.#spec = spec;
+    this.#bpe = new Bpe(spec.bpe);
+    const [bos, eos, unk, pad] = NAMED.map((name) => tokenText(config, name));
+    [this.bosToken, this.eosToken, this.unkToken, this.padToken] = [bos, eos, unk, pad];
+    this.#added = withNamed(spec, [bos, eos, unk, pad]);
+    for (const token of this.#added) {
+      if (!token.normalized) this.#raw.add(token.content, token);
+      else this.#normalized.add(spec.normalize?.(token.content) ?? token.content, token);
+    }
+    this.specialIds = new Set(this.#added.filter(({ special }) => special).map(({ id }) => id));
+    const ids = new Map(spec.bpe.vocab);
+    for (const { content, id } of this.#added) ids.set(content, id);
+    this.#idOf = ids;
+  }
+
+  encode(text: string, { addSpecialTokens = true, allowSpecial = true }: EncodeOptions = {}): number[] {
+    if (text.length > MAX_TEXT) {
+      const message = `text: ${text.length} UTF-16 units, the limit is ${MAX_TEXT}; encode it in parts`;
+      throw new OptionError("INPUT_TEXT", message, { field: "text", limit: MAX_TEXT, actual: text.length });
+    }
+    const { normalize, preTokenize, prefix, suffix } = this.#spec;
+    const ids: number[] = addSpecialTokens ? [...prefix] : [];
+    for (const section of this.#raw.split(text.toWellFormed(), { start: true, allowSpecial })) {
+      if ("id" in section) {
+        ids.push(section.id);
+        continue;
+      }
+      const normal = normalize?.(section.text) ?? section.text;
+      for (const part of this.#normalized.split(normal, { start: section.start, allowSpecial })) {
+        if ("id" in part) {
+          ids.push(part.id);
+          continue;
+        }
+        for (const piece of preTokenize?.([part.text], part.start) ?? [part.text]) {
+          if (piece !== "") this.#bpe.encode(piece, ids);
+        }
+      }
+    }
+    if (addSpecialTokens) ids.push(...suffix);
+    return ids;
+  }
+
+  decode(ids: readonly number[], options?: DecodeOptions): string {
+    const stream = this.stream(options);
+    const parts = ids.map((id) => stream.push(id));
+    return parts.join("") + stream.end();
+  }
+
+  stream({ skipSpecialTokens = false }: DecodeOptions = {}): StreamDecoder {
+    const stream: DecodeStream = this.#spec.decoder();
+    return {
+      push: (id) => {
+        const token = this.#checked(id);
+        return token === undefined || (skipSpecialTokens && this.specialIds.has(id)) ? "" : stream.push(token);
+      },
+      end: () => stream.end(),
+    };
+  }
+
+  idOf(token: string): number | undefined {
+    return this.#idOf.get(token);
+  }
+
+  tokenOf(id: number): string | undefined {
+    return this.#spec.tokens[id];
+  }
+
+  #checked(id: number): string | undefined {
+    if (!Number.isInteger(id) || id < 0 || id >= this.vocabSize) {
+      const message = `id: expected an integer from 0 to ${this.vocabSize - 1}, got ${id}`;
+      throw new OptionError("TOK_ID_RANGE", message, { field: "id", limit: this.vocabSize - 1, actual: id });
+    }
+    return this.#spec.tokens[id];
+  }
 }
-export async function loadTokenizer(_files: ModelFiles, _options: { vocabSize: number }): Promise<Tokenizer> {
-  throw new Error("not written yet");
+
+/** A named token is a string, or an object with its content. */
+function tokenText(config: Fields, name: string): string | undefined {
+  const value = config.get(name) ?? undefined;
+  if (value === undefined || typeof value === "string") return value;
+  return config.object(name).string("content");
+}
+
+/** The tokens named in tokenizer_config.json are special, even if tokenizer.json knows them as plain words of the vocabulary. */
+function withNamed(spec: TokenizerSpec, named: readonly (string | undefined)[]): AddedToken[] {
+  const all = new Map(spec.added.map((token) => [token.content, token]));
+  for (const content of named) {
+    if (content === undefined || content === "") continue;
+    const id = all.get(content)?.id ?? spec.bpe.vocab.get(content);
+    if (id === undefined || all.get(content)?.special) continue;
+    const flags = { special: true, singleWord: false, lstrip: false, rstrip: false, normalized: false };
+    all.set(content, { ...flags, ...all.get(content), id, content, special: true });
+  }
+  return [...all.values()];
 }

@@ -1,0 +1,103 @@
+// Numbers that the kernels and their host (backends/cpu) must agree on: op codes, where a program's fields are, how a
+// control block and a thread's scratch are laid out. Plain constants, so that both languages read this one file.
+
+// --- Op codes. The arguments of an op are those of its case in `program.ts`.
+export const OP_EMBED = 1;
+export const OP_LINEAR = 2;
+export const OP_COLUMNS = 3;
+export const OP_RMS_NORM = 4;
+export const OP_ROPE = 5;
+export const OP_KV_APPEND = 6;
+export const OP_ATTENTION = 7;
+export const OP_ATTENTION_PROBS = 8;
+export const OP_GLU = 9;
+export const OP_ADD = 10;
+export const OP_SOFTCAP = 11;
+export const OP_ROUTE = 12;
+export const OP_GROUP = 13;
+export const OP_LINEAR_EXPERTS = 14;
+export const OP_COMBINE = 15;
+export const OP_GATHER_ROWS = 16;
+export const OP_ARGMAX = 17;
+export const OP_ADVANCE = 18;
+export const OP_ADD_NORM = 19;
+export const OP_QKV_HEADS = 20;
+export const OP_GATE_UP = 21;
+export const OP_EXPERTS_UP = 22;
+export const OP_EXPERTS_DOWN = 23;
+export const OP_LINEAR_ARGMAX = 24;
+export const OP_ARGMAX_TILES = 25;
+
+// --- Weight formats.
+export const F32 = 0;
+export const F16 = 1;
+export const BF16 = 2;
+export const INT8 = 3;
+export const MXFP4 = 4;
+
+// --- Activations.
+export const SILU = 0;
+export const GELU_TANH = 1;
+export const SWIGLU_OAI = 2;
+
+// --- A program: a header, then one record per op. Offsets in bytes.
+export const PROGRAM_OPS = 0; // i32: how many
+export const PROGRAM_COUNTERS = 4; // pointer to i32 [ops], all zero between runs: the next task of each op
+export const PROGRAM_HEADER = 64;
+export const OP_BYTES = 128;
+export const OP_CODE = 0;
+export const OP_BARRIER = 4; // 1: all threads must have finished the ops before this one
+export const OP_LIVE = 8; // pointer to i32 [1], the number of live rows; 0: all
+export const OP_ROWS = 12; // capacity T
+export const OP_ARGS = 16; // i32 or f32 [28]
+
+// --- The control block, shared by all threads of a backend. One cache line for each word that many threads write.
+export const CONTROL_START = 0; // i32: bumped to start a run
+export const CONTROL_PROGRAM = 4;
+export const CONTROL_STOP = 8; // i32: 1 asks the helpers to return
+export const CONTROL_FAILED = 12; // i32: 1 once a thread died or a barrier timed out
+export const CONTROL_TIMEOUT_MS = 16; // i32: how long a barrier waits for the others
+export const CONTROL_SPINS = 20; // i32: how often a barrier looks before it sleeps
+export const CONTROL_SCRATCH = 24; // pointer to the threads' scratch
+export const CONTROL_WAKEUPS = 28; // i32: how often helpers woke to look for a run
+export const CONTROL_ARRIVED = 64;
+export const CONTROL_GENERATION = 128;
+export const CONTROL_SLEEPERS = 192; // i32: threads asleep in a barrier
+export const CONTROL_IDLE = 256; // i32: helpers asleep between runs
+/** Look-up constants that kernels load once per call: V8 rebuilds a v128 constant at each use. */
+export const CONTROL_TABLES = 320;
+export const TABLE_FP4_LOW = 0; // u8 [16]: low bytes of the FP4 values as bfloat16
+export const TABLE_FP4_HIGH = 16; // u8 [16]: high bytes
+export const TABLE_FP4 = 32; // f32 [16]
+export const TABLE_BYTES = 96;
+export const CONTROL_BYTES = 448;
+
+// --- A KV cache descriptor: i32 words.
+export const CACHE_KEYS = 0; // pointer: f32 [G, segments, d, 16], a segment is 16 slots
+export const CACHE_VALUES = 4; // pointer: f32 [G, segments · 16, d]
+export const CACHE_SEGMENTS = 8;
+export const CACHE_KV_HEADS = 12;
+export const CACHE_HEAD_DIM = 16;
+export const CACHE_PAGE_SIZE = 20; // positions per page; 0: a ring
+export const CACHE_STRIDE = 24; // slots of a page or ring, a multiple of 16
+export const CACHE_LIMIT = 28; // number of pages, or of sequences
+export const CACHE_BYTES = 32;
+
+// --- Products. TILE output rows are interleaved so that a SIMD lane is an output row; K is walked in blocks of BLOCK
+// columns whose sums are added up second. Both fix the order of every sum, so they are part of the numbers.
+export const TILE = 32;
+export const BLOCK = 128;
+/** Rows of x that share one decoded block of weights. */
+export const ROW_BLOCK = 256;
+
+// --- A thread's scratch. Offsets in bytes.
+export const SCRATCH_PANEL = 0; // f32 [BLOCK, TILE]: a decoded block of weights
+export const SCRATCH_TOTALS = 16384; // f32 [ROW_BLOCK, TILE]
+export const SCRATCH_TOTALS_UP = 49152; // f32 [ROW_BLOCK, TILE]: the second product of gate and up
+export const SCRATCH_ROWS = 81920; // pointers [ROW_BLOCK]: where each row of x is
+export const SCRATCH_SCALES = 82944; // f32 [TILE]
+export const SCRATCH_MISC = 83072; // attention: scores and (max, sum) pairs; route: taken experts; heads: one head
+export const SCRATCH_BYTES = 98304;
+/** Attention: how many query rows share a pass over the keys, and how many query heads may share a key head. */
+export const ATTENTION_ROWS = 8;
+export const ATTENTION_GROUP = 128;

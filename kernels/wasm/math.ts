@@ -1,0 +1,82 @@
+// The arithmetic that kernels share: multiply-add, exp and tanh. Knows nothing of tensors.
+//
+// `exp4` is for arguments that are exact in f32 (softmax). Gated units compute in f64, since the rounding of an f32 argument of
+// size a alone costs a half ulps in its exponential.
+
+/** a · b + c: one rounding in the relaxed variants (where the machine has a fused multiply-add), two in the others. */
+export function madd(a: v128, b: v128, c: v128): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) return f32x4.relaxed_madd(a, b, c);
+  return f32x4.add(f32x4.mul(a, b), c);
+}
+
+/** a[0] + a[1] + a[2] + a[3], in pairs. */
+export function sum4(a: v128): f32 {
+  return (
+    f32x4.extract_lane(a, 0) + f32x4.extract_lane(a, 1) + (f32x4.extract_lane(a, 2) + f32x4.extract_lane(a, 3))
+  );
+}
+
+/** e^x in f32, within 1 ulp; 0 below −87.3. Coefficients of Cephes' expf (Moshier, 1992). */
+export function exp4(x: v128): v128 {
+  const clamped = f32x4.max(f32x4.min(x, f32x4.splat(88.0)), f32x4.splat(-87.3));
+  const n = f32x4.nearest(f32x4.mul(clamped, f32x4.splat(1.44269504088896341)));
+  // ln 2 in two parts: n times the first is exact.
+  let r = f32x4.sub(clamped, f32x4.mul(n, f32x4.splat(0.693359375)));
+  r = f32x4.add(r, f32x4.mul(n, f32x4.splat(2.12194440e-4)));
+  let p = madd(f32x4.splat(1.9875691500e-4), r, f32x4.splat(1.3981999507e-3));
+  p = madd(p, r, f32x4.splat(8.3334519073e-3));
+  p = madd(p, r, f32x4.splat(4.1665795894e-2));
+  p = madd(p, r, f32x4.splat(1.6666665459e-1));
+  p = madd(p, r, f32x4.splat(5.0000001201e-1));
+  p = f32x4.add(madd(p, f32x4.mul(r, r), r), f32x4.splat(1));
+  const scaled = i32x4.add(p, i32x4.shl(i32x4.trunc_sat_f32x4_s(n), 23));
+  return v128.andnot(scaled, f32x4.lt(x, f32x4.splat(-87.3)));
+}
+
+export function exp1(x: f32): f32 {
+  return f32x4.extract_lane(exp4(f32x4.splat(x)), 0);
+}
+
+/** e^x in f64 for |x| ≤ 700, within 1e-14: Taylor to degree 11 on |r| ≤ ln 2 / 2. */
+export function exp2(x: v128): v128 {
+  const clamped = f64x2.max(f64x2.min(x, f64x2.splat(700)), f64x2.splat(-700));
+  // Adding 1.5 · 2^52 rounds to an integer and leaves it in the low bits.
+  const shifted = f64x2.add(f64x2.mul(clamped, f64x2.splat(1.4426950408889634)), f64x2.splat(6755399441055744.0));
+  const n = f64x2.sub(shifted, f64x2.splat(6755399441055744.0));
+  let r = f64x2.sub(clamped, f64x2.mul(n, f64x2.splat(6.93147180369123816490e-1)));
+  r = f64x2.sub(r, f64x2.mul(n, f64x2.splat(1.90821492927058770002e-10)));
+  let p = f64x2.splat(1.0 / 39916800.0);
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 3628800.0));
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 362880.0));
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 40320.0));
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 5040.0));
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 720.0));
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 120.0));
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 24.0));
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 6.0));
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(0.5));
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1));
+  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1));
+  return i64x2.add(p, i64x2.shl(shifted, 52));
+}
+
+/** tanh in f64: two terms of its series below 0.001, where 1 − 2 / (e^2x + 1) would cancel. */
+export function tanh2(x: v128): v128 {
+  const one = f64x2.splat(1);
+  const e = exp2(f64x2.add(x, x));
+  const far = f64x2.sub(one, f64x2.div(f64x2.splat(2), f64x2.add(e, one)));
+  const near = f64x2.mul(x, f64x2.sub(one, f64x2.mul(f64x2.mul(x, x), f64x2.splat(1.0 / 3.0))));
+  return v128.bitselect(near, far, f64x2.lt(f64x2.abs(x), f64x2.splat(0.001)));
+}
+
+/** The low and the high two lanes of an f32x4 as f64x2. */
+export function low2(x: v128): v128 {
+  return f64x2.promote_low_f32x4(x);
+}
+export function high2(x: v128): v128 {
+  return f64x2.promote_low_f32x4(v128.shuffle<f32>(x, x, 2, 3, 0, 1));
+}
+/** Two f64x2 as one f32x4. */
+export function narrow(low: v128, high: v128): v128 {
+  return v128.shuffle<f32>(f32x4.demote_f64x2_zero(low), f32x4.demote_f64x2_zero(high), 0, 1, 4, 5);
+}

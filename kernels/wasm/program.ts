@@ -1,0 +1,169 @@
+// The op list of a recorded program, walked by every thread: each does its share of an op, then all meet at a barrier where
+// the next op needs it. This is the module's entry: all that the host calls is exported here.
+import { add } from "./add";
+import { advance } from "./advance";
+import { argmax, argmaxTiles, linearArgmax } from "./argmax";
+import { attention, attentionProbs } from "./attention";
+import { columns } from "./columns";
+import { combine } from "./combine";
+import { embed } from "./embed";
+import { expertsDown, expertsUp, gateUp } from "./feed-forward";
+import { gatherRows } from "./gather-rows";
+import { glu } from "./glu";
+import { kvAppend, qkvHeads } from "./kv";
+import {
+  OP_ADD,
+  OP_ADD_NORM,
+  OP_ADVANCE,
+  OP_ARGMAX,
+  OP_ARGMAX_TILES,
+  OP_ARGS,
+  OP_ATTENTION,
+  OP_ATTENTION_PROBS,
+  OP_BARRIER,
+  OP_BYTES,
+  OP_CODE,
+  OP_COLUMNS,
+  OP_COMBINE,
+  OP_EMBED,
+  OP_EXPERTS_DOWN,
+  OP_EXPERTS_UP,
+  OP_GATE_UP,
+  OP_GATHER_ROWS,
+  OP_GLU,
+  OP_GROUP,
+  OP_KV_APPEND,
+  OP_LINEAR,
+  OP_LINEAR_ARGMAX,
+  OP_LINEAR_EXPERTS,
+  OP_LIVE,
+  OP_QKV_HEADS,
+  OP_RMS_NORM,
+  OP_ROPE,
+  OP_ROUTE,
+  OP_ROWS,
+  OP_SOFTCAP,
+  PROGRAM_COUNTERS,
+  PROGRAM_HEADER,
+  PROGRAM_OPS,
+} from "./layout";
+import { linear } from "./linear";
+import { linearExperts } from "./linear-experts";
+import { addNorm, rmsNorm } from "./rms-norm";
+import { rope } from "./rope";
+import { group, route } from "./route";
+import { softcap } from "./softcap";
+import { awaitStart, barrier, join, start, useCounter } from "./threads";
+
+export { join };
+export { pack, unpackRow } from "./weights";
+
+let record: usize = 0;
+
+/** Argument i of the current op: an integer or a pointer, or a float. */
+function p(i: i32): i32 {
+  return load<i32>(record + OP_ARGS + (<usize>i << 2));
+}
+function f(i: i32): f32 {
+  return load<f32>(record + OP_ARGS + (<usize>i << 2));
+}
+
+/** Live rows: what the step says, at most the capacity. */
+function liveRows(): i32 {
+  const capacity = load<i32>(record, OP_ROWS);
+  const live = <usize>load<u32>(record, OP_LIVE);
+  return live == 0 ? capacity : max(0, min(load<i32>(live), capacity));
+}
+
+/** This thread's share of the current op. */
+function step(): void {
+  const rows = liveRows();
+  switch (load<i32>(record, OP_CODE)) {
+    case OP_EMBED:
+      return embed(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), f(7));
+    case OP_LINEAR:
+      return linear(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7));
+    case OP_COLUMNS:
+      return columns(rows, p(0), p(1), p(2), p(3), p(4));
+    case OP_RMS_NORM: // p(0): runs per row
+      return rmsNorm(rows * p(0), p(1), p(2), p(3), p(4), f(5), f(6));
+    case OP_ROPE:
+      return rope(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8));
+    case OP_KV_APPEND:
+      return kvAppend(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6));
+    case OP_ATTENTION:
+      return attention(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8), p(9), p(10), f(11));
+    case OP_ATTENTION_PROBS:
+      return attentionProbs(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8), p(9), p(10), f(11), p(12));
+    case OP_GLU: // p(0): runs per row
+      return glu(rows * p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8));
+    case OP_ADD: // p(0): elements per row
+      return add(rows * p(0), p(1), p(2), p(3));
+    case OP_SOFTCAP:
+      return softcap(rows * p(0), p(1), p(2), f(3));
+    case OP_ROUTE:
+      return route(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6));
+    case OP_GROUP: // p(0): slots per row
+      return group(rows * p(0), p(1), p(2), p(3));
+    case OP_LINEAR_EXPERTS:
+      return linearExperts(rows * p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), p(13));
+    case OP_COMBINE:
+      return combine(rows, p(0), p(1), p(2), p(3), p(4));
+    case OP_GATHER_ROWS:
+      return gatherRows(rows, p(0), p(1), p(2), p(3), p(4));
+    case OP_ARGMAX:
+      return argmax(rows, p(0), p(1), p(2));
+    case OP_ADVANCE:
+      return advance(rows, p(0), p(1), p(2), p(3));
+    case OP_ADD_NORM:
+      return addNorm(rows, p(0), p(1), p(2), p(3), p(4), p(5), f(6), f(7));
+    case OP_QKV_HEADS:
+      // biome-ignore format: one line
+      return qkvHeads(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), f(11), f(12), p(13), p(14), p(15), p(16), p(17), p(18), p(19), p(20), p(21));
+    case OP_GATE_UP:
+      // biome-ignore format: one line
+      return gateUp(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), f(13));
+    case OP_EXPERTS_UP:
+      // biome-ignore format: one line
+      return expertsUp(rows * p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), p(13), p(14), p(15), f(16));
+    case OP_EXPERTS_DOWN:
+      return expertsDown(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11));
+    case OP_LINEAR_ARGMAX:
+      return linearArgmax(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7));
+    case OP_ARGMAX_TILES:
+      return argmaxTiles(rows, p(0), p(1), p(2));
+    default:
+      unreachable();
+  }
+}
+
+/** False: a thread died or a barrier timed out. */
+function walk(program: usize): bool {
+  const count = load<i32>(program, PROGRAM_OPS);
+  const counters = <usize>load<u32>(program, PROGRAM_COUNTERS);
+  for (let i = 0; i < count; i++) {
+    record = program + PROGRAM_HEADER + <usize>i * OP_BYTES;
+    if (load<i32>(record, OP_BARRIER) != 0 && !barrier(0, 0)) return false;
+    useCounter(counters + (<usize>i << 2));
+    step();
+  }
+  return barrier(counters, <usize>count << 2);
+}
+
+/** Thread 0: one run of a program, this thread's part included. 0, or 1 if a thread was lost. */
+export function run(program: usize): i32 {
+  start(program);
+  return walk(program) ? 0 : 1;
+}
+
+/** A helper thread: runs what thread 0 starts, until it is asked to stop or a thread is lost. */
+export function help(control: usize): void {
+  if (!ASC_FEATURE_THREADS) return;
+  let seen = 0;
+  for (;;) {
+    const program = awaitStart(seen);
+    if (program == 0) return;
+    seen++;
+    if (!walk(program)) return;
+  }
+}

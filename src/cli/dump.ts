@@ -1,0 +1,87 @@
+// `vernier dump`: every intermediate tensor of a prompt and its greedy continuation, in the format of PyTorch's exporter.
+// Node only.
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { Command, Option } from "commander";
+import { OptionError } from "../errors.ts";
+import { DEVICES, type DeviceName } from "../options.ts";
+import { dump } from "../precision/dump.ts";
+import { writeDump } from "../precision/dump-file.ts";
+import { checkIds, openSession } from "../precision/session.ts";
+import { numbers, printJson, readJsonArgument } from "./common.ts";
+import { ProgressBar } from "./progress.ts";
+
+interface Flags {
+  ids: string;
+  decode: number;
+  device: DeviceName;
+  threads?: number;
+  taps: string;
+  fusion: "on" | "off";
+  out: string;
+  json?: boolean;
+}
+
+export function dumpCommand(): Command {
+  return new Command("dump")
+    .description("write every intermediate tensor in Hugging Face's names and shapes, for comparison with PyTorch")
+    .argument("<model>", "folder of a checkpoint")
+    .requiredOption("--ids <list>", "token ids of the prompt, 1,2,3 or @file.json")
+    .option("--decode <n>", "greedy steps after the prompt", Number, 0)
+    .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
+    .option("--threads <n>", "CPU threads", Number)
+    .option("--taps <regex>", "which tensors, by path and port (layers\\.0\\..*:out); none: logits only", ".")
+    .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
+    .requiredOption("--out <base>", "writes <base>.safetensors and <base>.json")
+    .option("--json", "print one line of JSON about what was written")
+    .action(run);
+}
+
+async function run(model: string, flags: Flags): Promise<void> {
+  const ids = flags.ids.startsWith("@")
+    ? ((await readJsonArgument("--ids", flags.ids)) as number[])
+    : numbers(flags.ids);
+  const { decode, device, threads, fusion, out } = flags;
+  if (!Number.isSafeInteger(decode) || decode < 0) {
+    throw new OptionError("OPTION_RANGE", `--decode: expected a whole number from 0, got ${decode}`, {
+      field: "--decode",
+    });
+  }
+  const wants = flags.taps === "none" ? () => false : matcher(flags.taps);
+  const bar = new ProgressBar("loading");
+  await using session = await openSession({
+    source: { kind: "path", path: model },
+    device,
+    threads,
+    fusion,
+    promptLength: Math.max(1, ids.length),
+    length: Math.max(1, ids.length) + decode,
+    onProgress: bar.update,
+  }).finally(() => bar.end());
+  const { runner } = session;
+  checkIds(ids, runner.vocabSize);
+  const result = await dump(runner, { ids, decode, wants });
+  await writeDump(out, result, {
+    model,
+    modelType: runner.config.modelType,
+    config: await readFile(join(model, "config.json")),
+    backend: { name: session.device, description: runner.backend.caps.description, threads, fusion },
+  });
+  const summary = { out, tensors: result.tensors.length, greedy: result.greedy };
+  if (flags.json) printJson(summary);
+  else process.stderr.write(`${out}.safetensors, ${out}.json: ${summary.tensors} tensors\n`);
+}
+
+/** A tap is wanted when its name matches; with or without the step in front, as users see it in the files. */
+function matcher(pattern: string): (key: string) => boolean {
+  try {
+    const regex = new RegExp(pattern.replace(/^\^?\d+\//, ""));
+    return (key) => regex.test(key);
+  } catch (cause) {
+    throw new OptionError("OPTION_RANGE", `--taps: not a regular expression: ${(cause as Error).message}`, {
+      field: "--taps",
+      actual: pattern,
+      cause,
+    });
+  }
+}

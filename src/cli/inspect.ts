@@ -1,0 +1,34 @@
+// `vernier inspect`: what a checkpoint is and whether it fits, from its config and headers. Node only.
+import { Command } from "commander";
+import { inspect } from "../language-model.ts";
+import { printJson } from "./common.ts";
+import { formatBytes } from "./progress.ts";
+
+export function inspectCommand(): Command {
+  return new Command("inspect")
+    .description("architecture, tensors and memory of a checkpoint; loads no weights")
+    .argument("[model]", "folder or address of a checkpoint (default: the embedded demo model)")
+    .option("--context <n>", "tokens to keep keys and values for", Number)
+    .option("--json", "print one line of JSON and nothing else")
+    .action(run);
+}
+
+async function run(source: string | undefined, flags: { context?: number; json?: boolean }): Promise<void> {
+  const model = await inspect(source ?? "demo", { contextLength: flags.context });
+  const available = process.availableMemory();
+  const fits = model.memory.total <= available;
+  if (flags.json) return printJson({ ...model, memory: { ...model.memory, available, fits } });
+
+  const { memory, architecture, parameters, layers, vocabSize, maxContextLength } = model;
+  const lines = [
+    `architecture  ${architecture}, ${layers} layers, vocabulary ${vocabSize}`,
+    `parameters    ${(parameters / 1e6).toFixed(1)} M`,
+    `context       ${memory.contextLength} of ${maxContextLength} tokens`,
+    ...Object.entries(model.formats).map(([format, { tensors, bytes }]) => `${format.padEnd(13)} ${tensors} tensors, ${formatBytes(bytes)}`),
+    `memory        ${formatBytes(memory.weights)} weights + ${formatBytes(memory.kv)} keys and values = ${formatBytes(memory.total)}`,
+    `              ${fits ? "fits" : "does not fit"}: ${formatBytes(available)} are available`,
+    "",
+    ...model.tensors.map(({ name, shape, format }) => `${name.padEnd(56)} ${format.padEnd(6)} [${shape.join(", ")}]`),
+  ];
+  process.stdout.write(`${lines.join("\n")}\n`);
+}

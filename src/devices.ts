@@ -1,0 +1,102 @@
+// Which devices this build and this machine have, and the backend for a name. Backends are loaded only when they are
+// chosen. Knows nothing of models.
+import type { Backend } from "./backend.ts";
+import { DeviceError } from "./errors.ts";
+import type { DeviceName } from "./options.ts";
+
+export interface DeviceInfo {
+  name: Exclude<DeviceName, "auto">;
+  available: boolean;
+  /** Whether `device: "auto"` takes it here. */
+  chosen: boolean;
+  /** One line: what it is and why it is chosen or not, or why it is missing and how to get it. */
+  detail: string;
+}
+
+export interface BackendOptions {
+  threads?: number;
+}
+
+type Name = DeviceInfo["name"];
+
+interface Device {
+  /** Why it cannot be used here, and what to do about it; undefined when it can. */
+  missing?(): string | undefined;
+  describe(): Promise<string>;
+  create(options: BackendOptions): Promise<Backend>;
+}
+
+/** In the order in which `auto` looks at them. `reference` is asked for by name only: it is right, not fast. */
+const DEVICES: Readonly<Record<Name, Device>> = {
+  ascend: absent("Huawei Ascend NPUs: this build has no Ascend backend yet"),
+  webgpu: absent("GPUs: this build has no WebGPU backend yet"),
+  cpu: {
+    async describe() {
+      const { describeCpu } = await import("../backends/cpu/index.ts");
+      return describeCpu();
+    },
+    async create({ threads }) {
+      const { createCpuBackend } = await import("../backends/cpu/index.ts");
+      return createCpuBackend({ threads });
+    },
+  },
+  tfjs: absent("TensorFlow.js, a second opinion on numbers: this build has no tfjs backend yet"),
+  reference: {
+    describe: async () => "scalar JavaScript with f64 accumulation, one thread: the judge of the others, slow",
+    async create() {
+      const { createReferenceBackend } = await import("../backends/reference/index.ts");
+      return createReferenceBackend();
+    },
+  },
+};
+
+const AUTO_ORDER: readonly Name[] = ["ascend", "webgpu", "cpu"];
+
+function absent(what: string): Device {
+  const missing = () => `${what}; use cpu until it has`;
+  const fail = async () => {
+    throw new DeviceError("DEVICE_UNAVAILABLE", missing());
+  };
+  return { missing, describe: fail, create: fail };
+}
+
+function chooseAuto(): { chosen: Name; passed: readonly Name[] } {
+  const at = AUTO_ORDER.findIndex((name) => DEVICES[name].missing?.() === undefined);
+  return { chosen: AUTO_ORDER[at], passed: AUTO_ORDER.slice(0, at) };
+}
+
+/** All devices, also those that are missing. Loads no model and starts no thread. */
+export async function listDevices(): Promise<DeviceInfo[]> {
+  const { chosen } = chooseAuto();
+  return Promise.all(
+    (Object.keys(DEVICES) as Name[]).map(async (name) => {
+      const missing = DEVICES[name].missing?.();
+      const detail = missing ?? (await DEVICES[name].describe());
+      return { name, available: missing === undefined, chosen: name === chosen, detail };
+    }),
+  );
+}
+
+/**
+ * The backend for a name. `auto` takes the first of ascend, webgpu and cpu that is there, and `why` says in one line what it
+ * chose and why the ones before were not.
+ * @throws DeviceError DEVICE_UNAVAILABLE when a device that was asked for by name is missing: it is never replaced.
+ */
+export async function createBackend(
+  device: DeviceName,
+  options: BackendOptions,
+): Promise<{ backend: Backend; name: Name; why?: string }> {
+  if (device !== "auto") {
+    const missing = DEVICES[device].missing?.();
+    if (missing !== undefined) throw new DeviceError("DEVICE_UNAVAILABLE", `device ${device}: ${missing}`);
+    return { backend: await DEVICES[device].create(options), name: device };
+  }
+  const { chosen, passed } = chooseAuto();
+  const backend = await DEVICES[chosen].create(options);
+  const reasons = passed.map((name) => `${name}: ${DEVICES[name].missing?.()}`);
+  return {
+    backend,
+    name: chosen,
+    why: `device: ${chosen} (${backend.caps.description}). Not taken: ${reasons.join("; ")}`,
+  };
+}

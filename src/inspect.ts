@@ -1,0 +1,151 @@
+// What a model is and what memory it needs, from its config and the headers of its files: no weight is read. Knows nothing of
+// devices beyond the formats they keep packed.
+import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
+import type { ModelFiles } from "../weights/files.ts";
+import { readJson } from "../weights/json.ts";
+import { openBlobs, openUrl } from "../weights/web.ts";
+import { type Shape, sizeOf, type WeightFormat } from "./backend.ts";
+import { readConfig } from "./config.ts";
+import { OptionError } from "./errors.ts";
+import type { Architecture, BaseConfig } from "./model.ts";
+
+/** Where a model's files are, as it crosses the worker boundary. */
+export type Source =
+  | { readonly kind: "demo" }
+  | { readonly kind: "path"; readonly path: string }
+  | { readonly kind: "fileUrl" | "url"; readonly url: string }
+  | { readonly kind: "blobs"; readonly blobs: ReadonlyMap<string, Blob> };
+
+export interface TensorSummary {
+  /** Name in the architecture's table: Hugging Face's parameter path. */
+  readonly name: string;
+  readonly shape: Shape;
+  readonly format: WeightFormat;
+  readonly byteLength: number;
+}
+
+export interface ModelSummary {
+  /** `model_type`, such as `gpt_oss`. */
+  readonly architecture: string;
+  readonly parameters: number;
+  readonly layers: number;
+  readonly vocabSize: number;
+  /** What the model was made for. */
+  readonly maxContextLength: number;
+  readonly formats: Readonly<Partial<Record<WeightFormat, { tensors: number; parameters: number; bytes: number }>>>;
+  readonly tensors: readonly TensorSummary[];
+  readonly memory: MemoryNeed;
+}
+
+/** Bytes. */
+export interface MemoryNeed {
+  /** Weights as they are stored. */
+  readonly weights: number;
+  /** Keys and values of `contextLength` positions, f32. */
+  readonly kv: number;
+  readonly total: number;
+  readonly contextLength: number;
+}
+
+/** A model whose config and headers are read, and nothing else. */
+export interface OpenModel {
+  readonly files: ModelFiles;
+  readonly architecture: Architecture;
+  readonly config: BaseConfig;
+  readonly configJson: unknown;
+  readonly checkpoint: Checkpoint;
+}
+
+export async function openSource(source: Source): Promise<ModelFiles> {
+  switch (source.kind) {
+    case "blobs":
+      return openBlobs(source.blobs);
+    case "url":
+      return openUrl(source.url);
+    case "demo":
+      return openAddress(
+        new URL(import.meta.url.endsWith(".ts") ? "../weights/demo/" : "../../weights/demo/", import.meta.url),
+      );
+    case "fileUrl":
+      return openAddress(new URL(source.url));
+    case "path": {
+      const { openDirectory } = await import("../weights/directory.ts");
+      return openDirectory(source.path);
+    }
+    default:
+      return source satisfies never;
+  }
+}
+
+/** The demo's own address and `file:` addresses: folders in Node, something to fetch in a browser. */
+async function openAddress(url: URL): Promise<ModelFiles> {
+  if (url.protocol !== "file:") return openUrl(url.href);
+  const [{ fileURLToPath }, { openDirectory }] = await Promise.all([
+    import("node:url"),
+    import("../weights/directory.ts"),
+  ]);
+  return openDirectory(fileURLToPath(url));
+}
+
+/** Whoever opens it closes its checkpoint. Throws ModelFileError, ConfigError, UnsupportedModelError. */
+export async function openModel(source: Source): Promise<OpenModel> {
+  const files = await openSource(source);
+  const configJson = await readConfigFile(files, "config.json");
+  const { architecture, config } = readConfig(configJson);
+  return { files, architecture, config, configJson, checkpoint: await openCheckpoint(files) };
+}
+
+/** Real config files have some kilobytes; longrope lists make some tens of them. */
+export function readConfigFile(files: ModelFiles, name: string): Promise<unknown> {
+  return readJson(files, name, { limitBytes: 16 * 2 ** 20 });
+}
+
+/**
+ * @param options.contextLength for the memory of keys and values; default what `load` would take: the model's own, at most
+ *   4096.
+ */
+export function summarize(
+  { architecture, config, checkpoint }: OpenModel,
+  options: { contextLength?: number } = {},
+): ModelSummary {
+  const contextLength = options.contextLength ?? Math.min(config.maxPositionEmbeddings, 4096);
+  if (contextLength > config.maxPositionEmbeddings) {
+    const limit = config.maxPositionEmbeddings;
+    const message = `contextLength: the model was made for at most ${limit} tokens, got ${contextLength}`;
+    throw new OptionError("OPTION_RANGE", message, { field: "contextLength", limit, actual: contextLength });
+  }
+  const tensors = Object.entries(architecture.tensors(config)).map(([name, spec]): TensorSummary => {
+    const source = checkpoint.source(name, spec);
+    const byteLength = source.byteLength("data") + source.byteLength("scales");
+    return { name, shape: source.shape, format: source.format, byteLength };
+  });
+  const formats: Record<string, { tensors: number; parameters: number; bytes: number }> = {};
+  for (const { shape, format, byteLength } of tensors) {
+    formats[format] ??= { tensors: 0, parameters: 0, bytes: 0 };
+    formats[format].tensors++;
+    formats[format].parameters += sizeOf(shape);
+    formats[format].bytes += byteLength;
+  }
+  const weights = tensors.reduce((sum, tensor) => sum + tensor.byteLength, 0);
+  const kv = kvBytes(architecture, config, contextLength);
+  return {
+    architecture: architecture.modelType,
+    parameters: tensors.reduce((sum, tensor) => sum + sizeOf(tensor.shape), 0),
+    layers: config.numHiddenLayers,
+    vocabSize: config.vocabSize,
+    maxContextLength: config.maxPositionEmbeddings,
+    formats,
+    tensors,
+    memory: { weights, kv, total: weights + kv, contextLength },
+  };
+}
+
+/** Sliding layers keep their window (and the largest chunk, which is not counted here), others every position. */
+function kvBytes(architecture: Architecture, config: BaseConfig, contextLength: number): number {
+  let bytes = 0;
+  for (let layer = 0; layer < config.numHiddenLayers; layer++) {
+    const { kvHeads, headDim, window } = architecture.kv(config, layer);
+    bytes += Math.min(window ?? contextLength, contextLength) * kvHeads * headDim * 2 * 4;
+  }
+  return bytes;
+}

@@ -1,0 +1,230 @@
+// Measures of the difference between a tensor and its reference, all in f64 (docs/numerics.md, section 2). Knows no
+// gates and no names: only numbers.
+
+/** Values to compare: `a` is always the one under test, `r` the reference. */
+export type Values = ArrayLike<number>;
+
+/** Unit round-off of an f32 accumulator. */
+export const F32_UNIT = 2 ** -24;
+
+/** Σ(a − r)² / Σr² over elements from … to − 1; 0 when both vanish, infinity when only the reference does or on NaN. */
+export function nmse(a: Values, r: Values, from = 0, to = r.length): number {
+  let error = 0;
+  let energy = 0;
+  for (let i = from; i < to; i++) {
+    if (Object.is(a[i], r[i])) {
+      energy += Number.isFinite(r[i]) ? r[i] * r[i] : 0;
+      continue;
+    }
+    error += (a[i] - r[i]) ** 2;
+    energy += r[i] * r[i];
+  }
+  if (error === 0) return 0;
+  const ratio = error / energy;
+  return Number.isNaN(ratio) ? Number.POSITIVE_INFINITY : ratio;
+}
+
+export interface At {
+  readonly value: number;
+  readonly index: number;
+}
+
+/** Largest |a − r| and where; infinity at the first place where only one is NaN or infinite. */
+export function maxAbs(a: Values, r: Values): At {
+  let worst: At = { value: 0, index: 0 };
+  for (let i = 0; i < r.length; i++) {
+    if (Object.is(a[i], r[i])) continue;
+    const difference = Math.abs(a[i] - r[i]);
+    if (Number.isNaN(difference)) return { value: Number.POSITIVE_INFINITY, index: i };
+    if (difference > worst.value) worst = { value: difference, index: i };
+  }
+  return worst;
+}
+
+/** Largest `nmse` among slices of `width` neighbours (a token, a head …); `index` counts slices. */
+export function worstSlice(a: Values, r: Values, width: number): At {
+  let worst: At = { value: 0, index: 0 };
+  for (let from = 0; from < r.length; from += width) {
+    const value = nmse(a, r, from, Math.min(from + width, r.length));
+    if (value > worst.value) worst = { value, index: from / width };
+  }
+  return worst;
+}
+
+/** Largest `nmse` among the columns of rows of `width` (an output channel); `index` is the column. */
+export function worstColumn(a: Values, r: Values, width: number): At {
+  let worst: At = { value: 0, index: 0 };
+  const rows = r.length / width;
+  const pick = (values: Values, column: number) => Array.from({ length: rows }, (_, t) => values[t * width + column]);
+  for (let column = 0; column < width; column++) {
+    const value = nmse(pick(a, column), pick(r, column));
+    if (value > worst.value) worst = { value, index: column };
+  }
+  return worst;
+}
+
+/** Distance between neighbouring f32 numbers at x. */
+export function f32Spacing(x: number): number {
+  const magnitude = Math.abs(Math.fround(x));
+  if (magnitude < 2 ** -126) return 2 ** -149;
+  // Math.log2 can round up to the next integer just below a power of two.
+  const exponent = Math.floor(Math.log2(magnitude));
+  return 2 ** ((2 ** exponent > magnitude ? exponent - 1 : exponent) - 23);
+}
+
+/** |a − r| in units in the last place of f32 at r. */
+export function ulpF32(a: number, r: number): number {
+  if (Object.is(a, r)) return 0;
+  const difference = Math.abs(a - Math.fround(r)) / f32Spacing(r);
+  return Number.isNaN(difference) ? Number.POSITIVE_INFINITY : difference;
+}
+
+/** Below this magnitude relative errors say nothing: max(2⁻²⁰, 2⁻¹⁰ · rms(r)), as in msprobe's small-value domain. */
+export function smallValue(r: Values): number {
+  let squares = 0;
+  for (let i = 0; i < r.length; i++) squares += r[i] * r[i];
+  return Math.max(2 ** -20, 2 ** -10 * Math.sqrt(squares / Math.max(1, r.length)));
+}
+
+/** Largest `ulpF32` over elements outside the small-value domain. */
+export function maxUlpF32(a: Values, r: Values): At {
+  const small = smallValue(r);
+  let worst: At = { value: 0, index: 0 };
+  for (let i = 0; i < r.length; i++) {
+    if (Math.abs(r[i]) <= small) continue;
+    const value = ulpF32(a[i], r[i]);
+    if (value > worst.value) worst = { value, index: i };
+  }
+  return worst;
+}
+
+/** Largest (|a − r| − rtol · |r|) / atol: at most 1 iff torch.testing.assert_close holds. */
+export function closeness(a: Values, r: Values, { rtol, atol }: { rtol: number; atol: number }): At {
+  let worst: At = { value: 0, index: 0 };
+  for (let i = 0; i < r.length; i++) {
+    if (Object.is(a[i], r[i])) continue;
+    const excess = (Math.abs(a[i] - r[i]) - rtol * Math.abs(r[i])) / atol;
+    if (Number.isNaN(excess)) return { value: Number.POSITIVE_INFINITY, index: i };
+    if (excess > worst.value) worst = { value: excess, index: i };
+  }
+  return worst;
+}
+
+/** A matrix product in f64 with what its rounding errors are measured in. */
+export interface ExactProduct {
+  /** y₆₄ [rows, width] */
+  readonly exact: Float64Array;
+  /** Σ_k |x_k · w_k| (+ |bias|) for each of them. */
+  readonly magnitude: Float64Array;
+  /** K: how many terms each sum has. */
+  readonly terms: number;
+}
+
+/**
+ * Largest |y − y₆₄| / (u · Σ|x·w| + η): at most K for any order of summation in f32 (Higham's γ_K), about √K in practice.
+ * η = 2⁻¹⁵⁰ is what a product below the normal range can lose.
+ */
+export function gemmBound(y: Values, { exact, magnitude }: ExactProduct): At {
+  let worst: At = { value: 0, index: 0 };
+  for (let i = 0; i < exact.length; i++) {
+    const difference = Math.abs(y[i] - exact[i]);
+    if (Number.isNaN(difference)) return { value: Number.POSITIVE_INFINITY, index: i };
+    const value = difference / (F32_UNIT * magnitude[i] + 2 ** -150);
+    if (value > worst.value) worst = { value, index: i };
+  }
+  return worst;
+}
+
+/** Mean |a − r|. */
+export function meanAbs(a: Values, r: Values): number {
+  let sum = 0;
+  for (let i = 0; i < r.length; i++) sum += Object.is(a[i], r[i]) ? 0 : Math.abs(a[i] - r[i]);
+  return sum / Math.max(1, r.length);
+}
+
+/** Mean |a − r| / |r| outside the small-value domain, where relative errors mean something. */
+export function meanRelative(a: Values, r: Values): number {
+  const small = smallValue(r);
+  let sum = 0;
+  let count = 0;
+  for (let i = 0; i < r.length; i++) {
+    if (!(Math.abs(r[i]) > small)) continue;
+    sum += Math.abs(a[i] - r[i]) / Math.abs(r[i]);
+    count++;
+  }
+  return count === 0 ? 0 : sum / count;
+}
+
+/** Σ|a − r| / Σ|r| */
+export function relativeL1(a: Values, r: Values): number {
+  let error = 0;
+  let magnitude = 0;
+  for (let i = 0; i < r.length; i++) {
+    error += Object.is(a[i], r[i]) ? 0 : Math.abs(a[i] - r[i]);
+    magnitude += Math.abs(r[i]);
+  }
+  return error === 0 ? 0 : error / magnitude;
+}
+
+/** a·r / (‖a‖‖r‖); 1 when both vanish, 0 when one does. */
+export function cosine(a: Values, r: Values): number {
+  let [dot, aa, rr] = [0, 0, 0];
+  for (let i = 0; i < r.length; i++) {
+    dot += a[i] * r[i];
+    aa += a[i] * a[i];
+    rr += r[i] * r[i];
+  }
+  if (aa === 0 && rr === 0) return 1;
+  return aa === 0 || rr === 0 ? 0 : dot / Math.sqrt(aa * rr);
+}
+
+/** KL divergence Σ p_r (log p_r − log p_a) of each row of `width` logits, in f64 from the unrounded logits. */
+export function klDivergence(a: Values, r: Values, width: number): number[] {
+  const rows: number[] = [];
+  for (let from = 0; from < r.length; from += width) {
+    const [logA, logR] = [logSumExp(a, from, width), logSumExp(r, from, width)];
+    let sum = 0;
+    for (let i = from; i < from + width; i++) sum += Math.exp(r[i] - logR) * (r[i] - logR - (a[i] - logA));
+    rows.push(sum);
+  }
+  return rows;
+}
+
+function logSumExp(values: Values, from: number, width: number): number {
+  let max = Number.NEGATIVE_INFINITY;
+  for (let i = from; i < from + width; i++) max = Math.max(max, values[i]);
+  let sum = 0;
+  for (let i = from; i < from + width; i++) sum += Math.exp(values[i] - max);
+  return max + Math.log(sum);
+}
+
+/** Index of the largest value in a row, the lowest on a tie. */
+export function argmaxRow(values: Values, from: number, width: number): number {
+  let best = from;
+  for (let i = from + 1; i < from + width; i++) if (values[i] > values[best]) best = i;
+  return best - from;
+}
+
+/**
+ * Share of rows whose largest entry is the same. A different one counts as the same when the reference's lead over it is
+ * smaller than twice the largest difference of the row: a tie that rounding decides.
+ */
+export function top1Agreement(a: Values, r: Values, width: number): number {
+  let same = 0;
+  for (let from = 0; from < r.length; from += width) {
+    const [mine, theirs] = [argmaxRow(a, from, width), argmaxRow(r, from, width)];
+    let largest = 0;
+    for (let i = from; i < from + width; i++) largest = Math.max(largest, Math.abs(a[i] - r[i]));
+    if (mine === theirs || r[from + theirs] - r[from + mine] < 2 * largest) same++;
+  }
+  return same / Math.max(1, r.length / width);
+}
+
+/** NaN and infinities must stand at the same places with the same sign: the first place where they don't, or −1. */
+export function nonfiniteMismatch(a: Values, r: Values): number {
+  for (let i = 0; i < r.length; i++) {
+    if (Number.isFinite(a[i]) && Number.isFinite(r[i])) continue;
+    if (!Object.is(a[i], r[i])) return i;
+  }
+  return -1;
+}

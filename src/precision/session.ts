@@ -1,0 +1,72 @@
+// Opens a model for precision work: in this thread, with one sequence, and steps as long as the prompt. Node only.
+
+import { createBackend } from "../devices.ts";
+import { OptionError } from "../errors.ts";
+import type { Source } from "../inspect.ts";
+import { openModel } from "../inspect.ts";
+import type { DeviceName } from "../options.ts";
+import { type LoadProgress, Runner } from "../runner.ts";
+
+export interface SessionOptions {
+  readonly source: Source;
+  readonly device: DeviceName;
+  readonly threads?: number;
+  readonly fusion?: "on" | "off";
+  /** Rows of the longest step. */
+  readonly promptLength: number;
+  /** Positions in all. */
+  readonly length: number;
+  readonly onProgress?: (progress: LoadProgress) => void;
+}
+
+export interface Session extends AsyncDisposable {
+  readonly runner: Runner;
+  readonly device: string;
+  readonly threads?: number;
+}
+
+export async function openSession(options: SessionOptions): Promise<Session> {
+  const { source, device, threads, fusion, promptLength, length, onProgress } = options;
+  const open = await openModel(source);
+  try {
+    const limit = open.config.maxPositionEmbeddings;
+    if (length > limit) {
+      const message = `the prompt and its continuation have ${length} positions, the model was made for ${limit}`;
+      throw new OptionError("INPUT_TOO_LONG", message, { limit, actual: length });
+    }
+    const { backend, name } = await createBackend(device, { threads });
+    try {
+      const runner = await Runner.create({
+        ...open,
+        backend,
+        contextLength: length,
+        maxSequences: 1,
+        prefillChunk: promptLength,
+        fusion,
+        onProgress,
+      });
+      return { runner, device: name, threads, [Symbol.asyncDispose]: () => runner.dispose() };
+    } catch (error) {
+      await backend.dispose();
+      throw error;
+    }
+  } finally {
+    await open.checkpoint.close();
+  }
+}
+
+/** Ids that the model has: OptionError otherwise. */
+export function checkIds(ids: readonly number[], vocabSize: number): void {
+  if (ids.length === 0) throw new OptionError("INPUT_EMPTY", "ids: at least one token id is needed", { field: "ids" });
+  const wrong = ids.find((id) => !Number.isSafeInteger(id) || id < 0 || id >= vocabSize);
+  if (wrong === undefined) return;
+  throw new OptionError(
+    "INPUT_TOKEN",
+    `ids: ${wrong} is no token id, expected whole numbers from 0 to ${vocabSize - 1}`,
+    {
+      field: "ids",
+      limit: vocabSize - 1,
+      actual: wrong,
+    },
+  );
+}

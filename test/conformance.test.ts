@@ -1,0 +1,167 @@
+// The suite's own test: a reference backend with one thing wrong must be caught by the cases of that op.
+import { describe, expect, test } from "vitest";
+import { createReferenceBackend } from "../backends/reference/index.ts";
+import type { Backend, BaseOps, Tensor } from "../src/backend.ts";
+import { opCases, runCase } from "./conformance.ts";
+import { failure } from "./kernels/gates.ts";
+
+/** The ops of a backend with some of them done wrong. */
+type Mutation = (ops: BaseOps) => Partial<BaseOps>;
+
+function mutant(mutate: Mutation): Backend {
+  const backend = createReferenceBackend();
+  return {
+    ...backend,
+    record: (label, build) => backend.record(label, (ops) => build({ ...ops, ...mutate(ops as BaseOps) })),
+  };
+}
+
+/** Names of the cases of an op that a mutant fails. */
+async function caught(op: keyof BaseOps, mutate: Mutation): Promise<string[]> {
+  const backend = mutant(mutate);
+  const failed: string[] = [];
+  for (const opCase of opCases.filter((candidate) => candidate.op === op)) {
+    const checks = await runCase(backend, opCase);
+    if (checks.some((check) => failure(check) !== undefined)) failed.push(opCase.name);
+  }
+  return failed;
+}
+
+/** The sum of x and a copy of it scaled to almost nothing: a relative error of 2^-14. */
+const slightlyOff = (ops: BaseOps, x: Tensor) => ops.add(x, ops.softcap(x, 2 ** -14));
+
+const MUTATIONS: readonly { what: string; op: keyof BaseOps; mutate: Mutation }[] = [
+  {
+    what: "embed ignores the scale",
+    op: "embed",
+    mutate: (ops) => ({ embed: (step, table) => ops.embed(step, table) }),
+  },
+  { what: "linear drops the bias", op: "linear", mutate: (ops) => ({ linear: (x, weight) => ops.linear(x, weight) }) },
+  {
+    what: "linear is a little off",
+    op: "linear",
+    mutate: (ops) => ({ linear: (x, weight, bias) => slightlyOff(ops, ops.linear(x, weight, bias)) }),
+  },
+  {
+    what: "rmsNorm multiplies by w instead of 1 + w",
+    op: "rmsNorm",
+    mutate: (ops) => ({ rmsNorm: (x, weight, { eps }) => ops.rmsNorm(x, weight, { eps }) }),
+  },
+  {
+    what: "rmsNorm has another eps",
+    op: "rmsNorm",
+    mutate: (ops) => ({ rmsNorm: (x, weight, options) => ops.rmsNorm(x, weight, { ...options, eps: 2e-6 }) }),
+  },
+  {
+    what: "rope looks at positions instead of ropeRows",
+    op: "rope",
+    mutate: (ops) => ({
+      rope: (x, table, step, options) => ops.rope(x, table, { ...step, ropeRows: step.positions }, options),
+    }),
+  },
+  {
+    what: "the window is one key too long",
+    op: "attention",
+    mutate: (ops) => ({
+      attention: (q, cache, step, { window, ...options }) =>
+        ops.attention(q, cache, step, { ...options, window: window && window + 1 }),
+    }),
+  },
+  {
+    what: "the window is one key too short",
+    op: "attention",
+    mutate: (ops) => ({
+      attention: (q, cache, step, { window, ...options }) =>
+        ops.attention(q, cache, step, { ...options, window: window && Math.max(1, window - 1) }),
+    }),
+  },
+  {
+    what: "sinks are ignored",
+    op: "attention",
+    mutate: (ops) => ({
+      attention: (q, cache, step, options) => ops.attention(q, cache, step, { ...options, sinks: undefined }),
+    }),
+  },
+  {
+    what: "scores are not capped",
+    op: "attention",
+    mutate: (ops) => ({
+      attention: (q, cache, step, options) => ops.attention(q, cache, step, { ...options, softcap: undefined }),
+    }),
+  },
+  {
+    what: "all rows belong to sequence 0",
+    op: "attention",
+    mutate: (ops) => ({
+      attention: (q, cache, step, options) =>
+        ops.attention(q, cache, { ...step, sequences: zeroes(step.rows) }, options),
+    }),
+  },
+  {
+    what: "padding is appended",
+    op: "kvAppend",
+    mutate: (ops) => ({
+      kvAppend: (cache, k, v, step) => ops.kvAppend(cache, k, v, { ...step, count: constant(step.rows) }),
+    }),
+  },
+  {
+    what: "gate and up change places",
+    op: "glu",
+    mutate: (ops) => ({ glu: (gate, up, options) => ops.glu(up, gate, options) }),
+  },
+  {
+    what: "the limit is always 7",
+    op: "gluPacked",
+    mutate: (ops) => ({ gluPacked: (x, layout, { activation }) => ops.gluPacked(x, layout, { activation }) }),
+  },
+  {
+    what: "interleaved columns are read as halves",
+    op: "gluPacked",
+    mutate: (ops) => ({ gluPacked: (x, _, options) => ops.gluPacked(x, "halves", options) }),
+  },
+  {
+    what: "the router never normalises",
+    op: "route",
+    mutate: (ops) => ({ route: (logits, options) => ops.route(logits, { ...options, normalize: false }) }),
+  },
+  {
+    what: "the router's softmax is over all experts",
+    op: "route",
+    mutate: (ops) => ({ route: (logits, options) => ops.route(logits, { ...options, order: "softmax-topk" }) }),
+  },
+  {
+    what: "experts drop their bias",
+    op: "linearExperts",
+    mutate: (ops) => ({ linearExperts: (x, routing, weight) => ops.linearExperts(x, routing, weight) }),
+  },
+  {
+    what: "the tokens of a step are not advanced",
+    op: "advance",
+    mutate: (ops) => ({ advance: (step) => ops.advance(step, step.tokens) }),
+  },
+];
+
+/** Buffers of a backend of their own: the reference reads any of its tensors. */
+const scratch = createReferenceBackend();
+function constant(...values: number[]): Tensor {
+  const tensor = scratch.alloc([values.length], "i32", "constant");
+  scratch.write(tensor, new Uint8Array(Int32Array.from(values).buffer));
+  return tensor;
+}
+const zeroes = (length: number) => scratch.alloc([length], "i32", "zeroes");
+
+describe("the conformance suite notices", () => {
+  test.each(MUTATIONS)("$what", async ({ op, mutate }) => {
+    expect(await caught(op, mutate)).not.toEqual([]);
+  });
+
+  test("nothing wrong with the reference itself", async () => {
+    for (const op of new Set(MUTATIONS.map((mutation) => mutation.op)))
+      expect(await caught(op, () => ({}))).toEqual([]);
+  });
+});
+
+test("case names are unique, so that a seed names one case", () => {
+  const names = opCases.map(({ op, name }) => `${op} ${name}`);
+  expect(names.filter((name, i) => names.indexOf(name) !== i)).toEqual([]);
+});

@@ -1,0 +1,347 @@
+// A model's weights as named sources: one safetensors file or many with an index, plain tensors or packed ones. Knows the
+// names and layouts that checkpoints use; nothing of networks or devices.
+import { type Shape, sizeOf, type WeightFormat, type WeightPlane, type WeightSource } from "../src/backend.ts";
+import { assert, ModelFileError, quote, UnsupportedModelError, VernierError } from "../src/errors.ts";
+import type { TensorSpec } from "../src/model.ts";
+import type { ModelFile, ModelFiles } from "./files.ts";
+import { INDEX_FILE, readIndex } from "./index-file.ts";
+import { MXFP4_NAN_SCALE } from "./mxfp4.ts";
+import { readHeader, type SafetensorsDType, type SafetensorsTensor } from "./safetensors.ts";
+import { concatenated, planeBytes, transposed, widened } from "./sources.ts";
+
+const SINGLE_FILE = "model.safetensors";
+
+export interface CheckpointTensor {
+  readonly name: string;
+  /** Logical shape: that of the values, however they are packed. */
+  readonly shape: Shape;
+  /** As stored; `MXFP4` for a pair of blocks and scales. */
+  readonly dtype: SafetensorsDType | "MXFP4";
+  /** undefined: not a format that weights can have. */
+  readonly format?: WeightFormat;
+  /** In the file, all planes. */
+  readonly byteLength: number;
+}
+
+export interface Checkpoint {
+  /** What messages call it: the folder's path or the address. */
+  readonly label: string;
+  /** Packed pairs are one tensor, under the name without `_blocks` and `_scales`. */
+  readonly tensors: ReadonlyMap<string, CheckpointTensor>;
+  /** Of all tensors. */
+  readonly byteLength: number;
+  has(name: string): boolean;
+  /**
+   * The weight that a network calls `name`. Throws UnsupportedModelError MODEL_TENSOR_MISSING, MODEL_SHAPE,
+   * UNSUPPORTED_FORMAT; its `read` throws ModelFileError WEIGHT_NOT_FINITE for an MXFP4 scale that is NaN.
+   */
+  source(name: string, spec: TensorSpec): WeightSource;
+  /** Tensors of the checkpoint that are not among `used` (names in the checkpoint). */
+  unused(used: Iterable<string>): string[];
+  close(): Promise<void>;
+}
+
+/** A tensor and where its planes are. */
+interface Stored extends CheckpointTensor {
+  readonly planes: Partial<Record<WeightPlane, { file: ModelFile; tensor: SafetensorsTensor }>>;
+}
+
+/**
+ * Opens the weights of a model: `model.safetensors`, or the shards of `model.safetensors.index.json`.
+ * Throws ModelFileError ST_*, INDEX_*, FILE_*; UnsupportedModelError for a folder that has its weights in another format.
+ */
+export async function openCheckpoint(files: ModelFiles): Promise<Checkpoint> {
+  const opened: ModelFile[] = [];
+  const close = async (): Promise<void> => {
+    await Promise.all(opened.splice(0).map((file) => file.close()));
+  };
+  try {
+    const tensors = await readTensors(files, opened);
+    return makeCheckpoint(files.label, packed(tensors), close);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+/** Every tensor of every file, as stored. */
+async function readTensors(files: ModelFiles, opened: ModelFile[]): Promise<Map<string, Stored>> {
+  const tensors = new Map<string, Stored>();
+
+  async function add(file: ModelFile): Promise<void> {
+    opened.push(file);
+    for (const tensor of (await readHeader(file)).tensors.values()) {
+      const { name, shape, dtype, byteLength } = tensor;
+      const other = tensors.get(name)?.planes.data?.file.name;
+      if (other !== undefined) {
+        const message = `${quote(INDEX_FILE)}: tensor ${quote(name)} is in two shards, ${quote(other)} and ${quote(file.name)}`;
+        throw new ModelFileError("INDEX_DUPLICATE", message, { file: INDEX_FILE, field: "weight_map", tensor: name });
+      }
+      tensors.set(name, { name, shape, dtype, format: FORMATS[dtype], byteLength, planes: { data: { file, tensor } } });
+    }
+  }
+
+  if (await files.has(SINGLE_FILE)) {
+    await add(await files.open(SINGLE_FILE));
+    return tensors;
+  }
+  if (!(await files.has(INDEX_FILE))) throw await noWeights(files);
+
+  const index = await files.open(INDEX_FILE);
+  const shardOf = await readIndex(index).finally(() => index.close());
+  for (const shard of new Set(shardOf.values())) await add(await openShard(files, shard));
+  for (const [name, shard] of shardOf) {
+    if (tensors.get(name)?.planes.data?.file.name === shard) continue;
+    const message = `${quote(INDEX_FILE)}: weight_map: tensor ${quote(name)} is not in ${quote(shard)}; get both files again`;
+    throw new ModelFileError("INDEX_TENSOR_MISSING", message, { file: INDEX_FILE, field: "weight_map", tensor: name });
+  }
+  return tensors;
+}
+
+async function openShard(files: ModelFiles, shard: string): Promise<ModelFile> {
+  try {
+    return await files.open(shard);
+  } catch (cause) {
+    const code = { FILE_MISSING: "INDEX_SHARD_MISSING", FILE_NAME: "INDEX_PATH" }[
+      cause instanceof VernierError ? cause.code : ""
+    ];
+    if (code === undefined) throw cause;
+    const why =
+      code === "INDEX_PATH" ? "must be a file in the model's folder, not a link out of it" : "is missing; get it too";
+    const message = `${quote(INDEX_FILE)}: weight_map: shard ${quote(shard)} ${why}`;
+    throw new ModelFileError(code, message, { file: INDEX_FILE, field: "weight_map", actual: shard, cause });
+  }
+}
+
+/** Formats that run code, and those that are read by other programs; neither is opened. */
+const OTHER_WEIGHTS = {
+  code: {
+    pattern: /\.(bin|pt|pth|ckpt|pkl|onnx|onnx_data)$/i,
+    probes: ["pytorch_model.bin", "pytorch_model.bin.index.json"],
+  },
+  gguf: { pattern: /\.gguf$/i, probes: [] },
+};
+
+/** Why a folder without safetensors files cannot be used. */
+async function noWeights(files: ModelFiles): Promise<VernierError> {
+  const names = [...((await files.list?.()) ?? [])].sort();
+  if (files.list === undefined) {
+    for (const probe of OTHER_WEIGHTS.code.probes) if (await files.has(probe)) names.push(probe);
+  }
+  const where = quote(files.label, 300);
+  const code = names.find((name) => OTHER_WEIGHTS.code.pattern.test(name) || OTHER_WEIGHTS.code.probes.includes(name));
+  if (code !== undefined) {
+    const message = `${where} has its weights in ${quote(code)}: this engine runs no code from a model, and such files are code; get or make the safetensors version of the model`;
+    return new UnsupportedModelError("CFG_CUSTOM_CODE", message, { file: code });
+  }
+  const gguf = names.find((name) => OTHER_WEIGHTS.gguf.pattern.test(name));
+  if (gguf !== undefined) {
+    const message = `${where} has its weights in ${quote(gguf)}: GGUF is not supported; get the safetensors version of the model`;
+    return new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { file: gguf });
+  }
+  const found =
+    names.length === 0
+      ? ""
+      : `; it has ${names
+          .slice(0, 8)
+          .map((name) => quote(name))
+          .join(", ")}${names.length > 8 ? ", …" : ""}`;
+  const message = `${where} has no ${SINGLE_FILE} and no ${INDEX_FILE}: give the folder of a model${found}`;
+  return new ModelFileError("FILE_MISSING", message, { file: SINGLE_FILE });
+}
+
+/** Dtypes that are weight formats as they are. */
+const FORMATS: Partial<Record<SafetensorsDType, WeightFormat>> = { F32: "f32", F16: "f16", BF16: "bf16" };
+
+/** Joins `<name>_blocks` u8 [.., G, 16] and `<name>_scales` u8 [.., G] to `<name>` mxfp4 [.., 32 · G] (gpt-oss). */
+function packed(tensors: ReadonlyMap<string, Stored>): ReadonlyMap<string, Stored> {
+  const joined = new Map(tensors);
+  for (const blocks of tensors.values()) {
+    if (!blocks.name.endsWith("_blocks")) continue;
+    const name = blocks.name.slice(0, -"_blocks".length);
+    const scales = tensors.get(`${name}_scales`);
+    if (scales === undefined || tensors.has(name) || blocks.dtype !== "U8" || scales.dtype !== "U8") continue;
+    if (String(blocks.shape) !== String([...scales.shape, 16])) continue;
+    joined.delete(blocks.name);
+    joined.delete(scales.name);
+    joined.set(name, {
+      name,
+      shape: [...scales.shape.slice(0, -1), scales.shape[scales.shape.length - 1] * 32],
+      dtype: "MXFP4",
+      format: "mxfp4",
+      byteLength: blocks.byteLength + scales.byteLength,
+      planes: { data: blocks.planes.data, scales: scales.planes.data },
+    });
+  }
+  return joined;
+}
+
+function makeCheckpoint(label: string, tensors: ReadonlyMap<string, Stored>, close: () => Promise<void>): Checkpoint {
+  /** One part of a weight, read as stored. */
+  function part(name: string, weight: string): WeightSource {
+    const stored = tensors.get(name);
+    if (stored === undefined) throw missing(tensors, name, weight);
+    const { shape, format, planes } = stored;
+    if (format === undefined) throw unsupported(tensors, stored);
+    return {
+      name,
+      shape,
+      format,
+      byteLength: (plane) => planeBytes(format, shape, plane),
+      async read(plane, byteOffset, byteLength) {
+        const stored = planes[plane];
+        const size = planeBytes(format, shape, plane);
+        assert(
+          stored !== undefined && byteOffset >= 0 && byteOffset + byteLength <= size,
+          `${name}: ${plane} ${byteOffset} + ${byteLength}`,
+        );
+        const bytes = await stored.file.read(stored.tensor.byteOffset + byteOffset, byteLength);
+        if (format === "mxfp4" && plane === "scales") requireScales(bytes, byteOffset, stored);
+        return bytes;
+      },
+    };
+  }
+
+  return {
+    label,
+    tensors,
+    byteLength: [...tensors.values()].reduce((sum, tensor) => sum + tensor.byteLength, 0),
+    has: (name) => tensors.has(name),
+
+    source(name, spec) {
+      const names = spec.from ?? [name];
+      const parts = sameFormat(
+        name,
+        names.map((from) => {
+          const stored = part(from, name);
+          return spec.transposed === true && stored.format !== "mxfp4" && stored.shape.length >= 2
+            ? transposed(stored)
+            : stored;
+        }),
+      );
+      requireShape(name, spec, parts);
+      return parts.length === 1 ? { ...parts[0], name } : concatenated(name, spec.shape, parts);
+    },
+
+    unused(used) {
+      const names = new Set(used);
+      return [...tensors.keys()].filter((name) => !names.has(name));
+    },
+
+    close,
+  };
+}
+
+/** MXFP4 scale 0xFF is NaN, and no block of a sane model has it. */
+function requireScales(
+  bytes: Uint8Array,
+  byteOffset: number,
+  { file, tensor }: { file: ModelFile; tensor: SafetensorsTensor },
+): void {
+  const at = bytes.indexOf(MXFP4_NAN_SCALE);
+  if (at < 0) return;
+  const index = byteOffset + at;
+  const message = `${quote(file.name)}: tensor ${quote(tensor.name)}: scale ${index} is NaN (0xff); the file is damaged: get it again`;
+  throw new ModelFileError("WEIGHT_NOT_FINITE", message, {
+    file: file.name,
+    tensor: tensor.name,
+    offset: tensor.byteOffset + index,
+    actual: index,
+  });
+}
+
+/** 16-bit floats of different kinds, or mixed with f32, are widened to f32; packed formats mix with nothing. */
+function sameFormat(weight: string, parts: readonly WeightSource[]): readonly WeightSource[] {
+  const formats = [...new Set(parts.map((part) => part.format))];
+  if (formats.length <= 1) return parts;
+  if (formats.includes("mxfp4") || formats.includes("int8")) {
+    const message = `weight ${quote(weight)} is made of tensors of different formats (${formats.join(", ")}), which cannot be joined`;
+    throw new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { tensor: weight, actual: formats.join(", ") });
+  }
+  return parts.map((part) => (part.format === "f32" ? part : widened(part)));
+}
+
+/** One part has the shape that is asked for; several have its rows between them. */
+function requireShape(
+  weight: string,
+  { shape, transposed: isTransposed }: TensorSpec,
+  parts: readonly WeightSource[],
+): void {
+  const whole = parts.length === 1 && String(parts[0].shape) === String(shape);
+  const columns = shape[shape.length - 1];
+  const joined =
+    parts.length > 1 &&
+    parts.every(
+      (part) => part.shape.length > 0 && (shape.length === 1 || part.shape[part.shape.length - 1] === columns),
+    ) &&
+    parts.reduce((sum, part) => sum + sizeOf(part.shape), 0) === sizeOf(shape);
+  if (whole || joined) return;
+  const got = parts.map((part) => `${quote(part.name)} [${part.shape}]`);
+  const found = got.length > 4 ? `${got.slice(0, 4).join(", ")} and ${got.length - 4} more` : got.join(", ");
+  const how = isTransposed === true && parts[0].format !== "mxfp4" ? " after transposing" : "";
+  const message = `weight ${quote(weight)}: config.json asks for shape [${shape}], the checkpoint has ${found}${how}; config and weights belong to different models`;
+  throw new UnsupportedModelError("MODEL_SHAPE", message, {
+    tensor: weight,
+    field: "shape",
+    limit: `[${shape}]`,
+    actual: `[${parts[0].shape}]`,
+  });
+}
+
+/** Which quantization method leaves this mark beside a module's parameters. */
+const METHODS: readonly (readonly [suffix: string, method: string])[] = [
+  ["g_idx", "GPTQ"],
+  ["qzeros", "AWQ"],
+  ["qweight", "GPTQ or AWQ"],
+  ["weight_packed", "compressed-tensors pack-quantized"],
+  ["weight_scale_inv", "FP8 in blocks"],
+  ["weight_scale", "compressed-tensors"],
+  ["quant_state.bitsandbytes__nf4", "bitsandbytes"],
+  ["absmax", "bitsandbytes"],
+];
+
+/** The method by which the module of a parameter `<module>.weight` is quantized, if any. */
+function methodOf(tensors: ReadonlyMap<string, unknown>, parameter: string): string | undefined {
+  const module = parameter.replace(/\.[^.]*$/, "");
+  const mark = METHODS.find(([suffix]) => tensors.has(`${module}.${suffix}`) || tensors.has(`${parameter}.${suffix}`));
+  return mark?.[1];
+}
+
+function unsupported(tensors: ReadonlyMap<string, Stored>, { name, dtype, shape }: Stored): UnsupportedModelError {
+  const method = methodOf(tensors, name);
+  const how = method === undefined ? "" : `, quantized by ${method}`;
+  const message = `tensor ${quote(name)} is ${dtype} [${shape}]${how}: this engine reads F32, F16, BF16 and MXFP4 weights; use a version of the model in one of these`;
+  return new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { tensor: name, field: "dtype", actual: dtype });
+}
+
+/** A tensor that is not there: packed by another method, half of a packed pair, or simply absent. */
+function missing(tensors: ReadonlyMap<string, Stored>, name: string, weight: string): UnsupportedModelError {
+  const stem = name.replace(/\.weight$/, "");
+  const other = tensors.get(`${stem}.qweight`) ?? tensors.get(`${stem}.weight_packed`);
+  if (other !== undefined) return unsupported(tensors, other);
+  const near = similar(tensors.keys(), name);
+  const purpose = weight === name ? "" : ` (for ${quote(weight)})`;
+  const hint =
+    near.length === 0 ? "" : `; it has ${near.map((key) => `${quote(key)} [${tensors.get(key)!.shape}]`).join(", ")}`;
+  const message = `the checkpoint has no tensor ${quote(name)}${purpose}${hint}; config.json and the weights may belong to different models`;
+  return new UnsupportedModelError("MODEL_TENSOR_MISSING", message, { tensor: name });
+}
+
+/** Up to three names that end or begin as the wanted one does. */
+function similar(names: Iterable<string>, wanted: string): string[] {
+  const parts = wanted.split(".");
+  const scored: { name: string; score: number }[] = [];
+  for (const name of names) {
+    const others = name.split(".");
+    let [head, tail] = [0, 0];
+    while (head < parts.length && parts[head] === others[head]) head++;
+    while (tail < parts.length && parts[parts.length - 1 - tail] === others[others.length - 1 - tail]) tail++;
+    const prefixed = name.startsWith(wanted) || wanted.startsWith(name);
+    const score = prefixed ? parts.length : Math.min(head + tail, parts.length);
+    if (score * 2 >= parts.length) scored.push({ name, score });
+  }
+  return scored
+    .sort((a, b) => b.score - a.score)
+    .slice(0, 3)
+    .map(({ name }) => name);
+}

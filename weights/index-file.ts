@@ -1,0 +1,67 @@
+// model.safetensors.index.json: which shard holds which tensor. Knows nothing of what is in the shards.
+import { ModelFileError, quote } from "../src/errors.ts";
+import { isPlainName, type ModelFile } from "./files.ts";
+import { JsonScanner } from "./json-scanner.ts";
+
+export const INDEX_FILE = "model.safetensors.index.json";
+
+/** Far above what any model has. */
+const SIZE_LIMIT = 64 * 2 ** 20;
+const SHARD_LIMIT = 4096;
+
+/**
+ * Tensor name → shard name, from an open index file; `metadata.total_size` and other fields are ignored.
+ * Throws ModelFileError INDEX_PATH, INDEX_DUPLICATE, INDEX_LIMIT, INDEX_TYPE, INDEX_DEPTH.
+ */
+export async function readIndex(file: ModelFile): Promise<ReadonlyMap<string, string>> {
+  if (file.size > SIZE_LIMIT) {
+    throw fault(file.name, "INDEX_LIMIT", `${file.size} bytes, the limit is ${SIZE_LIMIT}`, {
+      limit: SIZE_LIMIT,
+      actual: file.size,
+    });
+  }
+  return parseIndex(await file.read(0, file.size), file.name);
+}
+
+/** `readIndex` for bytes. */
+export function parseIndex(bytes: Uint8Array, file = INDEX_FILE): ReadonlyMap<string, string> {
+  const json = new JsonScanner(bytes, {
+    fault: (kind, offset, message) =>
+      fault(file, kind === "depth" ? "INDEX_DEPTH" : "INDEX_TYPE", `${message} at byte ${offset}`, { offset }),
+  });
+  const shardOf = new Map<string, string>();
+  const shards = new Set<string>();
+  let seen = false;
+
+  const readEntry = (tensor: string): void => {
+    const shard = json.string(1024);
+    if (typeof shard !== "string" || !isPlainName(shard) || !shard.endsWith(".safetensors")) {
+      const found =
+        typeof shard === "string" ? quote(shard) : shard === undefined ? "no string" : `${shard.tooLong} bytes long`;
+      const message = `shard name must be a plain file name in the model folder that ends in .safetensors; it is ${found}`;
+      throw fault(file, "INDEX_PATH", message, { tensor, actual: shard });
+    }
+    if (shardOf.has(tensor)) throw fault(file, "INDEX_DUPLICATE", `tensor ${quote(tensor)} is given twice`, { tensor });
+    if (shards.add(shard).size > SHARD_LIMIT) {
+      throw fault(file, "INDEX_LIMIT", `more than ${SHARD_LIMIT} shards`, { limit: SHARD_LIMIT });
+    }
+    shardOf.set(tensor, shard);
+  };
+
+  const isObject = json.object((key) => {
+    if (key !== "weight_map") return json.skip();
+    if (seen) throw fault(file, "INDEX_DUPLICATE", "is given twice", {});
+    seen = true;
+    if (!json.object(readEntry)) throw fault(file, "INDEX_TYPE", "must be an object of shard names", {});
+  });
+  if (!isObject || !seen)
+    throw fault(file, "INDEX_TYPE", "is missing: the file must be an object with a weight_map", {});
+  json.finish();
+  return shardOf;
+}
+
+type Details = { tensor?: string; offset?: number; limit?: number; actual?: unknown };
+
+function fault(file: string, code: string, message: string, details: Details): ModelFileError {
+  return new ModelFileError(code, `${quote(file)}: weight_map: ${message}`, { file, field: "weight_map", ...details });
+}
