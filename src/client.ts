@@ -8,6 +8,9 @@ import type { FromWorker, ToWorker } from "./protocol.ts";
 /** How many items a stream may be ahead of its consumer. Decoding stops when nobody has pulled for so many. */
 const CREDIT = 16;
 
+/** How long a worker has to put its device in order before it is ended. */
+const FAREWELL_MS = 1000;
+
 export interface RequestOptions {
   /** Called for each `note` of the request. */
   onNote?: (value: never) => void;
@@ -36,6 +39,7 @@ export class Client {
   readonly #pending = new Map<number, Pending>();
   #nextId = 1;
   #failure: Error | undefined;
+  #closed: Promise<void> | undefined;
 
   constructor(link: Link) {
     this.#link = link;
@@ -70,10 +74,32 @@ export class Client {
     });
   }
 
-  /** Ends every open request and all later ones with `error`, and the worker with them. Idempotent. */
-  async close(error: Error): Promise<void> {
-    this.#fail(error);
-    await this.#link.terminate();
+  /**
+   * Ends every open request and all later ones with `error`, then the worker: after its method `dispose` has answered, or at
+   * once when it does not. Idempotent.
+   */
+  close(error: Error): Promise<void> {
+    this.#closed ??= (async () => {
+      const crashed = this.#failure !== undefined;
+      this.#fail(error);
+      if (!crashed) await this.#farewell();
+      await this.#link.terminate();
+    })();
+    return this.#closed;
+  }
+
+  #farewell(): Promise<void> {
+    const id = this.#nextId++;
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, FAREWELL_MS);
+      const done = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+      this.#pending.set(id, { onDone: done, onError: done });
+      this.#link.hold(true);
+      this.#link.post({ kind: "call", id, method: "dispose", argument: undefined });
+    });
   }
 
   #open(pending: Pending, message: (id: number) => ToWorker): number {
@@ -140,12 +166,11 @@ export class Client {
   }
 
   #fail(error: Error): void {
-    if (this.#failure !== undefined) return;
-    this.#failure = error;
+    this.#failure ??= error;
     const pending = [...this.#pending.values()];
     this.#pending.clear();
     this.#link.hold(false);
-    for (const request of pending) request.onError(error);
+    for (const request of pending) request.onError(this.#failure);
   }
 }
 

@@ -175,7 +175,7 @@ export class Model implements AsyncDisposable {
 
   /** Ends everything that runs (with DisposedError) and frees all memory. Idempotent. */
   dispose(): Promise<void> {
-    this.#disposed ??= this.#close();
+    this.#disposed ??= Promise.resolve().then(() => this.#close());
     return this.#disposed;
   }
 

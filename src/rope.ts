@@ -7,6 +7,8 @@ import type { ConfigReader } from "./config.ts";
 
 export type RopeScaling =
   | { readonly kind: "default" }
+  /** No rotation at all, for layers without rope (NoPE): cos 1, sin 0. */
+  | { readonly kind: "none" }
   /** All frequencies divided by `factor`. */
   | { readonly kind: "linear"; readonly factor: number }
   /** NTK-aware: a larger base once a sequence is longer than `maxPositions`, from its current length. */
@@ -88,6 +90,8 @@ function inverseFrequencies({ rotaryDim: r, theta, scaling }: RopeSpec, sequence
   switch (scaling.kind) {
     case "default":
       return powers(theta).map((power) => 1 / power);
+    case "none":
+      return new Float32Array(r / 2);
     case "linear":
       return powers(theta).map((power) => fround(1 / power) / fround(scaling.factor));
     case "dynamic": {

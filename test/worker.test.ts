@@ -204,12 +204,14 @@ describe("the end of a worker", () => {
   });
 
   test("close ends everything with its error, once", async () => {
-    const { client } = rig({ hang: () => new Promise(() => {}) });
+    let disposals = 0;
+    const { client } = rig({ hang: () => new Promise(() => {}), dispose: async () => void disposals++ });
     const call = client.call("hang", undefined);
     const closing = client.close(new DisposedError("DISPOSED", "over"));
     await expect(call).rejects.toMatchObject({ code: "DISPOSED" });
     await closing;
     await client.close(new Error("again"));
+    expect(disposals).toBe(1);
     await expect(client.call("hang", 0)).rejects.toMatchObject({ code: "DISPOSED" });
   });
 

@@ -4,7 +4,7 @@ import { type Shape, sizeOf, type WeightFormat, type WeightPlane, type WeightSou
 import { assert, ModelFileError, quote, UnsupportedModelError, VernierError } from "../src/errors.ts";
 import type { TensorSpec } from "../src/model.ts";
 import type { ModelFile, ModelFiles } from "./files.ts";
-import { INDEX_FILE, readIndex } from "./index-file.ts";
+import { INDEX_FILE, indexFault, readIndex } from "./index-file.ts";
 import { MXFP4_NAN_SCALE } from "./mxfp4.ts";
 import { readHeader, type SafetensorsDType, type SafetensorsTensor } from "./safetensors.ts";
 import { concatenated, planeBytes, transposed, widened } from "./sources.ts";
@@ -74,8 +74,8 @@ async function readTensors(files: ModelFiles, opened: ModelFile[]): Promise<Map<
       const { name, shape, dtype, byteLength } = tensor;
       const other = tensors.get(name)?.planes.data?.file.name;
       if (other !== undefined) {
-        const message = `${quote(INDEX_FILE)}: tensor ${quote(name)} is in two shards, ${quote(other)} and ${quote(file.name)}`;
-        throw new ModelFileError("INDEX_DUPLICATE", message, { file: INDEX_FILE, field: "weight_map", tensor: name });
+        const message = `tensor ${quote(name)} is in two shards, ${quote(other)} and ${quote(file.name)}`;
+        throw indexFault("INDEX_DUPLICATE", message, { tensor: name });
       }
       tensors.set(name, { name, shape, dtype, format: FORMATS[dtype], byteLength, planes: { data: { file, tensor } } });
     }
@@ -92,8 +92,8 @@ async function readTensors(files: ModelFiles, opened: ModelFile[]): Promise<Map<
   for (const shard of new Set(shardOf.values())) await add(await openShard(files, shard));
   for (const [name, shard] of shardOf) {
     if (tensors.get(name)?.planes.data?.file.name === shard) continue;
-    const message = `${quote(INDEX_FILE)}: weight_map: tensor ${quote(name)} is not in ${quote(shard)}; get both files again`;
-    throw new ModelFileError("INDEX_TENSOR_MISSING", message, { file: INDEX_FILE, field: "weight_map", tensor: name });
+    const message = `tensor ${quote(name)} is not in ${quote(shard)}; get both files again`;
+    throw indexFault("INDEX_TENSOR_MISSING", message, { tensor: name });
   }
   return tensors;
 }
@@ -102,14 +102,15 @@ async function openShard(files: ModelFiles, shard: string): Promise<ModelFile> {
   try {
     return await files.open(shard);
   } catch (cause) {
-    const code = { FILE_MISSING: "INDEX_SHARD_MISSING", FILE_NAME: "INDEX_PATH" }[
-      cause instanceof VernierError ? cause.code : ""
-    ];
-    if (code === undefined) throw cause;
-    const why =
-      code === "INDEX_PATH" ? "must be a file in the model's folder, not a link out of it" : "is missing; get it too";
-    const message = `${quote(INDEX_FILE)}: weight_map: shard ${quote(shard)} ${why}`;
-    throw new ModelFileError(code, message, { file: INDEX_FILE, field: "weight_map", actual: shard, cause });
+    const what = `shard ${quote(shard)}`;
+    switch (cause instanceof VernierError ? cause.code : "") {
+      case "FILE_MISSING":
+        throw indexFault("INDEX_SHARD_MISSING", `${what} is missing; get it too`, { actual: shard, cause });
+      case "FILE_NAME":
+        throw indexFault("INDEX_PATH", `${what} is a link out of the model's folder`, { actual: shard, cause });
+      default:
+        throw cause;
+    }
   }
 }
 
@@ -139,13 +140,8 @@ async function noWeights(files: ModelFiles): Promise<VernierError> {
     const message = `${where} has its weights in ${quote(gguf)}: GGUF is not supported; get the safetensors version of the model`;
     return new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { file: gguf });
   }
-  const found =
-    names.length === 0
-      ? ""
-      : `; it has ${names
-          .slice(0, 8)
-          .map((name) => quote(name))
-          .join(", ")}${names.length > 8 ? ", …" : ""}`;
+  const some = names.slice(0, 8).map((name) => quote(name));
+  const found = some.length === 0 ? "" : `; it has ${some.join(", ")}${names.length > some.length ? ", …" : ""}`;
   const message = `${where} has no ${SINGLE_FILE} and no ${INDEX_FILE}: give the folder of a model${found}`;
   return new ModelFileError("FILE_MISSING", message, { file: SINGLE_FILE });
 }

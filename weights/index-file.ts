@@ -15,19 +15,19 @@ const SHARD_LIMIT = 4096;
  */
 export async function readIndex(file: ModelFile): Promise<ReadonlyMap<string, string>> {
   if (file.size > SIZE_LIMIT) {
-    throw fault(file.name, "INDEX_LIMIT", `${file.size} bytes, the limit is ${SIZE_LIMIT}`, {
+    throw indexFault("INDEX_LIMIT", `${file.size} bytes, the limit is ${SIZE_LIMIT}`, {
       limit: SIZE_LIMIT,
       actual: file.size,
     });
   }
-  return parseIndex(await file.read(0, file.size), file.name);
+  return parseIndex(await file.read(0, file.size));
 }
 
 /** `readIndex` for bytes. */
-export function parseIndex(bytes: Uint8Array, file = INDEX_FILE): ReadonlyMap<string, string> {
+export function parseIndex(bytes: Uint8Array): ReadonlyMap<string, string> {
   const json = new JsonScanner(bytes, {
     fault: (kind, offset, message) =>
-      fault(file, kind === "depth" ? "INDEX_DEPTH" : "INDEX_TYPE", `${message} at byte ${offset}`, { offset }),
+      indexFault(kind === "depth" ? "INDEX_DEPTH" : "INDEX_TYPE", `${message} at byte ${offset}`, { offset }),
   });
   const shardOf = new Map<string, string>();
   const shards = new Set<string>();
@@ -39,29 +39,30 @@ export function parseIndex(bytes: Uint8Array, file = INDEX_FILE): ReadonlyMap<st
       const found =
         typeof shard === "string" ? quote(shard) : shard === undefined ? "no string" : `${shard.tooLong} bytes long`;
       const message = `shard name must be a plain file name in the model folder that ends in .safetensors; it is ${found}`;
-      throw fault(file, "INDEX_PATH", message, { tensor, actual: shard });
+      throw indexFault("INDEX_PATH", message, { tensor, actual: shard });
     }
-    if (shardOf.has(tensor)) throw fault(file, "INDEX_DUPLICATE", `tensor ${quote(tensor)} is given twice`, { tensor });
+    if (shardOf.has(tensor)) throw indexFault("INDEX_DUPLICATE", `tensor ${quote(tensor)} is given twice`, { tensor });
     if (shards.add(shard).size > SHARD_LIMIT) {
-      throw fault(file, "INDEX_LIMIT", `more than ${SHARD_LIMIT} shards`, { limit: SHARD_LIMIT });
+      throw indexFault("INDEX_LIMIT", `more than ${SHARD_LIMIT} shards`, { limit: SHARD_LIMIT });
     }
     shardOf.set(tensor, shard);
   };
 
   const isObject = json.object((key) => {
     if (key !== "weight_map") return json.skip();
-    if (seen) throw fault(file, "INDEX_DUPLICATE", "is given twice", {});
+    if (seen) throw indexFault("INDEX_DUPLICATE", "is given twice");
     seen = true;
-    if (!json.object(readEntry)) throw fault(file, "INDEX_TYPE", "must be an object of shard names", {});
+    if (!json.object(readEntry)) throw indexFault("INDEX_TYPE", "must be an object of shard names");
   });
-  if (!isObject || !seen)
-    throw fault(file, "INDEX_TYPE", "is missing: the file must be an object with a weight_map", {});
+  if (!isObject || !seen) throw indexFault("INDEX_TYPE", "is missing: the file must be an object with a weight_map");
   json.finish();
   return shardOf;
 }
 
-type Details = { tensor?: string; offset?: number; limit?: number; actual?: unknown };
+type Details = { tensor?: string; offset?: number; limit?: number; actual?: unknown; cause?: unknown };
 
-function fault(file: string, code: string, message: string, details: Details): ModelFileError {
-  return new ModelFileError(code, `${quote(file)}: weight_map: ${message}`, { file, field: "weight_map", ...details });
+/** An error in the index, or between it and the shards. */
+export function indexFault(code: string, message: string, details: Details = {}): ModelFileError {
+  const text = `${quote(INDEX_FILE)}: weight_map: ${message}`;
+  return new ModelFileError(code, text, { file: INDEX_FILE, field: "weight_map", ...details });
 }

@@ -10,7 +10,7 @@ let index: i32 = 0;
 /** Looks at x [count], whose first entry has index `from`. */
 function look(x: usize, count: i32, from: i32): void {
   for (let i = 0; i < count; i++) {
-    const v = load<f32>(x + (<usize>i << 2));
+    const v = load<f32>(x + ((<usize>i) << 2));
     if (v > best) {
       best = v;
       index = from + i;
@@ -23,18 +23,18 @@ export function argmax(rows: i32, x: usize, width: i32, y: usize): void {
   for (let row = claim(1); row < rows; row = claim(1)) {
     best = -Infinity;
     index = 0;
-    const from = x + (<usize>row * width << 2);
+    const from = x + ((<usize>row * width) << 2);
     let i = 0;
     // 16 at a time, looked at one by one only where one of them is larger.
     for (; i + 16 <= width; i += 16) {
-      const at = from + (<usize>i << 2);
+      const at = from + ((<usize>i) << 2);
       const peak = f32x4.splat(best);
       const low = v128.or(f32x4.gt(v128.load(at), peak), f32x4.gt(v128.load(at, 16), peak));
       const high = v128.or(f32x4.gt(v128.load(at, 32), peak), f32x4.gt(v128.load(at, 48), peak));
       if (v128.any_true(v128.or(low, high))) look(at, 16, i);
     }
-    look(from + (<usize>i << 2), width - i, i);
-    store<i32>(y + (<usize>row << 2), index);
+    look(from + ((<usize>i) << 2), width - i, i);
+    store<i32>(y + ((<usize>row) << 2), index);
   }
 }
 
@@ -60,14 +60,14 @@ export function linearArgmax(
       const tile = task % tiles;
       const first = (task / tiles) * ROW_BLOCK;
       const count = min(ROW_BLOCK, rows - first);
-      useRows(x, <usize>columns << 2, first, count);
+      useRows(x, (<usize>columns) << 2, first, count);
       tileProduct(format, weight + <usize>tile * bytes, columns, group, count, totals);
-      addBias(totals, count, bias == 0 ? 0 : bias + ((<usize>tile * TILE) << 2));
+      addBias(totals, count, bias === 0 ? 0 : bias + ((<usize>tile * TILE) << 2));
       for (let i = 0; i < count; i++) {
         best = -Infinity;
         index = 0;
         look(totals + ((<usize>i * TILE) << 2), min(TILE, outs - tile * TILE), tile * TILE);
-        const at = partial + (<usize>((first + i) * tiles + tile) << 3);
+        const at = partial + ((<usize>((first + i) * tiles + tile)) << 3);
         store<f32>(at, best);
         store<i32>(at, index, 4);
       }
@@ -81,12 +81,12 @@ export function argmaxTiles(rows: i32, partial: usize, tiles: i32, y: usize): vo
     best = -Infinity;
     index = 0;
     for (let tile = 0; tile < tiles; tile++) {
-      const at = partial + (<usize>(row * tiles + tile) << 3);
+      const at = partial + ((<usize>(row * tiles + tile)) << 3);
       if (load<f32>(at) > best) {
         best = load<f32>(at);
         index = load<i32>(at, 4);
       }
     }
-    store<i32>(y + (<usize>row << 2), index);
+    store<i32>(y + ((<usize>row) << 2), index);
   }
 }

@@ -1,14 +1,8 @@
 // attention: softmax over a row's own keys, segment by segment (16 slots) with a running maximum, in order of position. The
 // segments depend on positions only, so a row's result does not depend on the other rows of the step.
-import {
-  ATTENTION_ROWS,
-  CACHE_HEAD_DIM,
-  CACHE_KV_HEADS,
-  CACHE_PAGE_SIZE,
-  CACHE_STRIDE,
-  SCRATCH_MISC,
-} from "./layout";
+
 import { keySegment, slotOf, valueSegment } from "./kv";
+import { ATTENTION_ROWS, CACHE_HEAD_DIM, CACHE_KV_HEADS, CACHE_PAGE_SIZE, CACHE_STRIDE, SCRATCH_MISC } from "./layout";
 import { exp1, exp2, exp4, madd, sum4, tanh2 } from "./math";
 import { softcap4 } from "./softcap";
 import { claim, scratch, threads } from "./threads";
@@ -20,8 +14,11 @@ const STATE: usize = SCRATCH_MISC + 128;
 /** q · 16 keys: keys f32 [d, 16] → to f32 [16]. */
 function score1(keys: usize, q: usize, d: i32, to: usize): void {
   const zero = f32x4.splat(0);
-  let a0 = zero, a1 = zero, a2 = zero, a3 = zero;
-  for (const end = q + (<usize>d << 2); q < end; q += 4, keys += 64) {
+  let a0 = zero,
+    a1 = zero,
+    a2 = zero,
+    a3 = zero;
+  for (const end = q + ((<usize>d) << 2); q < end; q += 4, keys += 64) {
     const s = v128.load32_splat(q);
     a0 = madd(s, v128.load(keys), a0);
     a1 = madd(s, v128.load(keys, 16), a1);
@@ -37,8 +34,15 @@ function score1(keys: usize, q: usize, d: i32, to: usize): void {
 /** The same for two queries at once. */
 function score2(keys: usize, q: usize, p: usize, d: i32, to: usize): void {
   const zero = f32x4.splat(0);
-  let a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
-  for (const end = q + (<usize>d << 2); q < end; q += 4, p += 4, keys += 64) {
+  let a0 = zero,
+    a1 = zero,
+    a2 = zero,
+    a3 = zero,
+    b0 = zero,
+    b1 = zero,
+    b2 = zero,
+    b3 = zero;
+  for (const end = q + ((<usize>d) << 2); q < end; q += 4, p += 4, keys += 64) {
     const k0 = v128.load(keys);
     const k1 = v128.load(keys, 16);
     const k2 = v128.load(keys, 32);
@@ -66,15 +70,22 @@ function score2(keys: usize, q: usize, p: usize, d: i32, to: usize): void {
 
 /** sums [d] = sums · alpha + Σ p[k] · values[k], k = from … to − 1 of a segment. */
 function addValues(p: usize, from: i32, to: i32, values: usize, d: i32, sums: usize, alpha: f32): void {
-  const stride = <usize>d << 2;
+  const stride = (<usize>d) << 2;
   const factor = f32x4.splat(alpha);
   const zero = f32x4.splat(0);
-  const first = p + (<usize>from << 2);
-  const end = p + (<usize>to << 2);
+  const first = p + ((<usize>from) << 2);
+  const end = p + ((<usize>to) << 2);
   values += <usize>from * stride;
   let c = 0;
   for (; c + 32 <= d; c += 32, values += 128, sums += 128) {
-    let a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero;
+    let a0 = zero,
+      a1 = zero,
+      a2 = zero,
+      a3 = zero,
+      a4 = zero,
+      a5 = zero,
+      a6 = zero,
+      a7 = zero;
     let v = values;
     for (let k = first; k < end; k += 4, v += stride) {
       const s = v128.load32_splat(k);
@@ -112,8 +123,8 @@ function addValues(p: usize, from: i32, to: i32, values: usize, d: i32, sums: us
 
 /** Scores j … j + 3 scaled, capped, and −∞ outside lanes from … to − 1. */
 function masked(scores: usize, j: i32, from: v128, to: v128, scale: v128, cap: f32): v128 {
-  let s = f32x4.mul(v128.load(scores + (<usize>j << 2)), scale);
-  if (cap != 0) s = softcap4(s, cap);
+  let s = f32x4.mul(v128.load(scores + ((<usize>j) << 2)), scale);
+  if (cap !== 0) s = softcap4(s, cap);
   const lane = i32x4.add(i32x4(0, 1, 2, 3), i32x4.splat(j));
   const seen = v128.and(i32x4.ge_s(lane, from), i32x4.lt_s(lane, to));
   return v128.bitselect(s, f32x4.splat(-Infinity), seen);
@@ -188,10 +199,26 @@ export function attention(
     const end = min(row + block, rows);
     // Rows of one sequence share a pass over its keys.
     while (row < end) {
-      const sequence = load<i32>(sequences + (<usize>row << 2));
+      const sequence = load<i32>(sequences + ((<usize>row) << 2));
       let next = row + 1;
-      while (next < end && load<i32>(sequences + (<usize>next << 2)) == sequence) next++;
-      attend(row, next, sequence, q, out, cache, kvHead, heads, positions, pages, pagesPerSequence, scale, window, sinks, cap);
+      while (next < end && load<i32>(sequences + ((<usize>next) << 2)) === sequence) next++;
+      attend(
+        row,
+        next,
+        sequence,
+        q,
+        out,
+        cache,
+        kvHead,
+        heads,
+        positions,
+        pages,
+        pagesPerSequence,
+        scale,
+        window,
+        sinks,
+        cap,
+      );
       row = next;
     }
   }
@@ -217,21 +244,21 @@ function attend(
   const d = load<i32>(cache, CACHE_HEAD_DIM);
   const group = heads / load<i32>(cache, CACHE_KV_HEADS);
   const pageSize = load<i32>(cache, CACHE_PAGE_SIZE);
-  const span = pageSize == 0 ? load<i32>(cache, CACHE_STRIDE) : pageSize;
-  const headBytes = <usize>d << 2;
+  const span = pageSize === 0 ? load<i32>(cache, CACHE_STRIDE) : pageSize;
+  const headBytes = (<usize>d) << 2;
   const scores = scratch + SCORES;
   let low = i32.MAX_VALUE;
   let high = -1;
   for (let row = from; row < to; row++) {
-    const position = load<i32>(positions + (<usize>row << 2));
+    const position = load<i32>(positions + ((<usize>row) << 2));
     low = min(low, firstSeen(position, window));
     high = max(high, position);
     const sums = out + <usize>(row * heads + kvHead * group) * headBytes;
     memory.fill(sums, 0, <usize>group * headBytes);
     for (let h = 0; h < group; h++) {
-      const state = scratch + STATE + (<usize>((row - from) * group + h) << 3);
-      store<f32>(state, sinks == 0 ? -Infinity : load<f32>(sinks + (<usize>(kvHead * group + h) << 2)));
-      store<f32>(state, sinks == 0 ? 0 : 1, 4);
+      const state = scratch + STATE + ((<usize>((row - from) * group + h)) << 3);
+      store<f32>(state, sinks === 0 ? -Infinity : load<f32>(sinks + ((<usize>(kvHead * group + h)) << 2)));
+      store<f32>(state, sinks === 0 ? 0 : 1, 4);
     }
   }
 
@@ -245,15 +272,15 @@ function attend(
     const keys = keySegment(cache, kvHead, slot >> 4);
     const values = valueSegment(cache, kvHead, slot >> 4);
     for (let row = from; row < to; row++) {
-      const at = load<i32>(positions + (<usize>row << 2));
+      const at = load<i32>(positions + ((<usize>row) << 2));
       const first = max(firstSeen(at, window), start) - start;
       const end = min(at + 1, stop) - start;
       if (first >= end) continue;
       const offset = <usize>(row * heads + kvHead * group) * headBytes;
-      const state = scratch + STATE + (<usize>((row - from) * group) << 3);
+      const state = scratch + STATE + ((<usize>((row - from) * group)) << 3);
       for (let h = 0; h < group; h += 2) {
         const at = offset + <usize>h * headBytes;
-        const own = state + (<usize>h << 3);
+        const own = state + ((<usize>h) << 3);
         const two = h + 1 < group;
         if (two) score2(keys, q + at, q + at + headBytes, d, scores);
         else score1(keys, q + at, d, scores);
@@ -265,7 +292,7 @@ function attend(
 
   for (let row = from; row < to; row++) {
     for (let h = 0; h < group; h++) {
-      const sum = load<f32>(scratch + STATE + (<usize>((row - from) * group + h) << 3), 4);
+      const sum = load<f32>(scratch + STATE + ((<usize>((row - from) * group + h)) << 3), 4);
       let at = out + <usize>(row * heads + kvHead * group + h) * headBytes;
       const end = at + headBytes;
       for (; at + 16 <= end; at += 16) v128.store(at, f32x4.div(v128.load(at), f32x4.splat(sum)));
@@ -276,13 +303,13 @@ function attend(
 
 /** Scaled and capped score of one key, in f64. */
 function scoreAt(cache: usize, kvHead: i32, slot: i32, q: usize, scale: f64, cap: f64): f64 {
-  let key = keySegment(cache, kvHead, slot >> 4) + (<usize>(slot & 15) << 2);
+  let key = keySegment(cache, kvHead, slot >> 4) + ((<usize>(slot & 15)) << 2);
   let sum: f64 = 0;
-  for (const end = q + (<usize>load<i32>(cache, CACHE_HEAD_DIM) << 2); q < end; q += 4, key += 64) {
+  for (const end = q + ((<usize>load<i32>(cache, CACHE_HEAD_DIM)) << 2); q < end; q += 4, key += 64) {
     sum += <f64>load<f32>(q) * <f64>load<f32>(key);
   }
   sum *= scale;
-  return cap == 0 ? sum : cap * f64x2.extract_lane(tanh2(f64x2.splat(sum / cap)), 0);
+  return cap === 0 ? sum : cap * f64x2.extract_lane(tanh2(f64x2.splat(sum / cap)), 0);
 }
 
 /** For taps, not for speed: q [rows, H·d] → probabilities [rows, H, keys], 0 where masked. */
@@ -305,16 +332,16 @@ export function attentionProbs(
   const d = load<i32>(cache, CACHE_HEAD_DIM);
   const group = heads / load<i32>(cache, CACHE_KV_HEADS);
   for (let task = claim(1); task < rows * heads; task = claim(1)) {
-    const row = <usize>(task / heads) << 2;
+    const row = (<usize>(task / heads)) << 2;
     const head = task % heads;
     const kvHead = head / group;
     const position = load<i32>(positions + row);
     const sequence = load<i32>(sequences + row);
-    const query = q + (<usize>task * d << 2);
-    const to = out + (<usize>task * keys << 2);
-    memory.fill(to, 0, <usize>keys << 2);
-    let peak: f64 = sinks == 0 ? -Infinity : <f64>load<f32>(sinks + (<usize>head << 2));
-    let sum: f64 = sinks == 0 ? 0 : 1;
+    const query = q + ((<usize>task * d) << 2);
+    const to = out + ((<usize>task * keys) << 2);
+    memory.fill(to, 0, (<usize>keys) << 2);
+    let peak: f64 = sinks === 0 ? -Infinity : <f64>load<f32>(sinks + ((<usize>head) << 2));
+    let sum: f64 = sinks === 0 ? 0 : 1;
     const first = firstSeen(position, window);
     for (let j = first; j <= position; j++) {
       const slot = slotOf(cache, pages, pagesPerSequence, sequence, j);
@@ -328,11 +355,11 @@ export function attentionProbs(
       const slot = slotOf(cache, pages, pagesPerSequence, sequence, j);
       if (slot < 0) continue;
       const s = scoreAt(cache, kvHead, slot, query, scale, cap);
-      store<f32>(to + (<usize>j << 2), <f32>(expF64(s - peak) / sum));
+      store<f32>(to + ((<usize>j) << 2), <f32>(expF64(s - peak) / sum));
     }
   }
 }
 
 function expF64(x: f64): f64 {
-  return x == -Infinity ? 0 : f64x2.extract_lane(exp2(f64x2.splat(x)), 0);
+  return x === -Infinity ? 0 : f64x2.extract_lane(exp2(f64x2.splat(x)), 0);
 }

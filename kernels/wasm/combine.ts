@@ -11,14 +11,14 @@ export function combineRun(x: usize, stride: usize, weights: usize, k: i32, widt
   for (; i + 4 <= width; i += 4, x += 16, y += 16) {
     let sum = f32x4.splat(0);
     for (let j = 0; j < k; j++) {
-      sum = madd(v128.load32_splat(weights + (<usize>j << 2)), v128.load(x + <usize>j * stride), sum);
+      sum = madd(v128.load32_splat(weights + ((<usize>j) << 2)), v128.load(x + <usize>j * stride), sum);
     }
     v128.store(y, sum);
   }
   for (; i < width; i++, x += 4, y += 4) {
     let sum = f32x4.splat(0);
     for (let j = 0; j < k; j++) {
-      sum = madd(v128.load32_splat(weights + (<usize>j << 2)), v128.load32_splat(x + <usize>j * stride), sum);
+      sum = madd(v128.load32_splat(weights + ((<usize>j) << 2)), v128.load32_splat(x + <usize>j * stride), sum);
     }
     store<f32>(y, f32x4.extract_lane(sum, 0));
   }
@@ -27,12 +27,12 @@ export function combineRun(x: usize, stride: usize, weights: usize, k: i32, widt
 /** x [rows · k, width], weights [rows, k] → y [rows, width]. */
 export function combine(rows: i32, x: usize, weights: usize, k: i32, y: usize, width: i32): void {
   const chunks = (width + CHUNK - 1) / CHUNK;
-  const stride = <usize>width << 2;
+  const stride = (<usize>width) << 2;
   for (let task = claim(1); task < rows * chunks; task = claim(1)) {
     const row = task / chunks;
     const from = (task % chunks) * CHUNK;
-    const at = x + <usize>(row * k) * stride + (<usize>from << 2);
-    const to = y + <usize>row * stride + (<usize>from << 2);
-    combineRun(at, stride, weights + (<usize>(row * k) << 2), k, min(CHUNK, width - from), to);
+    const at = x + <usize>(row * k) * stride + ((<usize>from) << 2);
+    const to = y + <usize>row * stride + ((<usize>from) << 2);
+    combineRun(at, stride, weights + ((<usize>(row * k)) << 2), k, min(CHUNK, width - from), to);
   }
 }

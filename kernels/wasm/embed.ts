@@ -22,7 +22,7 @@ export function embed(
   for (let task = claim(1); task < rows * chunks; task = claim(1)) {
     const row = task / chunks;
     const from = (task % chunks) * CHUNK;
-    const token = nearest(load<i32>(tokens + (<usize>row << 2)), outs);
+    const token = nearest(load<i32>(tokens + ((<usize>row) << 2)), outs);
     const to = y + ((<usize>row * columns + from) << 2);
     unpackRow(format, table, columns, group, token, from, min(from + CHUNK, columns), scale, to);
   }

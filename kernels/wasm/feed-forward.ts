@@ -1,8 +1,9 @@
 // The fused halves of a feed-forward layer: gateUp, expertsUp (products, then the gated unit while they are in cache) and
 // expertsDown (product, then the weighted sum over a row's experts). Each equals its base ops to the last bit.
-import { ROW_BLOCK, SCRATCH_TOTALS, SCRATCH_TOTALS_UP, TILE } from "./layout";
+
 import { combineRun } from "./combine";
 import { gluRun } from "./glu";
+import { ROW_BLOCK, SCRATCH_TOTALS, SCRATCH_TOTALS_UP, TILE } from "./layout";
 import { addBias, putRow, rowBlocks, tileProduct, useRows } from "./linear";
 import { count, expert, expertCount, slotAt, useExpert, useSlots } from "./linear-experts";
 import { claim, scratch, share } from "./threads";
@@ -40,11 +41,11 @@ export function gateUp(
       const tile = task % tiles;
       const first = (task / tiles) * ROW_BLOCK;
       const n = min(ROW_BLOCK, rows - first);
-      useRows(x, <usize>columns << 2, first, n);
+      useRows(x, (<usize>columns) << 2, first, n);
       tileProduct(gateFormat, gate + <usize>tile * gateBytes, columns, gateGroup, n, gates);
-      addBias(gates, n, gateBias == 0 ? 0 : gateBias + <usize>tile * TOTAL);
+      addBias(gates, n, gateBias === 0 ? 0 : gateBias + <usize>tile * TOTAL);
       tileProduct(upFormat, up + <usize>tile * upBytes, columns, upGroup, n, ups);
-      addBias(ups, n, upBias == 0 ? 0 : upBias + <usize>tile * TOTAL);
+      addBias(ups, n, upBias === 0 ? 0 : upBias + <usize>tile * TOTAL);
       const width = min(TILE, outs - tile * TILE);
       for (let i = 0; i < n; i++) {
         const at = <usize>i * TOTAL;
@@ -79,8 +80,8 @@ export function expertsUp(
   limit: f32,
 ): void {
   const weightTiles = (2 * width + TILE - 1) / TILE;
-  const tiles = interleaved != 0 ? weightTiles : width / TILE;
-  const perTile = interleaved != 0 ? TILE / 2 : TILE;
+  const tiles = interleaved !== 0 ? weightTiles : width / TILE;
+  const perTile = interleaved !== 0 ? TILE / 2 : TILE;
   const tasks = tiles * expertCount(rows, groups);
   const each = share(tasks);
   const bytes = tileBytes(format, columns, group);
@@ -91,21 +92,21 @@ export function expertsUp(
       const tile = task % tiles;
       useExpert(task / tiles, chosen, experts, groups);
       const at = weight + <usize>(expert * weightTiles + tile) * bytes;
-      const b = bias == 0 ? 0 : bias + (<usize>(expert * biasStride + tile * TILE) << 2);
+      const b = bias === 0 ? 0 : bias + ((<usize>(expert * biasStride + tile * TILE)) << 2);
       const outs = min(perTile, width - tile * perTile);
       for (let s = 0; s < count; s += ROW_BLOCK) {
         const n = min(ROW_BLOCK, count - s);
-        useSlots(x, <usize>columns << 2, perRow, s, n);
+        useSlots(x, (<usize>columns) << 2, perRow, s, n);
         tileProduct(format, at, columns, group, n, totals);
         addBias(totals, n, b);
-        if (interleaved == 0) {
+        if (interleaved === 0) {
           tileProduct(format, at + <usize>tiles * bytes, columns, group, n, ups);
-          addBias(ups, n, b == 0 ? 0 : b + (<usize>width << 2));
+          addBias(ups, n, b === 0 ? 0 : b + ((<usize>width) << 2));
         }
         for (let i = 0; i < n; i++) {
           const gate = totals + <usize>i * TOTAL;
           const y0 = y + ((<usize>slotAt(s + i) * width + <usize>(tile * perTile)) << 2);
-          if (interleaved != 0) gluRun(gate, gate + 4, 2, y0, outs, activation, limit);
+          if (interleaved !== 0) gluRun(gate, gate + 4, 2, y0, outs, activation, limit);
           else gluRun(gate, ups + <usize>i * TOTAL, 1, y0, outs, activation, limit);
         }
       }
@@ -129,7 +130,7 @@ export function expertsDown(
   bias: usize,
   biasStride: i32,
 ): void {
-  if (rows == 0) return;
+  if (rows === 0) return;
   const tiles = (outs + TILE - 1) / TILE;
   const each = share(tiles);
   const bytes = tileBytes(format, columns, group);
@@ -138,11 +139,11 @@ export function expertsDown(
   for (let from = claim(each); from < tiles; from = claim(each)) {
     for (let tile = from, to = min(from + each, tiles); tile < to; tile++) {
       for (let j = 0; j < k; j++) {
-        const e = load<i32>(chosen + (<usize>j << 2));
-        useRows(x, <usize>columns << 2, j, 1);
+        const e = load<i32>(chosen + ((<usize>j) << 2));
+        useRows(x, (<usize>columns) << 2, j, 1);
         const at = totals + <usize>j * TOTAL;
         tileProduct(format, weight + <usize>(e * tiles + tile) * bytes, columns, group, 1, at);
-        addBias(at, 1, bias == 0 ? 0 : bias + (<usize>(e * biasStride + tile * TILE) << 2));
+        addBias(at, 1, bias === 0 ? 0 : bias + ((<usize>(e * biasStride + tile * TILE)) << 2));
       }
       combineRun(totals, TOTAL, weights, k, TILE, sum);
       putRow(sum, min(TILE, outs - tile * TILE), y + <usize>tile * TOTAL);

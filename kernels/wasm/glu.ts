@@ -14,8 +14,8 @@ function sigmoid2(x: v128): v128 {
 
 /** gate, up f64x2 → the unit's value. */
 function unit2(gate: v128, up: v128, activation: i32, limit: f64): v128 {
-  if (activation == SILU) return f64x2.mul(f64x2.mul(gate, sigmoid2(gate)), up);
-  if (activation == GELU_TANH) {
+  if (activation === SILU) return f64x2.mul(f64x2.mul(gate, sigmoid2(gate)), up);
+  if (activation === GELU_TANH) {
     const cube = f64x2.mul(f64x2.mul(gate, gate), gate);
     const u = f64x2.mul(f64x2.splat(0.7978845608028654), f64x2.add(gate, f64x2.mul(f64x2.splat(0.044715), cube))); // √(2/π)
     return f64x2.mul(f64x2.mul(gate, sigmoid2(f64x2.add(u, u))), up);
@@ -27,16 +27,13 @@ function unit2(gate: v128, up: v128, activation: i32, limit: f64): v128 {
 }
 
 function unit4(gate: v128, up: v128, activation: i32, limit: f64): v128 {
-  return narrow(
-    unit2(low2(gate), low2(up), activation, limit),
-    unit2(high2(gate), high2(up), activation, limit),
-  );
+  return narrow(unit2(low2(gate), low2(up), activation, limit), unit2(high2(gate), high2(up), activation, limit));
 }
 
 /** `count` units; gates and ups are `step` elements apart: 1, or 2 where they alternate. */
 export function gluRun(gate: usize, up: usize, step: i32, y: usize, count: i32, activation: i32, limit: f64): void {
   let i = 0;
-  if (step == 1) {
+  if (step === 1) {
     for (; i + 4 <= count; i += 4, gate += 16, up += 16, y += 16) {
       v128.store(y, unit4(v128.load(gate), v128.load(up), activation, limit));
     }
@@ -47,7 +44,7 @@ export function gluRun(gate: usize, up: usize, step: i32, y: usize, count: i32, 
       v128.store(y, unit4(v128.shuffle<f32>(a, b, 0, 2, 4, 6), v128.shuffle<f32>(a, b, 1, 3, 5, 7), activation, limit));
     }
   }
-  const apart = <usize>step << 2;
+  const apart = (<usize>step) << 2;
   for (; i < count; i++, gate += apart, up += apart, y += 4) {
     const value = unit4(v128.load32_splat(gate), v128.load32_splat(up), activation, limit);
     store<f32>(y, f32x4.extract_lane(value, 0));
@@ -70,7 +67,7 @@ export function glu(
   for (let task = claim(1); task < rows * chunks; task = claim(1)) {
     const row = task / chunks;
     const from = (task % chunks) * CHUNK;
-    const at = <usize>row * stride + (<usize>(from * step) << 2);
+    const at = <usize>row * stride + ((<usize>(from * step)) << 2);
     const to = y + ((<usize>row * width + from) << 2);
     gluRun(gate + at, up + at, step, to, min(CHUNK, width - from), activation, limit);
   }

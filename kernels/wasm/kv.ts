@@ -21,10 +21,10 @@ export function slotOf(cache: usize, pages: usize, pagesPerSequence: i32, sequen
   const stride = load<i32>(cache, CACHE_STRIDE);
   const limit = load<i32>(cache, CACHE_LIMIT);
   if (position < 0 || sequence < 0) return -1;
-  if (pageSize == 0) return sequence < limit ? sequence * stride + (position % stride) : -1;
+  if (pageSize === 0) return sequence < limit ? sequence * stride + (position % stride) : -1;
   const logical = position / pageSize;
   if (logical >= pagesPerSequence) return -1;
-  const page = load<i32>(pages + (<usize>(sequence * pagesPerSequence + logical) << 2));
+  const page = load<i32>(pages + ((<usize>(sequence * pagesPerSequence + logical)) << 2));
   return page >= 0 && page < limit ? page * stride + (position % pageSize) : -1;
 }
 
@@ -43,12 +43,12 @@ export function valueSegment(cache: usize, kvHead: i32, segment: i32): usize {
 
 function putKey(cache: usize, kvHead: i32, slot: i32, k: usize): void {
   const d = load<i32>(cache, CACHE_HEAD_DIM);
-  let to = keySegment(cache, kvHead, slot >> 4) + (<usize>(slot & 15) << 2);
-  for (const end = k + (<usize>d << 2); k < end; k += 4, to += 64) store<f32>(to, load<f32>(k));
+  let to = keySegment(cache, kvHead, slot >> 4) + ((<usize>(slot & 15)) << 2);
+  for (const end = k + ((<usize>d) << 2); k < end; k += 4, to += 64) store<f32>(to, load<f32>(k));
 }
 
 function putValue(cache: usize, kvHead: i32, slot: i32, v: usize): void {
-  const bytes = <usize>load<i32>(cache, CACHE_HEAD_DIM) << 2;
+  const bytes = (<usize>load<i32>(cache, CACHE_HEAD_DIM)) << 2;
   memory.copy(valueSegment(cache, kvHead, slot >> 4) + <usize>(slot & 15) * bytes, v, bytes);
 }
 
@@ -64,12 +64,12 @@ export function kvAppend(
   pagesPerSequence: i32,
 ): void {
   const kvHeads = load<i32>(cache, CACHE_KV_HEADS);
-  const bytes = <usize>load<i32>(cache, CACHE_HEAD_DIM) << 2;
+  const bytes = (<usize>load<i32>(cache, CACHE_HEAD_DIM)) << 2;
   const tasks = rows * kvHeads;
   const each = share(tasks);
   for (let from = claim(each); from < tasks; from = claim(each)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
-      const row = <usize>(task / kvHeads) << 2;
+      const row = (<usize>(task / kvHeads)) << 2;
       const slot = slotOf(cache, pages, pagesPerSequence, load<i32>(sequences + row), load<i32>(positions + row));
       if (slot < 0) continue;
       const head = task % kvHeads;
@@ -110,7 +110,7 @@ export function qkvHeads(
 ): void {
   const kvHeads = load<i32>(cache, CACHE_KV_HEADS);
   const headDim = load<i32>(cache, CACHE_HEAD_DIM);
-  const bytes = <usize>headDim << 2;
+  const bytes = (<usize>headDim) << 2;
   const perRow = heads + kvHeads;
   const tasks = rows * perRow;
   const each = share(tasks);
@@ -118,14 +118,14 @@ export function qkvHeads(
   for (let from = claim(each); from < tasks; from = claim(each)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
       const row = task / perRow;
-      const at = <usize>row << 2;
+      const at = (<usize>row) << 2;
       const angle = load<i32>(ropeRows + at);
       const c = tableRow(cos, tableRows, half, angle);
       const s = tableRow(sin, tableRows, half, angle);
       const head = task % perRow;
       if (head < heads) {
         let x = qIn + <usize>row * qStride + <usize>head * bytes;
-        if (qNorm != 0) {
+        if (qNorm !== 0) {
           normRun(x, one, headDim, qNorm, eps, offset);
           x = one;
         }
@@ -136,7 +136,7 @@ export function qkvHeads(
       const slot = slotOf(cache, pages, pagesPerSequence, load<i32>(sequences + at), load<i32>(positions + at));
       if (slot < 0) continue;
       const x = kIn + <usize>row * kStride + <usize>kvHead * bytes;
-      if (kNorm != 0) {
+      if (kNorm !== 0) {
         normRun(x, one, headDim, kNorm, eps, offset);
         ropeHead(one, one, headDim, half, c, s);
       } else {

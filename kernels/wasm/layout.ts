@@ -48,8 +48,9 @@ export const OP_BYTES = 128;
 export const OP_CODE = 0;
 export const OP_BARRIER = 4; // 1: all threads must have finished the ops before this one
 export const OP_LIVE = 8; // pointer to i32 [1], the number of live rows; 0: all
-export const OP_ROWS = 12; // capacity T
-export const OP_ARGS = 16; // i32 or f32 [28]
+export const OP_ROWS = 12; // i32: row capacity
+export const OP_TIMES = 16; // i32: rows for each live row of the step, K behind a router
+export const OP_ARGS = 20; // i32 or f32 [27]
 
 // --- The control block, shared by all threads of a backend. One cache line for each word that many threads write.
 export const CONTROL_START = 0; // i32: bumped to start a run

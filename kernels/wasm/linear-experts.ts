@@ -13,35 +13,35 @@ export let count: i32 = 0;
 
 /** How many (expert, block of slots) pairs there are: each times the tiles of a weight is the tasks. */
 export function expertCount(rows: i32, groups: usize): i32 {
-  return groups == 0 ? rows : load<i32>(groups);
+  return groups === 0 ? rows : load<i32>(groups);
 }
 
 /** Sets `expert`, `slots` … for pair `index`. `chosen` i32 [slots]; groups: 0 with one row. */
 export function useExpert(index: i32, chosen: usize, experts: i32, groups: usize): void {
-  if (groups == 0) {
-    expert = load<i32>(chosen + (<usize>index << 2));
+  if (groups === 0) {
+    expert = load<i32>(chosen + ((<usize>index) << 2));
     slots = 0;
     first = index;
     count = 1;
     return;
   }
-  const words = <usize>experts << 2;
-  expert = load<i32>(groups + 4 + (<usize>index << 2));
-  const at = groups + 4 + words + (<usize>expert << 2);
+  const words = (<usize>experts) << 2;
+  expert = load<i32>(groups + 4 + ((<usize>index) << 2));
+  const at = groups + 4 + words + ((<usize>expert) << 2);
   count = load<i32>(at + words);
-  slots = groups + 4 + 3 * words + (<usize>load<i32>(at) << 2);
+  slots = groups + 4 + 3 * words + ((<usize>load<i32>(at)) << 2);
   first = 0;
 }
 
 export function slotAt(i: i32): i32 {
-  return slots == 0 ? first : load<i32>(slots + (<usize>i << 2));
+  return slots === 0 ? first : load<i32>(slots + ((<usize>i) << 2));
 }
 
 /** Points SCRATCH_ROWS at the rows of slots from … from + n − 1. `perRow`: slots that share a row of x (K or 1). */
 export function useSlots(x: usize, xStride: usize, perRow: i32, from: i32, n: i32): void {
   const pointers = scratch + SCRATCH_ROWS;
   for (let i = 0; i < n; i++) {
-    store<u32>(pointers + (<usize>i << 2), <u32>(x + <usize>(slotAt(from + i) / perRow) * xStride));
+    store<u32>(pointers + ((<usize>i) << 2), <u32>(x + <usize>(slotAt(from + i) / perRow) * xStride));
   }
 }
 
@@ -72,11 +72,11 @@ export function linearExperts(
       const tile = task % tiles;
       useExpert(task / tiles, chosen, experts, groups);
       const at = weight + <usize>(expert * tiles + tile) * bytes;
-      const b = bias == 0 ? 0 : bias + (<usize>(expert * biasStride + tile * TILE) << 2);
+      const b = bias === 0 ? 0 : bias + ((<usize>(expert * biasStride + tile * TILE)) << 2);
       const width = min(TILE, outs - tile * TILE);
       for (let s = 0; s < count; s += ROW_BLOCK) {
         const n = min(ROW_BLOCK, count - s);
-        useSlots(x, <usize>columns << 2, perRow, s, n);
+        useSlots(x, (<usize>columns) << 2, perRow, s, n);
         tileProduct(format, at, columns, group, n, totals);
         addBias(totals, n, b);
         for (let i = 0; i < n; i++) {

@@ -25,8 +25,19 @@ import { columnBytes, groupScales, halfHigh, halfLow, lookup, scaleBytes, tileBy
 const PANEL_ROW: usize = 4 * TILE;
 
 /** totals += sums, or += sums · scales. */
-function flush(totals: usize, scales: usize, a0: v128, a1: v128, a2: v128, a3: v128, a4: v128, a5: v128, a6: v128, a7: v128): void {
-  if (scales == 0) {
+function flush(
+  totals: usize,
+  scales: usize,
+  a0: v128,
+  a1: v128,
+  a2: v128,
+  a3: v128,
+  a4: v128,
+  a5: v128,
+  a6: v128,
+  a7: v128,
+): void {
+  if (scales === 0) {
     v128.store(totals, f32x4.add(v128.load(totals), a0));
     v128.store(totals, f32x4.add(v128.load(totals, 16), a1), 16);
     v128.store(totals, f32x4.add(v128.load(totals, 32), a2), 32);
@@ -51,7 +62,14 @@ function flush(totals: usize, scales: usize, a0: v128, a1: v128, a2: v128, a3: v
 
 function dotF32(w: usize, count: i32, x: usize, totals: usize, scales: usize): void {
   const zero = f32x4.splat(0);
-  let a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero;
+  let a0 = zero,
+    a1 = zero,
+    a2 = zero,
+    a3 = zero,
+    a4 = zero,
+    a5 = zero,
+    a6 = zero,
+    a7 = zero;
   for (const end = w + <usize>count * PANEL_ROW; w < end; w += PANEL_ROW, x += 4) {
     const s = v128.load32_splat(x);
     a0 = madd(s, v128.load(w), a0);
@@ -68,7 +86,14 @@ function dotF32(w: usize, count: i32, x: usize, totals: usize, scales: usize): v
 
 function dotBf16(w: usize, count: i32, x: usize, totals: usize): void {
   const zero = f32x4.splat(0);
-  let a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero;
+  let a0 = zero,
+    a1 = zero,
+    a2 = zero,
+    a3 = zero,
+    a4 = zero,
+    a5 = zero,
+    a6 = zero,
+    a7 = zero;
   const mask = i32x4.splat(0xffff0000);
   for (const end = w + <usize>count * (2 * TILE); w < end; w += 2 * TILE, x += 4) {
     const s = v128.load32_splat(x);
@@ -90,7 +115,14 @@ function dotBf16(w: usize, count: i32, x: usize, totals: usize): void {
 
 function dotF16(w: usize, count: i32, x: usize, totals: usize): void {
   const zero = f32x4.splat(0);
-  let a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero;
+  let a0 = zero,
+    a1 = zero,
+    a2 = zero,
+    a3 = zero,
+    a4 = zero,
+    a5 = zero,
+    a6 = zero,
+    a7 = zero;
   const mask = i32x4.splat(0x8fffe000);
   const scale = i32x4.splat(0x77800000);
   for (const end = w + <usize>count * (2 * TILE); w < end; w += 2 * TILE, x += 4) {
@@ -113,7 +145,14 @@ function dotF16(w: usize, count: i32, x: usize, totals: usize): void {
 
 function dotInt8(w: usize, count: i32, x: usize, totals: usize, scales: usize): void {
   const zero = f32x4.splat(0);
-  let a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero;
+  let a0 = zero,
+    a1 = zero,
+    a2 = zero,
+    a3 = zero,
+    a4 = zero,
+    a5 = zero,
+    a6 = zero,
+    a7 = zero;
   for (const end = w + <usize>count * TILE; w < end; w += TILE, x += 4) {
     const s = v128.load32_splat(x);
     let v = v128.load(w);
@@ -133,7 +172,14 @@ function dotInt8(w: usize, count: i32, x: usize, totals: usize, scales: usize): 
 /** FP4 values are looked up as the two bytes of a bfloat16, which hold them exactly. */
 function dotMxfp4(w: usize, count: i32, x: usize, totals: usize, scales: usize): void {
   const zero = f32x4.splat(0);
-  let a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero;
+  let a0 = zero,
+    a1 = zero,
+    a2 = zero,
+    a3 = zero,
+    a4 = zero,
+    a5 = zero,
+    a6 = zero,
+    a7 = zero;
   const mask = i32x4.splat(0xffff0000);
   const nibble = i8x16.splat(15);
   const lows = v128.load(tables, TABLE_FP4_LOW);
@@ -166,9 +212,25 @@ function dotMxfp4(w: usize, count: i32, x: usize, totals: usize, scales: usize):
 // --- More rows of x, one block of columns decoded to f32.
 
 /** 4 rows of x, 8 output rows: 8 sums hide the latency of a multiply-add, and 6 loads serve 8 of them. */
-function dot4(panel: usize, count: i32, x0: usize, x1: usize, x2: usize, x3: usize, totals: usize, scales: usize): void {
+function dot4(
+  panel: usize,
+  count: i32,
+  x0: usize,
+  x1: usize,
+  x2: usize,
+  x3: usize,
+  totals: usize,
+  scales: usize,
+): void {
   const zero = f32x4.splat(0);
-  let a0 = zero, a1 = zero, b0 = zero, b1 = zero, c0 = zero, c1 = zero, d0 = zero, d1 = zero;
+  let a0 = zero,
+    a1 = zero,
+    b0 = zero,
+    b1 = zero,
+    c0 = zero,
+    c1 = zero,
+    d0 = zero,
+    d1 = zero;
   const pairs = panel + <usize>(count & ~1) * PANEL_ROW;
   while (panel < pairs) {
     let w0 = v128.load(panel);
@@ -205,7 +267,7 @@ function dot4(panel: usize, count: i32, x0: usize, x1: usize, x2: usize, x3: usi
     x2 += 8;
     x3 += 8;
   }
-  if ((count & 1) != 0) {
+  if ((count & 1) !== 0) {
     const w0 = v128.load(panel);
     const w1 = v128.load(panel, 16);
     let s = v128.load32_splat(x0);
@@ -221,7 +283,7 @@ function dot4(panel: usize, count: i32, x0: usize, x1: usize, x2: usize, x3: usi
     d0 = madd(s, w0, d0);
     d1 = madd(s, w1, d1);
   }
-  if (scales == 0) {
+  if (scales === 0) {
     add2(totals, a0, a1);
     add2(totals + PANEL_ROW, b0, b1);
     add2(totals + 2 * PANEL_ROW, c0, c1);
@@ -247,32 +309,46 @@ function madd2(totals: usize, a0: v128, a1: v128, s0: v128, s1: v128): void {
 }
 
 /** Block of a tile × rows: adds to totals f32 [rows, 32]. The rows of x start at the SCRATCH_ROWS pointers, plus `xOffset`. */
-function blockProduct(format: i32, w: usize, count: i32, rows: i32, xOffset: usize, totals: usize, scales: usize): void {
+function blockProduct(
+  format: i32,
+  w: usize,
+  count: i32,
+  rows: i32,
+  xOffset: usize,
+  totals: usize,
+  scales: usize,
+): void {
   const pointers = scratch + SCRATCH_ROWS;
-  if (rows == 1) {
+  if (rows === 1) {
     const x = <usize>load<u32>(pointers) + xOffset;
-    if (format == BF16) dotBf16(w, count, x, totals);
-    else if (format == INT8) dotInt8(w, count, x, totals, scales);
-    else if (format == MXFP4) dotMxfp4(w, count, x, totals, scales);
-    else if (format == F16) dotF16(w, count, x, totals);
+    if (format === BF16) dotBf16(w, count, x, totals);
+    else if (format === INT8) dotInt8(w, count, x, totals, scales);
+    else if (format === MXFP4) dotMxfp4(w, count, x, totals, scales);
+    else if (format === F16) dotF16(w, count, x, totals);
     else dotF32(w, count, x, totals, 0);
     return;
   }
   const panel = unpackPanel(format, w, count, scratch + SCRATCH_PANEL);
   let i = 0;
   for (; i + 4 <= rows; i += 4) {
-    const at = pointers + (<usize>i << 2);
+    const at = pointers + ((<usize>i) << 2);
     const x0 = <usize>load<u32>(at) + xOffset;
     const x1 = <usize>load<u32>(at, 4) + xOffset;
     const x2 = <usize>load<u32>(at, 8) + xOffset;
     const x3 = <usize>load<u32>(at, 12) + xOffset;
     const to = totals + <usize>i * PANEL_ROW;
     for (let part: usize = 0; part < PANEL_ROW; part += 32) {
-      dot4(panel + part, count, x0, x1, x2, x3, to + part, scales == 0 ? 0 : scales + part);
+      dot4(panel + part, count, x0, x1, x2, x3, to + part, scales === 0 ? 0 : scales + part);
     }
   }
   for (; i < rows; i++) {
-    dotF32(panel, count, <usize>load<u32>(pointers + (<usize>i << 2)) + xOffset, totals + <usize>i * PANEL_ROW, scales);
+    dotF32(
+      panel,
+      count,
+      <usize>load<u32>(pointers + ((<usize>i) << 2)) + xOffset,
+      totals + <usize>i * PANEL_ROW,
+      scales,
+    );
   }
 }
 
@@ -285,11 +361,11 @@ export function tileProduct(format: i32, tile: usize, columns: i32, group: i32, 
   const perColumn = columnBytes(format);
   const ahead = scaleBytes(format);
   for (let g = 0; g < columns; g += group) {
-    const scales = ahead == 0 ? 0 : groupScales(format, tile);
+    const scales = ahead === 0 ? 0 : groupScales(format, tile);
     tile += ahead;
     for (let k = 0; k < group; k += BLOCK) {
       const count = min(BLOCK, group - k);
-      blockProduct(format, tile, count, rows, <usize>(g + k) << 2, totals, scales);
+      blockProduct(format, tile, count, rows, (<usize>(g + k)) << 2, totals, scales);
       tile += count * perColumn;
     }
   }
@@ -298,12 +374,12 @@ export function tileProduct(format: i32, tile: usize, columns: i32, group: i32, 
 /** Points SCRATCH_ROWS at rows first … first + rows − 1 of x. */
 export function useRows(x: usize, xStride: usize, first: i32, rows: i32): void {
   const pointers = scratch + SCRATCH_ROWS;
-  for (let i = 0; i < rows; i++) store<u32>(pointers + (<usize>i << 2), <u32>(x + <usize>(first + i) * xStride));
+  for (let i = 0; i < rows; i++) store<u32>(pointers + ((<usize>i) << 2), <u32>(x + <usize>(first + i) * xStride));
 }
 
 /** totals [rows, 32] += bias [32], if there is one. */
 export function addBias(totals: usize, rows: i32, bias: usize): void {
-  if (bias == 0) return;
+  if (bias === 0) return;
   for (const end = totals + <usize>rows * PANEL_ROW; totals < end; totals += PANEL_ROW) {
     for (let c: usize = 0; c < PANEL_ROW; c += 16) {
       v128.store(totals + c, f32x4.add(v128.load(totals + c), v128.load(bias + c)));
@@ -313,7 +389,7 @@ export function addBias(totals: usize, rows: i32, bias: usize): void {
 
 /** Copies the first `width` of 32 columns of one row of totals. */
 export function putRow(totals: usize, width: i32, y: usize): void {
-  memory.copy(y, totals, <usize>width << 2);
+  memory.copy(y, totals, (<usize>width) << 2);
 }
 
 export function rowBlocks(rows: i32): i32 {
@@ -342,9 +418,9 @@ export function linear(
       const tile = task % tiles;
       const first = (task / tiles) * ROW_BLOCK;
       const count = min(ROW_BLOCK, rows - first);
-      useRows(x, <usize>columns << 2, first, count);
+      useRows(x, (<usize>columns) << 2, first, count);
       tileProduct(format, weight + <usize>tile * bytes, columns, group, count, totals);
-      addBias(totals, count, bias == 0 ? 0 : bias + <usize>tile * PANEL_ROW);
+      addBias(totals, count, bias === 0 ? 0 : bias + <usize>tile * PANEL_ROW);
       const width = min(TILE, outs - tile * TILE);
       for (let i = 0; i < count; i++) {
         putRow(totals + <usize>i * PANEL_ROW, width, y + ((<usize>(first + i) * outs + <usize>tile * TILE) << 2));

@@ -11,9 +11,7 @@ export function madd(a: v128, b: v128, c: v128): v128 {
 
 /** a[0] + a[1] + a[2] + a[3], in pairs. */
 export function sum4(a: v128): f32 {
-  return (
-    f32x4.extract_lane(a, 0) + f32x4.extract_lane(a, 1) + (f32x4.extract_lane(a, 2) + f32x4.extract_lane(a, 3))
-  );
+  return f32x4.extract_lane(a, 0) + f32x4.extract_lane(a, 1) + (f32x4.extract_lane(a, 2) + f32x4.extract_lane(a, 3));
 }
 
 /** e^x in f32, within 1 ulp; 0 below −87.3. Coefficients of Cephes' expf (Moshier, 1992). */
@@ -22,8 +20,8 @@ export function exp4(x: v128): v128 {
   const n = f32x4.nearest(f32x4.mul(clamped, f32x4.splat(1.44269504088896341)));
   // ln 2 in two parts: n times the first is exact.
   let r = f32x4.sub(clamped, f32x4.mul(n, f32x4.splat(0.693359375)));
-  r = f32x4.add(r, f32x4.mul(n, f32x4.splat(2.12194440e-4)));
-  let p = madd(f32x4.splat(1.9875691500e-4), r, f32x4.splat(1.3981999507e-3));
+  r = f32x4.add(r, f32x4.mul(n, f32x4.splat(2.1219444e-4)));
+  let p = madd(f32x4.splat(1.98756915e-4), r, f32x4.splat(1.3981999507e-3));
   p = madd(p, r, f32x4.splat(8.3334519073e-3));
   p = madd(p, r, f32x4.splat(4.1665795894e-2));
   p = madd(p, r, f32x4.splat(1.6666665459e-1));
@@ -43,7 +41,7 @@ export function exp2(x: v128): v128 {
   // Adding 1.5 · 2^52 rounds to an integer and leaves it in the low bits.
   const shifted = f64x2.add(f64x2.mul(clamped, f64x2.splat(1.4426950408889634)), f64x2.splat(6755399441055744.0));
   const n = f64x2.sub(shifted, f64x2.splat(6755399441055744.0));
-  let r = f64x2.sub(clamped, f64x2.mul(n, f64x2.splat(6.93147180369123816490e-1)));
+  let r = f64x2.sub(clamped, f64x2.mul(n, f64x2.splat(6.9314718036912381649e-1)));
   r = f64x2.sub(r, f64x2.mul(n, f64x2.splat(1.90821492927058770002e-10)));
   let p = f64x2.splat(1.0 / 39916800.0);
   p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 3628800.0));

@@ -43,6 +43,7 @@ import {
   OP_ROUTE,
   OP_ROWS,
   OP_SOFTCAP,
+  OP_TIMES,
   PROGRAM_COUNTERS,
   PROGRAM_HEADER,
   PROGRAM_OPS,
@@ -55,24 +56,24 @@ import { group, route } from "./route";
 import { softcap } from "./softcap";
 import { awaitStart, barrier, join, start, useCounter } from "./threads";
 
-export { join };
 export { pack, unpackRow } from "./weights";
+export { join };
 
 let record: usize = 0;
 
 /** Argument i of the current op: an integer or a pointer, or a float. */
 function p(i: i32): i32 {
-  return load<i32>(record + OP_ARGS + (<usize>i << 2));
+  return load<i32>(record + OP_ARGS + ((<usize>i) << 2));
 }
 function f(i: i32): f32 {
-  return load<f32>(record + OP_ARGS + (<usize>i << 2));
+  return load<f32>(record + OP_ARGS + ((<usize>i) << 2));
 }
 
 /** Live rows: what the step says, at most the capacity. */
 function liveRows(): i32 {
   const capacity = load<i32>(record, OP_ROWS);
   const live = <usize>load<u32>(record, OP_LIVE);
-  return live == 0 ? capacity : max(0, min(load<i32>(live), capacity));
+  return live === 0 ? capacity : max(0, min(load<i32>(live) * load<i32>(record, OP_TIMES), capacity));
 }
 
 /** This thread's share of the current op. */
@@ -80,58 +81,98 @@ function step(): void {
   const rows = liveRows();
   switch (load<i32>(record, OP_CODE)) {
     case OP_EMBED:
-      return embed(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), f(7));
+      embed(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), f(7));
+      break;
     case OP_LINEAR:
-      return linear(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7));
+      linear(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7));
+      break;
     case OP_COLUMNS:
-      return columns(rows, p(0), p(1), p(2), p(3), p(4));
+      columns(rows, p(0), p(1), p(2), p(3), p(4));
+      break;
     case OP_RMS_NORM: // p(0): runs per row
-      return rmsNorm(rows * p(0), p(1), p(2), p(3), p(4), f(5), f(6));
+      rmsNorm(rows * p(0), p(1), p(2), p(3), p(4), f(5), f(6));
+      break;
     case OP_ROPE:
-      return rope(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8));
+      rope(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8));
+      break;
     case OP_KV_APPEND:
-      return kvAppend(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6));
+      kvAppend(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6));
+      break;
     case OP_ATTENTION:
-      return attention(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8), p(9), p(10), f(11));
+      attention(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8), p(9), p(10), f(11));
+      break;
     case OP_ATTENTION_PROBS:
-      return attentionProbs(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8), p(9), p(10), f(11), p(12));
-    case OP_GLU: // p(0): runs per row
-      return glu(rows * p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8));
+      attentionProbs(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8), p(9), p(10), f(11), p(12));
+      break;
+    case OP_GLU:
+      glu(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), f(7));
+      break;
     case OP_ADD: // p(0): elements per row
-      return add(rows * p(0), p(1), p(2), p(3));
+      add(rows * p(0), p(1), p(2), p(3));
+      break;
     case OP_SOFTCAP:
-      return softcap(rows * p(0), p(1), p(2), f(3));
+      softcap(rows * p(0), p(1), p(2), f(3));
+      break;
     case OP_ROUTE:
-      return route(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6));
-    case OP_GROUP: // p(0): slots per row
-      return group(rows * p(0), p(1), p(2), p(3));
+      route(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6));
+      break;
+    case OP_GROUP:
+      group(rows, p(0), p(1), p(2));
+      break;
     case OP_LINEAR_EXPERTS:
-      return linearExperts(rows * p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), p(13));
+      linearExperts(
+        rows * p(-1),
+        p(0),
+        p(1),
+        p(2),
+        p(3),
+        p(4),
+        p(5),
+        p(6),
+        p(7),
+        p(8),
+        p(9),
+        p(10),
+        p(11),
+        p(12),
+      );
+      break;
     case OP_COMBINE:
-      return combine(rows, p(0), p(1), p(2), p(3), p(4));
+      combine(rows, p(0), p(1), p(2), p(3), p(4));
+      break;
     case OP_GATHER_ROWS:
-      return gatherRows(rows, p(0), p(1), p(2), p(3), p(4));
+      gatherRows(rows, p(0), p(1), p(2), p(3), p(4));
+      break;
     case OP_ARGMAX:
-      return argmax(rows, p(0), p(1), p(2));
+      argmax(rows, p(0), p(1), p(2));
+      break;
     case OP_ADVANCE:
-      return advance(rows, p(0), p(1), p(2), p(3));
+      advance(rows, p(0), p(1), p(2), p(3));
+      break;
     case OP_ADD_NORM:
-      return addNorm(rows, p(0), p(1), p(2), p(3), p(4), p(5), f(6), f(7));
+      addNorm(rows, p(0), p(1), p(2), p(3), p(4), p(5), f(6), f(7));
+      break;
     case OP_QKV_HEADS:
       // biome-ignore format: one line
-      return qkvHeads(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), f(11), f(12), p(13), p(14), p(15), p(16), p(17), p(18), p(19), p(20), p(21));
+      qkvHeads(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), f(11), f(12), p(13), p(14), p(15), p(16), p(17), p(18), p(19), p(20), p(21));
+      break;
     case OP_GATE_UP:
       // biome-ignore format: one line
-      return gateUp(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), f(13));
+      gateUp(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), f(13));
+      break;
     case OP_EXPERTS_UP:
       // biome-ignore format: one line
-      return expertsUp(rows * p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), p(13), p(14), p(15), f(16));
+      expertsUp(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), p(13), p(14), f(15));
+      break;
     case OP_EXPERTS_DOWN:
-      return expertsDown(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11));
+      expertsDown(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11));
+      break;
     case OP_LINEAR_ARGMAX:
-      return linearArgmax(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7));
+      linearArgmax(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7));
+      break;
     case OP_ARGMAX_TILES:
-      return argmaxTiles(rows, p(0), p(1), p(2));
+      argmaxTiles(rows, p(0), p(1), p(2));
+      break;
     default:
       unreachable();
   }
@@ -143,11 +184,11 @@ function walk(program: usize): bool {
   const counters = <usize>load<u32>(program, PROGRAM_COUNTERS);
   for (let i = 0; i < count; i++) {
     record = program + PROGRAM_HEADER + <usize>i * OP_BYTES;
-    if (load<i32>(record, OP_BARRIER) != 0 && !barrier(0, 0)) return false;
-    useCounter(counters + (<usize>i << 2));
+    if (load<i32>(record, OP_BARRIER) !== 0 && !barrier(0, 0)) return false;
+    useCounter(counters + ((<usize>i) << 2));
     step();
   }
-  return barrier(counters, <usize>count << 2);
+  return barrier(counters, (<usize>count) << 2);
 }
 
 /** Thread 0: one run of a program, this thread's part included. 0, or 1 if a thread was lost. */
@@ -162,7 +203,7 @@ export function help(control: usize): void {
   let seen = 0;
   for (;;) {
     const program = awaitStart(seen);
-    if (program == 0) return;
+    if (program === 0) return;
     seen++;
     if (!walk(program)) return;
   }

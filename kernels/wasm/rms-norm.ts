@@ -5,7 +5,14 @@ import { claim, share } from "./threads";
 /** Sum of squares in f32: 8 vectors of partial sums, so that wide rows keep their precision and the adder stays busy. */
 function sumOfSquares(x: usize, width: i32): f32 {
   const zero = f32x4.splat(0);
-  let a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero;
+  let a0 = zero,
+    a1 = zero,
+    a2 = zero,
+    a3 = zero,
+    a4 = zero,
+    a5 = zero,
+    a6 = zero,
+    a7 = zero;
   let i = 0;
   for (; i + 32 <= width; i += 32, x += 128) {
     let v = v128.load(x);
@@ -40,12 +47,12 @@ export function normRun(x: usize, y: usize, width: i32, weight: usize, eps: f32,
   const add = f32x4.splat(offset);
   let i = 0;
   for (; i + 4 <= width; i += 4) {
-    const at = <usize>i << 2;
+    const at = (<usize>i) << 2;
     const w = f32x4.add(v128.load(weight + at), add);
     v128.store(y + at, f32x4.mul(f32x4.mul(v128.load(x + at), scale), w));
   }
   for (; i < width; i++) {
-    const at = <usize>i << 2;
+    const at = (<usize>i) << 2;
     store<f32>(y + at, load<f32>(x + at) * inverse * (load<f32>(weight + at) + offset));
   }
 }
@@ -53,7 +60,7 @@ export function normRun(x: usize, y: usize, width: i32, weight: usize, eps: f32,
 /** x → y, both [runs, width]. */
 export function rmsNorm(runs: i32, x: usize, y: usize, width: i32, weight: usize, eps: f32, offset: f32): void {
   const each = share(runs);
-  const bytes = <usize>width << 2;
+  const bytes = (<usize>width) << 2;
   for (let from = claim(each); from < runs; from = claim(each)) {
     for (let run = from, to = min(from + each, runs); run < to; run++) {
       normRun(x + <usize>run * bytes, y + <usize>run * bytes, width, weight, eps, offset);
@@ -73,7 +80,7 @@ export function addNorm(
   eps: f32,
   offset: f32,
 ): void {
-  const bytes = <usize>width << 2;
+  const bytes = (<usize>width) << 2;
   for (let row = claim(1); row < rows; row = claim(1)) {
     const from = <usize>row * bytes;
     let i: usize = 0;

@@ -3,11 +3,11 @@ import { claim, share } from "./threads";
 
 /** One head x [headDim] → y. `cos`, `sin`: f32 [half] of this row. */
 export function ropeHead(x: usize, y: usize, headDim: i32, half: i32, cos: usize, sin: usize): void {
-  const apart = <usize>half << 2;
+  const apart = (<usize>half) << 2;
   let i = 0;
   // Products and sums are rounded one by one, as PyTorch rounds them.
   for (; i + 4 <= half; i += 4) {
-    const at = <usize>i << 2;
+    const at = (<usize>i) << 2;
     const a = v128.load(x + at);
     const b = v128.load(x + at + apart);
     const c = v128.load(cos + at);
@@ -16,7 +16,7 @@ export function ropeHead(x: usize, y: usize, headDim: i32, half: i32, cos: usize
     v128.store(y + at + apart, f32x4.add(f32x4.mul(b, c), f32x4.mul(a, s)));
   }
   for (; i < half; i++) {
-    const at = <usize>i << 2;
+    const at = (<usize>i) << 2;
     const a = load<f32>(x + at);
     const b = load<f32>(x + at + apart);
     const c = load<f32>(cos + at);
@@ -24,12 +24,12 @@ export function ropeHead(x: usize, y: usize, headDim: i32, half: i32, cos: usize
     store<f32>(y + at, a * c - b * s);
     store<f32>(y + at + apart, b * c + a * s);
   }
-  if (x != y) memory.copy(y + 2 * apart, x + 2 * apart, (<usize>headDim << 2) - 2 * apart);
+  if (x !== y) memory.copy(y + 2 * apart, x + 2 * apart, ((<usize>headDim) << 2) - 2 * apart);
 }
 
 /** Row of a RoPE table [tableRows, half]; a row outside reads the nearest one. */
 export function tableRow(table: usize, tableRows: i32, half: i32, row: i32): usize {
-  return table + (<usize>max(0, min(row, tableRows - 1)) * <usize>half << 2);
+  return table + ((<usize>max(0, min(row, tableRows - 1)) * <usize>half) << 2);
 }
 
 /** x → y, both [rows, heads · headDim]. */
@@ -49,9 +49,16 @@ export function rope(
   const each = share(tasks);
   for (let from = claim(each); from < tasks; from = claim(each)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
-      const angle = load<i32>(ropeRows + (<usize>(task / heads) << 2));
-      const at = <usize>task * headDim << 2;
-      ropeHead(x + at, y + at, headDim, half, tableRow(cos, tableRows, half, angle), tableRow(sin, tableRows, half, angle));
+      const angle = load<i32>(ropeRows + ((<usize>(task / heads)) << 2));
+      const at = (<usize>task * headDim) << 2;
+      ropeHead(
+        x + at,
+        y + at,
+        headDim,
+        half,
+        tableRow(cos, tableRows, half, angle),
+        tableRow(sin, tableRows, half, angle),
+      );
     }
   }
 }

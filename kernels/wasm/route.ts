@@ -24,34 +24,34 @@ export function route(
   // One byte per expert: taken already.
   const taken = scratch + SCRATCH_MISC;
   for (let row = claim(1); row < rows; row = claim(1)) {
-    const from = logits + (<usize>(row * experts) << 2);
-    const w = weights + (<usize>(row * k) << 2);
-    const c = chosen + (<usize>(row * k) << 2);
+    const from = logits + ((<usize>(row * experts)) << 2);
+    const w = weights + ((<usize>(row * k)) << 2);
+    const c = chosen + ((<usize>(row * k)) << 2);
     memory.fill(taken, 0, experts);
     for (let j = 0; j < k; j++) {
       let best = -1;
       let value: f32 = 0;
       for (let e = 0; e < experts; e++) {
-        if (load<u8>(taken + e) != 0) continue;
-        const v = load<f32>(from + (<usize>e << 2));
+        if (load<u8>(taken + e) !== 0) continue;
+        const v = load<f32>(from + ((<usize>e) << 2));
         if (best < 0 || v > value) {
           best = e;
           value = v;
         }
       }
       store<u8>(taken + best, 1);
-      store<i32>(c + (<usize>j << 2), best);
-      store<f32>(w + (<usize>j << 2), value);
+      store<i32>(c + ((<usize>j) << 2), best);
+      store<f32>(w + ((<usize>j) << 2), value);
     }
     const peak = <f64>load<f32>(w);
     let sum: f64 = 0;
-    if (overAll != 0 && normalize == 0) {
-      for (let e = 0; e < experts; e++) sum += expF64(<f64>load<f32>(from + (<usize>e << 2)) - peak);
+    if (overAll !== 0 && normalize === 0) {
+      for (let e = 0; e < experts; e++) sum += expF64(<f64>load<f32>(from + ((<usize>e) << 2)) - peak);
     } else {
-      for (let j = 0; j < k; j++) sum += expF64(<f64>load<f32>(w + (<usize>j << 2)) - peak);
+      for (let j = 0; j < k; j++) sum += expF64(<f64>load<f32>(w + ((<usize>j) << 2)) - peak);
     }
     for (let j = 0; j < k; j++) {
-      const at = w + (<usize>j << 2);
+      const at = w + ((<usize>j) << 2);
       store<f32>(at, <f32>(expF64(<f64>load<f32>(at) - peak) / sum));
     }
   }
@@ -62,32 +62,32 @@ export function route(
  * [experts] entries, and the list [slots] of slots by expert.
  */
 export function group(slots: i32, chosen: usize, experts: i32, groups: usize): void {
-  if (claim(1) != 0) return;
-  const words = <usize>experts << 2;
+  if (claim(1) !== 0) return;
+  const words = (<usize>experts) << 2;
   const active = groups + 4;
   const first = active + words;
   const count = first + words;
   const list = count + words;
   memory.fill(groups, 0, 4 + 3 * words);
   for (let s = 0; s < slots; s++) {
-    const at = count + (<usize>load<i32>(chosen + (<usize>s << 2)) << 2);
+    const at = count + ((<usize>load<i32>(chosen + ((<usize>s) << 2))) << 2);
     store<i32>(at, load<i32>(at) + 1);
   }
   let n = 0;
   let sum = 0;
   for (let e = 0; e < experts; e++) {
-    const entries = load<i32>(count + (<usize>e << 2));
-    if (entries == 0) continue;
-    store<i32>(active + (<usize>n << 2), e);
+    const entries = load<i32>(count + ((<usize>e) << 2));
+    if (entries === 0) continue;
+    store<i32>(active + ((<usize>n) << 2), e);
     n++;
-    store<i32>(first + (<usize>e << 2), sum);
+    store<i32>(first + ((<usize>e) << 2), sum);
     sum += entries;
-    store<i32>(count + (<usize>e << 2), 0);
+    store<i32>(count + ((<usize>e) << 2), 0);
   }
   for (let s = 0; s < slots; s++) {
-    const e = <usize>load<i32>(chosen + (<usize>s << 2)) << 2;
+    const e = (<usize>load<i32>(chosen + ((<usize>s) << 2))) << 2;
     const entries = load<i32>(count + e);
-    store<i32>(list + (<usize>(load<i32>(first + e) + entries) << 2), s);
+    store<i32>(list + ((<usize>(load<i32>(first + e) + entries)) << 2), s);
     store<i32>(count + e, entries + 1);
   }
   store<i32>(groups, n);

@@ -61,20 +61,20 @@ export function share(tasks: i32): i32 {
  * False: a thread died or did not come in time, and the run is over.
  */
 export function barrier(counters: usize, bytes: usize): bool {
-  if (!ASC_FEATURE_THREADS || threads == 1) {
+  if (!ASC_FEATURE_THREADS || threads === 1) {
     memory.fill(counters, 0, bytes);
     return true;
   }
   const generation = atomic.load<i32>(control, CONTROL_GENERATION);
-  if (atomic.add<i32>(control, 1, CONTROL_ARRIVED) == threads - 1) {
+  if (atomic.add<i32>(control, 1, CONTROL_ARRIVED) === threads - 1) {
     memory.fill(counters, 0, bytes);
     atomic.store<i32>(control, 0, CONTROL_ARRIVED);
     atomic.store<i32>(control, generation + 1, CONTROL_GENERATION);
-    if (atomic.load<i32>(control, CONTROL_SLEEPERS) != 0) atomic.notify(control + CONTROL_GENERATION, -1);
-    return atomic.load<i32>(control, CONTROL_FAILED) == 0;
+    if (atomic.load<i32>(control, CONTROL_SLEEPERS) !== 0) atomic.notify(control + CONTROL_GENERATION, -1);
+    return atomic.load<i32>(control, CONTROL_FAILED) === 0;
   }
   for (let spins = load<i32>(control, CONTROL_SPINS); spins > 0; spins--) {
-    if (atomic.load<i32>(control, CONTROL_GENERATION) != generation) return true;
+    if (atomic.load<i32>(control, CONTROL_GENERATION) !== generation) return true;
   }
   return sleep(generation);
 }
@@ -82,37 +82,37 @@ export function barrier(counters: usize, bytes: usize): bool {
 function sleep(generation: i32): bool {
   let left = load<i32>(control, CONTROL_TIMEOUT_MS);
   atomic.add<i32>(control, 1, CONTROL_SLEEPERS);
-  while (atomic.load<i32>(control, CONTROL_GENERATION) == generation) {
+  while (atomic.load<i32>(control, CONTROL_GENERATION) === generation) {
     if (left <= 0) atomic.store<i32>(control, 1, CONTROL_FAILED);
-    if (atomic.load<i32>(control, CONTROL_FAILED) != 0) break;
-    if (atomic.wait<i32>(control + CONTROL_GENERATION, generation, SLICE_NS) == AtomicWaitResult.TIMED_OUT) {
+    if (atomic.load<i32>(control, CONTROL_FAILED) !== 0) break;
+    if (atomic.wait<i32>(control + CONTROL_GENERATION, generation, SLICE_NS) === AtomicWaitResult.TIMED_OUT) {
       left -= SLICE_MS;
     }
   }
   atomic.sub<i32>(control, 1, CONTROL_SLEEPERS);
-  return atomic.load<i32>(control, CONTROL_FAILED) == 0;
+  return atomic.load<i32>(control, CONTROL_FAILED) === 0;
 }
 
 /** Thread 0: wakes the helpers for a run of `program`. */
 export function start(program: usize): void {
-  if (!ASC_FEATURE_THREADS || threads == 1) return;
+  if (!ASC_FEATURE_THREADS || threads === 1) return;
   store<u32>(control, <u32>program, CONTROL_PROGRAM);
   atomic.add<i32>(control, 1, CONTROL_START);
-  if (atomic.load<i32>(control, CONTROL_IDLE) != 0) atomic.notify(control + CONTROL_START, -1);
+  if (atomic.load<i32>(control, CONTROL_IDLE) !== 0) atomic.notify(control + CONTROL_START, -1);
 }
 
 /** A helper: waits for the run after number `seen`. The program to run, or 0 to stop. */
 export function awaitStart(seen: i32): usize {
   for (let spins = load<i32>(control, CONTROL_SPINS); spins > 0; spins--) {
-    if (atomic.load<i32>(control, CONTROL_START) != seen) break;
+    if (atomic.load<i32>(control, CONTROL_START) !== seen) break;
   }
   atomic.add<i32>(control, 1, CONTROL_IDLE);
-  while (atomic.load<i32>(control, CONTROL_START) == seen) {
+  while (atomic.load<i32>(control, CONTROL_START) === seen) {
     atomic.wait<i32>(control + CONTROL_START, seen, IDLE_NS);
     atomic.add<i32>(control, 1, CONTROL_WAKEUPS);
   }
   atomic.sub<i32>(control, 1, CONTROL_IDLE);
-  if (atomic.load<i32>(control, CONTROL_STOP) != 0) return 0;
-  if (atomic.load<i32>(control, CONTROL_FAILED) != 0) return 0;
+  if (atomic.load<i32>(control, CONTROL_STOP) !== 0) return 0;
+  if (atomic.load<i32>(control, CONTROL_FAILED) !== 0) return 0;
   return <usize>load<u32>(control, CONTROL_PROGRAM);
 }

@@ -1,31 +1,20 @@
 // Packed weights. A tile is 32 output rows; for each column k their 32 values lie side by side, ordered so that unpacking
 // a register gives rows 4j … 4j + 3 as lanes of vector j. INT8 and MXFP4 put the 32 scales of a group before its columns.
 // All loads of a product are then one stream. Knows nothing of threads or of what the values are multiplied with.
-import {
-  BF16,
-  F16,
-  F32,
-  INT8,
-  MXFP4,
-  SCRATCH_SCALES,
-  TABLE_FP4,
-  TABLE_FP4_HIGH,
-  TABLE_FP4_LOW,
-  TILE,
-} from "./layout";
+import { BF16, F16, F32, INT8, MXFP4, SCRATCH_SCALES, TABLE_FP4, TABLE_FP4_HIGH, TABLE_FP4_LOW, TILE } from "./layout";
 import { scratch, tables } from "./threads";
 
 /** Bytes of one column of a tile. */
 export function columnBytes(format: i32): i32 {
-  if (format == F32) return 4 * TILE;
-  if (format == F16 || format == BF16) return 2 * TILE;
-  return format == INT8 ? TILE : TILE / 2;
+  if (format === F32) return 4 * TILE;
+  if (format === F16 || format === BF16) return 2 * TILE;
+  return format === INT8 ? TILE : TILE / 2;
 }
 
 /** Bytes of the scales before each group of columns. */
 export function scaleBytes(format: i32): i32 {
-  if (format == INT8) return 4 * TILE;
-  return format == MXFP4 ? TILE : 0;
+  if (format === INT8) return 4 * TILE;
+  return format === MXFP4 ? TILE : 0;
 }
 
 export function tileBytes(format: i32, columns: i32, group: i32): usize {
@@ -34,8 +23,8 @@ export function tileBytes(format: i32, columns: i32, group: i32): usize {
 
 /** 2^(e − 127) for e = 0 … 254, NaN for 255 (OCP MX). e = 0 is subnormal. */
 function e8m0(e: u32): u32 {
-  if (e == 255) return 0x7fc00000;
-  return e == 0 ? 0x00400000 : e << 23;
+  if (e === 255) return 0x7fc00000;
+  return e === 0 ? 0x00400000 : e << 23;
 }
 
 /** Among 8 values of 16 bits (or bytes or nibbles in their place): where row r goes. See `unpack` in the dot products. */
@@ -45,9 +34,9 @@ function place8(r: i32): i32 {
 
 /** Offset of row r's value in a column: in bytes, for MXFP4 in bytes of a nibble pair whose high half is rows 16 … 31. */
 function place(format: i32, r: i32): i32 {
-  if (format == F32) return r << 2;
-  if (format == F16 || format == BF16) return ((r & 24) + place8(r & 7)) << 1;
-  if (format == INT8) return (r & 16) + ((r & 3) << 2) + ((r >> 2) & 3);
+  if (format === F32) return r << 2;
+  if (format === F16 || format === BF16) return ((r & 24) + place8(r & 7)) << 1;
+  if (format === INT8) return (r & 16) + ((r & 3) << 2) + ((r >> 2) & 3);
   return (r & 8) + place8(r & 7);
 }
 
@@ -74,14 +63,14 @@ function packGroup(
     let from = data + <usize>r * rowBytes;
     const scale = scales + <usize>r * rowScales;
     let at = to + ahead + <usize>place(format, r);
-    if (format == F32) {
-      from += <usize>first << 2;
-      for (let k = 0; k < group; k++, at += 4 * TILE) store<u32>(at, load<u32>(from + (<usize>k << 2)));
-    } else if (format == INT8) {
-      store<f32>(to + (<usize>r << 2), load<f32>(scale + (<usize>index << 2)));
+    if (format === F32) {
+      from += (<usize>first) << 2;
+      for (let k = 0; k < group; k++, at += 4 * TILE) store<u32>(at, load<u32>(from + ((<usize>k) << 2)));
+    } else if (format === INT8) {
+      store<f32>(to + ((<usize>r) << 2), load<f32>(scale + ((<usize>index) << 2)));
       from += first;
       for (let k = 0; k < group; k++, at += TILE) store<u8>(at, load<u8>(from + k));
-    } else if (format == MXFP4) {
+    } else if (format === MXFP4) {
       store<u8>(to + r, load<u8>(scale + index));
       from += first >> 1;
       const shift = r >= 16 ? 4 : 0;
@@ -91,8 +80,8 @@ function packGroup(
         store<u8>(at, <u8>(<u32>load<u8>(at, TILE / 2) | ((pair >> 4) << shift)), TILE / 2);
       }
     } else {
-      from += <usize>first << 1;
-      for (let k = 0; k < group; k++, at += 2 * TILE) store<u16>(at, load<u16>(from + (<usize>k << 1)));
+      from += (<usize>first) << 1;
+      for (let k = 0; k < group; k++, at += 2 * TILE) store<u16>(at, load<u16>(from + ((<usize>k) << 1)));
     }
   }
 }
@@ -100,11 +89,11 @@ function packGroup(
 /** Packs `rows` rows in checkpoint layout into tiles at `to`. */
 export function pack(format: i32, data: usize, scales: usize, rows: i32, columns: i32, group: i32, to: usize): void {
   let rowBytes = <usize>columns;
-  if (format == F32) rowBytes <<= 2;
-  else if (format == F16 || format == BF16) rowBytes <<= 1;
-  else if (format == MXFP4) rowBytes >>= 1;
+  if (format === F32) rowBytes <<= 2;
+  else if (format === F16 || format === BF16) rowBytes <<= 1;
+  else if (format === MXFP4) rowBytes >>= 1;
   const groups = columns / group;
-  const rowScales = <usize>groups << (format == INT8 ? 2 : 0);
+  const rowScales = (<usize>groups) << (format === INT8 ? 2 : 0);
   const groupBytes = <usize>(scaleBytes(format) + group * columnBytes(format));
   for (let row = 0; row < rows; row += TILE) {
     const from = data + <usize>row * rowBytes;
@@ -119,13 +108,23 @@ export function pack(format: i32, data: usize, scales: usize, rows: i32, columns
 /** A half as f32, subnormals, infinities and NaNs included. */
 export function half(bits: u32): f32 {
   const exponent = bits & 0x7c00;
-  if (exponent == 0x7c00) return reinterpret<f32>(((bits & 0x8000) << 16) | 0x7f800000 | ((bits & 0x3ff) << 13));
+  if (exponent === 0x7c00) return reinterpret<f32>(((bits & 0x8000) << 16) | 0x7f800000 | ((bits & 0x3ff) << 13));
   const magnitude = reinterpret<f32>((bits & 0x7fff) << 13) * reinterpret<f32>(0x77800000); // · 2^112
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+  return (bits & 0x8000) !== 0 ? -magnitude : magnitude;
 }
 
 /** Columns [from, to) of one row of a packed weight, times `scale`. */
-export function unpackRow(format: i32, weight: usize, columns: i32, group: i32, row: i32, from: i32, to: i32, scale: f32, out: usize): void {
+export function unpackRow(
+  format: i32,
+  weight: usize,
+  columns: i32,
+  group: i32,
+  row: i32,
+  from: i32,
+  to: i32,
+  scale: f32,
+  out: usize,
+): void {
   const tile = weight + <usize>(row / TILE) * tileBytes(format, columns, group);
   const lane = row % TILE;
   const perColumn = columnBytes(format);
@@ -136,10 +135,10 @@ export function unpackRow(format: i32, weight: usize, columns: i32, group: i32, 
     const g = <usize>(k / group) * groupBytes;
     const p = at + g + <usize>(k % group) * perColumn;
     let value: f32;
-    if (format == F32) value = load<f32>(p);
-    else if (format == BF16) value = reinterpret<f32>(<u32>load<u16>(p) << 16);
-    else if (format == F16) value = half(<u32>load<u16>(p));
-    else if (format == INT8) value = <f32>load<i8>(p) * load<f32>(tile + g + (<usize>lane << 2));
+    if (format === F32) value = load<f32>(p);
+    else if (format === BF16) value = reinterpret<f32>((<u32>load<u16>(p)) << 16);
+    else if (format === F16) value = half(<u32>load<u16>(p));
+    else if (format === INT8) value = <f32>load<i8>(p) * load<f32>(tile + g + ((<usize>lane) << 2));
     else {
       const nibble = (<u32>load<u8>(p) >> (lane >= 16 ? 4 : 0)) & 15;
       value = load<f32>(tables + (nibble << 2), TABLE_FP4) * reinterpret<f32>(e8m0(load<u8>(tile + g + lane)));
@@ -150,7 +149,7 @@ export function unpackRow(format: i32, weight: usize, columns: i32, group: i32, 
 
 /** The 32 scales of the group at `at` as f32, at the returned address. */
 export function groupScales(format: i32, at: usize): usize {
-  if (format != MXFP4) return at;
+  if (format !== MXFP4) return at;
   const to = scratch + SCRATCH_SCALES;
   const smallest = i32x4.splat(0x00400000);
   const nan = i32x4.splat(0x7f800000);
@@ -182,17 +181,17 @@ export function halfHigh(v: v128, mask: v128): v128 {
 
 /** Decodes `count` columns of a tile to f32 [count, 32], scales left out; f32 stays where it is. */
 export function unpackPanel(format: i32, from: usize, count: i32, panel: usize): usize {
-  if (format == F32) return from;
+  if (format === F32) return from;
   let to = panel;
   const end = panel + <usize>count * (4 * TILE);
-  if (format == BF16) {
+  if (format === BF16) {
     const mask = i32x4.splat(0xffff0000);
     for (; to < end; to += 32, from += 16) {
       const v = v128.load(from);
       v128.store(to, i32x4.shl(v, 16));
       v128.store(to, v128.and(v, mask), 16);
     }
-  } else if (format == F16) {
+  } else if (format === F16) {
     const mask = i32x4.splat(0x8fffe000);
     const scale = i32x4.splat(0x77800000);
     for (; to < end; to += 32, from += 16) {
@@ -200,7 +199,7 @@ export function unpackPanel(format: i32, from: usize, count: i32, panel: usize):
       v128.store(to, f32x4.mul(halfLow(v, mask), scale));
       v128.store(to, f32x4.mul(halfHigh(v, mask), scale), 16);
     }
-  } else if (format == INT8) {
+  } else if (format === INT8) {
     for (; to < end; to += 64, from += 16) {
       const v = v128.load(from);
       v128.store(to, f32x4.convert_i32x4_s(i32x4.shr_s(i32x4.shl(v, 24), 24)));

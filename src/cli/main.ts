@@ -6,6 +6,7 @@ import { chatCommand } from "./chat.ts";
 import { EXIT, report } from "./common.ts";
 import { demoCommand } from "./demo.ts";
 import { devicesCommand } from "./devices.ts";
+import { diffCommand } from "./diff.ts";
 import { dumpCommand } from "./dump.ts";
 import { generateCommand } from "./generate.ts";
 import { inspectCommand } from "./inspect.ts";
@@ -23,6 +24,7 @@ const commands = [
   inspectCommand(),
   devicesCommand(),
   dumpCommand(),
+  diffCommand(),
 ];
 
 const program = new Command("vernier")
@@ -34,6 +36,11 @@ for (const command of [program, ...commands]) {
   });
 }
 for (const command of commands) program.addCommand(command);
+
+// Whoever reads our output may have seen enough (`vernier inspect | head`).
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  process.exit(error.code === "EPIPE" ? EXIT.ok : EXIT.error);
+});
 
 try {
   await program.parseAsync();

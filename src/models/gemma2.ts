@@ -67,9 +67,9 @@ export const gemma2: Architecture<LlamaConfig> = {
       ...mlpTensors(config, i),
     })),
 
-  // √D in f32, as PyTorch has it in f32; in bf16 it rounds the factor too (3584: 59.75 for 59.8665).
+  // √D rounded to f32, as PyTorch has it when it runs in f32; in bf16 it rounds to bf16 (3584: 59.75 for 59.8665).
   embed: ({ config, ops, step, w }) =>
-    ops.embed(step, w("model.embed_tokens.weight"), { scale: Math.sqrt(config.hiddenSize) }),
+    ops.embed(step, w("model.embed_tokens.weight"), { scale: Math.fround(Math.sqrt(config.hiddenSize)) }),
 
   layer(net, i, x) {
     const { config, ops, w } = net;

@@ -39,7 +39,7 @@ const YARN = {
 /** x [T, D], normed → [T, D] */
 function attention({ config, ops, step, taps, kv, ropes, w, maybe }: Net<GptOssConfig>, i: number, x: Tensor): Tensor {
   const at = `model.layers.${i}.self_attn`;
-  taps.put(`${at}:in`, x, HIDDEN);
+  const input = taps.pass(`${at}:in`, x, HIDDEN);
   const weights = {
     q: w(`${at}.q_proj.weight`),
     k: w(`${at}.k_proj.weight`),
@@ -49,7 +49,7 @@ function attention({ config, ops, step, taps, kv, ropes, w, maybe }: Net<GptOssC
     vBias: maybe(`${at}.v_proj.bias`),
   };
   const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } = config;
-  const q = ops.qkv(x, weights, kv[i], ropes.default, step, { heads, kvHeads, headDim }); // [T, H·d]
+  const q = ops.qkv(input, weights, kv[i], ropes.default, step, { heads, kvHeads, headDim }); // [T, H·d]
   const context = ops.attention(q, kv[i], step, {
     scale: 1 / Math.sqrt(headDim),
     window: config.windows[i],
@@ -63,10 +63,10 @@ function attention({ config, ops, step, taps, kv, ropes, w, maybe }: Net<GptOssC
 /** x [T, D], normed → [T, D]: each row's K experts, weighted; their biases are inside the sum. */
 function mixture({ config, ops, taps, w }: Net<GptOssConfig>, i: number, x: Tensor): Tensor {
   const at = `model.layers.${i}.mlp`;
-  taps.put(`${at}:in`, x, HIDDEN);
-  const logits = ops.linear(x, w(`${at}.router.weight`), w(`${at}.router.bias`)); // [T, E]
+  const input = taps.pass(`${at}:in`, x, HIDDEN);
+  const logits = ops.linear(input, w(`${at}.router.weight`), w(`${at}.router.bias`)); // [T, E]
   const routing = ops.route(logits, { label: `${at}.router`, k: config.numExpertsPerTok, order: "topk-softmax" });
-  const hidden = ops.expertsUp(x, routing, w(`${at}.experts.gate_up_proj`), {
+  const hidden = ops.expertsUp(input, routing, w(`${at}.experts.gate_up_proj`), {
     layout: "interleaved",
     bias: w(`${at}.experts.gate_up_proj_bias`),
     activation: "swiglu_oai",

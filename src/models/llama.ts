@@ -134,7 +134,7 @@ export function linear(module: string, out: number, columns: number, bias: boole
 export function attention(net: Net<LlamaConfig>, i: number, x: Tensor): Tensor {
   const { config, ops, step, taps, w, maybe } = net;
   const at = `model.layers.${i}.self_attn`;
-  taps.put(`${at}:in`, x, HIDDEN);
+  const input = taps.pass(`${at}:in`, x, HIDDEN);
   const weights = {
     q: w(`${at}.q_proj.weight`),
     k: w(`${at}.k_proj.weight`),
@@ -145,7 +145,7 @@ export function attention(net: Net<LlamaConfig>, i: number, x: Tensor): Tensor {
     qNorm: maybe(`${at}.q_norm.weight`),
     kNorm: maybe(`${at}.k_norm.weight`),
   };
-  const q = ops.qkv(x, weights, net.kv[i], net.ropes[config.layerRopes[i]], step, {
+  const q = ops.qkv(input, weights, net.kv[i], net.ropes[config.layerRopes[i]], step, {
     heads: config.numAttentionHeads,
     kvHeads: config.numKeyValueHeads,
     headDim: config.headDim,
@@ -164,8 +164,8 @@ export function attention(net: Net<LlamaConfig>, i: number, x: Tensor): Tensor {
 /** x [T, D], normed → [T, D] */
 export function mlp({ config, ops, taps, w, maybe }: Net<LlamaConfig>, i: number, x: Tensor): Tensor {
   const at = `model.layers.${i}.mlp`;
-  taps.put(`${at}:in`, x, HIDDEN);
-  const hidden = ops.gateUp(x, w(`${at}.gate_proj.weight`), w(`${at}.up_proj.weight`), {
+  const input = taps.pass(`${at}:in`, x, HIDDEN);
+  const hidden = ops.gateUp(input, w(`${at}.gate_proj.weight`), w(`${at}.up_proj.weight`), {
     activation: config.activation,
     gateBias: maybe(`${at}.gate_proj.bias`),
     upBias: maybe(`${at}.up_proj.bias`),

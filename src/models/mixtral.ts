@@ -54,14 +54,14 @@ export function expertTensors(
 /** x [T, D], normed → [T, D]: each row's K experts, weighted. */
 export function mixture({ config, ops, taps, w }: Net<MoeConfig>, i: number, x: Tensor): Tensor {
   const at = `model.layers.${i}.mlp`;
-  taps.put(`${at}:in`, x, HIDDEN);
-  const routing = ops.route(ops.linear(x, w(`${at}.gate.weight`)), {
+  const input = taps.pass(`${at}:in`, x, HIDDEN);
+  const routing = ops.route(ops.linear(input, w(`${at}.gate.weight`)), {
     label: `${at}.gate`,
     k: config.numExpertsPerTok,
     order: "softmax-topk",
     normalize: config.normTopkProb,
   });
-  const hidden = ops.expertsUp(x, routing, w(`${at}.experts.gate_up_proj`), {
+  const hidden = ops.expertsUp(input, routing, w(`${at}.experts.gate_up_proj`), {
     layout: "halves",
     activation: config.activation,
   }); // [T·K, F]

@@ -9,10 +9,10 @@ import { readWindows } from "./mistral.ts";
 /** x [T, D], normed → [T, D] */
 function attention({ config, ops, step, taps, w, kv, ropes }: Net<LlamaConfig>, i: number, x: Tensor): Tensor {
   const at = `model.layers.${i}.self_attn`;
-  taps.put(`${at}:in`, x, HIDDEN);
+  const input = taps.pass(`${at}:in`, x, HIDDEN);
   const { numAttentionHeads: heads, numKeyValueHeads: kvHeads, headDim } = config;
   const weights = { qkv: w(`${at}.qkv_proj.weight`) }; // rows q | k | v
-  const q = ops.qkv(x, weights, kv[i], ropes.default, step, { heads, kvHeads, headDim }); // [T, H·d]
+  const q = ops.qkv(input, weights, kv[i], ropes.default, step, { heads, kvHeads, headDim }); // [T, H·d]
   const context = ops.attention(q, kv[i], step, { scale: config.attentionScale, window: config.windows[i] });
   const out = ops.linear(context, w(`${at}.o_proj.weight`));
   taps.put(`${at}:out`, out, HIDDEN);
@@ -22,8 +22,8 @@ function attention({ config, ops, step, taps, w, kv, ropes }: Net<LlamaConfig>, 
 /** x [T, D], normed → [T, D] */
 function mlp({ config, ops, taps, w }: Net<LlamaConfig>, i: number, x: Tensor): Tensor {
   const at = `model.layers.${i}.mlp`;
-  taps.put(`${at}:in`, x, HIDDEN);
-  const gateUp = ops.linear(x, w(`${at}.gate_up_proj.weight`)); // [T, 2F], rows gate | up
+  const input = taps.pass(`${at}:in`, x, HIDDEN);
+  const gateUp = ops.linear(input, w(`${at}.gate_up_proj.weight`)); // [T, 2F], rows gate | up
   const hidden = ops.gluPacked(gateUp, "halves", { activation: config.activation }); // [T, F]
   const out = ops.linear(hidden, w(`${at}.down_proj.weight`));
   taps.put(`${at}:out`, out, HIDDEN);

@@ -1,7 +1,8 @@
 // Runs a prompt and greedy decode steps and keeps every tapped tensor in Hugging Face's names and shapes: the dump format of
 // docs/numerics.md, equal to the PyTorch exporter's. Knows nothing of files; `vernier dump` writes what it returns.
-import type { Runner } from "../runner.ts";
+import type { Runner, TraceOptions } from "../runner.ts";
 import type { Tap } from "../tap.ts";
+import { argmaxRow } from "./metrics.ts";
 
 export interface DumpTensor {
   /** `<step>/<module path>:<port>` */
@@ -27,50 +28,63 @@ export interface DumpOptions {
   readonly decode: number;
   /** Which taps are kept, besides the logits: keys without the step. */
   readonly wants: (key: string) => boolean;
+  /** Steps that are tapped; the others keep their logits only. Default: all. */
+  readonly tappedSteps?: ReadonlySet<number>;
   /** Fed instead of the greedy choices (teacher forcing): at least `decode` ids. */
   readonly forced?: readonly number[];
+  /** Values that the network reads in place of its own, by step. */
+  readonly replace?: (step: number) => TraceOptions["replace"];
 }
 
 /** The runner must have room for `ids.length + decode` positions and for the prompt in one chunk. Uses sequence slot 0. */
 export async function dump(runner: Runner, options: DumpOptions): Promise<Dump> {
-  const { ids: prompt, decode, wants, forced } = options;
-  runner.assignPages(
-    0,
-    Array.from({ length: Math.min(runner.pagesPerSequence, runner.totalPages) }, (_, i) => i),
-  );
+  const { ids: prompt, decode, forced, tappedSteps } = options;
   const ids = [...prompt];
   const greedy: number[] = [];
   const tensors: DumpTensor[] = [];
   for (let step = 0; step <= decode; step++) {
     const tokens = step === 0 ? prompt : ids.slice(-1);
+    const wants = tappedSteps?.has(step) === false ? () => false : options.wants;
     const start = ids.length - tokens.length;
-    const batch = {
-      tokens,
-      positions: tokens.map((_, i) => start + i),
-      sequences: tokens.map(() => 0),
-      selected: [],
-      lengths: tokens.map(() => ids.length),
-    };
-    const traced = await runner.trace(batch, { wants, keys: ids.length });
-    const named = [
-      ...ropeTaps(runner, batch.positions, ids.length, wants),
-      ...traced.map(({ tap, values }) => inHfShape(runner, tap, values, step, ids.length)),
-      ...(await cacheTaps(runner, ids.length, step, wants)),
-    ];
-    for (const tensor of executionOrder(named)) tensors.push({ ...tensor, key: `${step}/${tensor.key}` });
-    const logits = named[named.findIndex(({ key }) => key === ":logits")].values;
-    const next = argmax(logits.subarray(logits.length - runner.vocabSize));
+    const traced = await traceStep(runner, { tokens, start, step, wants, replace: options.replace?.(step) });
+    for (const tensor of traced) tensors.push({ ...tensor, key: `${step}/${tensor.key}` });
+    const logits = traced.find(({ key }) => key === ":logits")!.values;
+    const next = argmaxRow(logits, logits.length - runner.vocabSize, runner.vocabSize);
     greedy.push(next);
     if (step < decode) ids.push(forced?.[step] ?? next);
   }
   return { ids, promptLength: prompt.length, greedy, tensors };
 }
 
-/** Lowest id on a tie. */
-function argmax(row: ArrayLike<number>): number {
-  let best = 0;
-  for (let i = 1; i < row.length; i++) if (row[i] > row[best]) best = i;
-  return best;
+export interface StepOptions extends Omit<TraceOptions, "keys"> {
+  readonly tokens: readonly number[];
+  /** Position of the first token. */
+  readonly start: number;
+  /** 0 is the prefill: sliding layers then still have all keys. */
+  readonly step: number;
+}
+
+/** One step in slot 0, its taps in Hugging Face's shapes and in the order of execution; keys without the step. */
+export async function traceStep(runner: Runner, options: StepOptions): Promise<DumpTensor[]> {
+  const { tokens, start, step, wants } = options;
+  const length = start + tokens.length;
+  runner.assignPages(
+    0,
+    Array.from({ length: Math.min(runner.pagesPerSequence, runner.totalPages) }, (_, i) => i),
+  );
+  const batch = {
+    tokens,
+    positions: tokens.map((_, i) => start + i),
+    sequences: tokens.map(() => 0),
+    selected: [],
+    lengths: tokens.map(() => length),
+  };
+  const traced = await runner.trace(batch, { ...options, keys: length });
+  return executionOrder([
+    ...ropeTaps(runner, batch.positions, length, wants),
+    ...traced.map(({ tap, values }) => inHfShape(runner, tap, values, step, length)),
+    ...(await cacheTaps(runner, length, step, wants)),
+  ]);
 }
 
 function tensorOf(key: string, shape: readonly number[], values: Float32Array | Int32Array): DumpTensor {

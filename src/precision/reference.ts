@@ -70,6 +70,18 @@ export class Reference {
     return [...new Set(steps)];
   }
 
+  /**
+   * What a complete dump of the prefill has, unless its profile says that it was made with less: the boundaries of every
+   * layer, the embedding, the final norm and the logits of every step.
+   */
+  plannedKeys(layers: number): readonly string[] {
+    const { producer, ids, prompt_len } = this.manifest;
+    const logits = Array.from({ length: ids.length - prompt_len + 1 }, (_, step) => `${step}/:logits`);
+    if (producer?.profile === "logits") return logits;
+    const outputs = Array.from({ length: layers }, (_, i) => `0/model.layers.${i}:out`);
+    return [...outputs, "0/model.norm:out", ...logits];
+  }
+
   async read(key: string): Promise<ReferenceTensor> {
     const entry = this.manifest.tensors[key];
     if (entry === undefined) throw this.#fault("REF_MISSING", `has no tensor ${key}`);

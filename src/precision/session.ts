@@ -6,6 +6,7 @@ import type { Source } from "../inspect.ts";
 import { openModel } from "../inspect.ts";
 import type { DeviceName } from "../options.ts";
 import { type LoadProgress, Runner } from "../runner.ts";
+import { sampleWeights, type WeightSample } from "./trust.ts";
 
 export interface SessionOptions {
   readonly source: Source;
@@ -16,6 +17,8 @@ export interface SessionOptions {
   readonly promptLength: number;
   /** Positions in all. */
   readonly length: number;
+  /** Also decode a few rows of every linear layer on the host, to tell other weights from wrong kernels. */
+  readonly sample?: boolean;
   readonly onProgress?: (progress: LoadProgress) => void;
 }
 
@@ -23,10 +26,12 @@ export interface Session extends AsyncDisposable {
   readonly runner: Runner;
   readonly device: string;
   readonly threads?: number;
+  /** Rows of the checkpoint's linear layers, when asked for. */
+  readonly samples: ReadonlyMap<string, WeightSample>;
 }
 
 export async function openSession(options: SessionOptions): Promise<Session> {
-  const { source, device, threads, fusion, promptLength, length, onProgress } = options;
+  const { source, device, threads, fusion, promptLength, length, sample = false, onProgress } = options;
   const open = await openModel(source);
   try {
     const limit = open.config.maxPositionEmbeddings;
@@ -34,6 +39,7 @@ export async function openSession(options: SessionOptions): Promise<Session> {
       const message = `the prompt and its continuation have ${length} positions, the model was made for ${limit}`;
       throw new OptionError("INPUT_TOO_LONG", message, { limit, actual: length });
     }
+    const samples = sample ? await sampleWeights(open.checkpoint, open.architecture, open.config) : new Map();
     const { backend, name } = await createBackend(device, { threads });
     try {
       const runner = await Runner.create({
@@ -45,7 +51,7 @@ export async function openSession(options: SessionOptions): Promise<Session> {
         fusion,
         onProgress,
       });
-      return { runner, device: name, threads, [Symbol.asyncDispose]: () => runner.dispose() };
+      return { runner, device: name, threads, samples, [Symbol.asyncDispose]: () => runner.dispose() };
     } catch (error) {
       await backend.dispose();
       throw error;

@@ -162,8 +162,8 @@ function typed({ code, message }: TemplateFailure, file: string): ModelFileError
 /** The text of the last message that is to be continued: its content, or the last text part of it. */
 function finalText(messages: readonly ChatMessage[]): string {
   const { content } = messages[messages.length - 1];
-  const text = typeof content === "string" ? content : content?.at(-1)?.text;
-  if (text !== undefined) return text;
+  const text = Array.isArray(content) ? content.at(-1)?.text : content;
+  if (typeof text === "string") return text;
   const field = `messages[${messages.length - 1}].content`;
   throw new OptionError("INPUT_MESSAGES", `${field}: expected text to continue, got none`, { field });
 }
@@ -171,8 +171,7 @@ function finalText(messages: readonly ChatMessage[]): string {
 function withMark(messages: readonly ChatMessage[]): ChatMessage[] {
   const text = finalText(messages) + CONTINUE;
   const last = messages[messages.length - 1];
-  const content =
-    typeof last.content === "string" ? text : [...(last.content ?? []).slice(0, -1), { type: "text" as const, text }];
+  const content = Array.isArray(last.content) ? [...last.content.slice(0, -1), { type: "text" as const, text }] : text;
   return [...messages.slice(0, -1), { ...last, content }];
 }
 

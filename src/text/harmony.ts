@@ -65,9 +65,12 @@ export class HarmonyParser {
     return this.#onText(this.#stream.push(id));
   }
 
-  /** The text of a character that was never completed, if any. */
+  /** What was held back: a character that was never completed, or text that might have become a header. */
   end(): HarmonyPiece[] {
     const pieces = this.#closePart();
+    if (this.#first && this.#state === "role" && this.#header.role !== "") {
+      pieces.push({ channel: "final", text: this.#header.role });
+    }
     this.#state = "between";
     return pieces;
   }

@@ -23,6 +23,7 @@ export type Value =
   | null
   | boolean
   | number
+  | bigint
   | Float
   | string
   | readonly Value[]
@@ -31,7 +32,7 @@ export type Value =
   | Loop
   | Callable;
 
-/** A float that is a whole number, which prints with ".0". Other floats are plain numbers. */
+/** A float that is a whole number, which prints with ".0": JavaScript cannot tell 1.0 from 1. Other floats are plain numbers. */
 export class Float {
   readonly value: number;
 
@@ -134,16 +135,20 @@ export function isList(value: Value): value is readonly Value[] {
   return Array.isArray(value);
 }
 
-export function isNumber(value: Value): value is number | boolean | Float {
-  return typeof value === "number" || typeof value === "boolean" || value instanceof Float;
+export type Numeric = number | bigint | boolean | Float;
+
+export function isNumber(value: Value): value is Numeric {
+  return ["number", "bigint", "boolean"].includes(typeof value) || value instanceof Float;
 }
 
-export function toNumber(value: number | boolean | Float): number {
+/** Rounds integers beyond 2^53: templates print such numbers, they do not calculate with them. */
+export function toNumber(value: Numeric): number {
   return value instanceof Float ? value.value : Number(value);
 }
 
 export function isFloat(value: Value): boolean {
-  return value instanceof Float || (typeof value === "number" && !Number.isInteger(value));
+  // There is no integer -0.
+  return value instanceof Float || (typeof value === "number" && (!Number.isInteger(value) || Object.is(value, -0)));
 }
 
 export function float(value: number): number | Float {
@@ -254,7 +259,8 @@ function repr(value: Value, budget: Budget, depth: number): string {
 }
 
 /** Python writes exponents with two digits at least, and whole floats with ".0". */
-function numberText(value: number | boolean | Float): string {
+function numberText(value: Numeric): string {
+  if (typeof value === "bigint") return String(value);
   const number = toNumber(value);
   if (Number.isNaN(number)) return "nan";
   if (!Number.isFinite(number)) return number > 0 ? "inf" : "-inf";
@@ -361,7 +367,8 @@ export function fromJs(input: unknown, size: { nodes: number; chars: number }, d
     size.chars += input.length;
     return input;
   }
-  if (input === undefined || input === null || typeof input === "boolean" || typeof input === "number") return input;
+  if (input === undefined || input === null || typeof input === "boolean" || input instanceof Float) return input;
+  if (typeof input === "number" || typeof input === "bigint") return input;
   if (Array.isArray(input)) return input.map((item) => fromJs(item, size, depth + 1));
   if (typeof input !== "object") return fail(`a ${typeof input} cannot be passed to a template`);
   const entries = Object.entries(input).filter(([, value]) => value !== undefined);

@@ -1,7 +1,7 @@
 // Chat templates: parsed by @huggingface/jinja, run here, because its interpreter has no limits (one line of template can end
 // the process) and follows JavaScript where Python decides otherwise. Knows nothing of messages or files.
 
-import { parse, tokenize } from "@huggingface/jinja";
+import * as library from "@huggingface/jinja";
 import { Arguments, FILTERS, filterNamed, getAttribute, getItem, join, TESTS, testNamed, UNSUPPORTED_FILTERS } from "./jinja-builtins.ts";
 import {
   Budget,
@@ -10,16 +10,15 @@ import {
   contains,
   equals,
   fail,
-  Float,
   float,
   isFloat,
   isList,
   isNumber,
   iterate,
   keyOf,
-  lengthOf,
   Loop,
   Namespace,
+  type Numeric,
   TemplateFailure,
   toNumber,
   toText,
@@ -71,6 +70,12 @@ type Node =
   | { type: "KeywordArgumentExpression"; key: Named; value: Node }
   | { type: "SpreadExpression" | "KeywordSpreadExpression"; argument: Node };
 
+/** The library's type declarations do not resolve in Node's way. */
+const { parse, tokenize } = library as unknown as {
+  tokenize: (source: string, options: { trim_blocks: boolean; lstrip_blocks: boolean }) => { type: string }[];
+  parse: (tokens: readonly { type: string }[]) => { body: Node[] };
+};
+
 export interface Template {
   readonly body: readonly Node[];
 }
@@ -93,7 +98,7 @@ export function parseTemplate(source: string): Template {
         return Reflect.get(target, key);
       },
     });
-    const program = parse(source.length <= MAX_LOCATED ? watched : tokens) as unknown as { body: Node[] };
+    const program = parse(source.length <= MAX_LOCATED ? watched : tokens);
     checkNames(program.body);
     return { body: program.body };
   } catch (error) {
@@ -210,7 +215,7 @@ class Rendering {
     const budget = this.#budget;
     const range: Callable = (args) => {
       if (!args.every((arg) => isNumber(arg) && !isFloat(arg))) return fail("range() needs integers");
-      const [first, second, third] = args.map((arg) => toNumber(arg as number));
+      const [first, second, third] = args.map((arg) => toNumber(arg as Numeric));
       const [start, stop, step] = second === undefined ? [0, first, 1] : [first, second, third ?? 1];
       if (step === 0) return fail("range() arg 3 must not be zero");
       const count = Math.max(0, Math.ceil((stop - start) / step));
@@ -463,7 +468,7 @@ class Rendering {
     if (operator === "not") return !truthy(value);
     if (!isNumber(value)) return fail(`bad operand type for unary ${operator}: '${typeName(value)}'`);
     const result = operator === "-" ? -toNumber(value) : toNumber(value);
-    return isFloat(value) ? float(result) : result;
+    return isFloat(value) ? float(result) : result + 0;
   }
 
   #binary(node: Extract<Node, { type: "BinaryExpression" }>, scope: Scope): Value {
@@ -526,9 +531,10 @@ class Rendering {
   }
 }
 
-function arithmetic(operator: string, left: number | boolean | Float, right: number | boolean | Float): Value {
+function arithmetic(operator: string, left: Numeric, right: Numeric): Value {
   const [a, b] = [toNumber(left), toNumber(right)];
-  const typed = (value: number) => (isFloat(left) || isFloat(right) ? float(value) : value);
+  // Adding 0 turns -0, which is no integer, into 0.
+  const typed = (value: number) => (isFloat(left) || isFloat(right) ? float(value) : value + 0);
   if (b === 0 && (operator === "/" || operator === "//" || operator === "%")) return fail("division by zero");
   switch (operator) {
     case "+":

@@ -12,17 +12,19 @@ export interface TextPart {
   text: string;
 }
 
-export interface ToolCall {
-  id?: string;
-  type?: "function";
-  /** `arguments` is an object, or the JSON text of one as the OpenAI API writes it. */
-  function: { name: string; arguments: string | Record<string, unknown> };
+/** `arguments` is an object, or the JSON text of one as the OpenAI API writes it; templates differ in which they expect. */
+export interface FunctionCall {
+  name: string;
+  arguments: string | Record<string, unknown>;
 }
+
+/** With `function` around it, or bare as some templates write it. */
+export type ToolCall = ({ type?: "function"; function: FunctionCall } | FunctionCall) & { id?: string };
 
 export interface ChatMessage {
   role: ChatRole;
-  /** May be null or absent only in an assistant message that calls tools. */
-  content?: string | readonly TextPart[] | null;
+  /** May be null or absent only in an assistant message that calls tools; may be an object only in a tool message. */
+  content?: string | readonly TextPart[] | Readonly<Record<string, unknown>> | null;
   /** Hidden reasoning of an earlier assistant turn. Templates know it under either name; set one. */
   thinking?: string;
   reasoning_content?: string;
@@ -58,7 +60,7 @@ function checkMessage(message: unknown, at: string): void {
     if (role !== "assistant" || !callsTools) fail(`${at}.content`, "a string or an array of text parts", content);
   } else if (Array.isArray(content)) {
     for (const [index, part] of content.entries()) checkPart(part, `${at}.content[${index}]`);
-  } else if (typeof content !== "string") {
+  } else if (typeof content !== "string" && !(role === "tool" && isRecord(content))) {
     fail(`${at}.content`, "a string or an array of text parts", content);
   }
 }
@@ -75,12 +77,13 @@ function checkToolCalls(calls: unknown, at: string, role: string): void {
   for (const [index, call] of calls.entries()) {
     const here = `${at}[${index}]`;
     if (!isRecord(call)) fail(here, "an object { id, type, function }", call);
-    const { id, function: target } = call;
+    const { id, function: inner } = call;
     if (id !== undefined && typeof id !== "string") fail(`${here}.id`, "a string", id);
-    if (!isRecord(target)) fail(`${here}.function`, "an object { name, arguments }", target);
-    if (typeof target.name !== "string") fail(`${here}.function.name`, "a string", target.name);
+    if (inner !== undefined && !isRecord(inner)) fail(`${here}.function`, "an object { name, arguments }", inner);
+    const [target, where] = inner === undefined ? [call, here] : [inner, `${here}.function`];
+    if (typeof target.name !== "string") fail(`${where}.name`, "a string", target.name);
     if (typeof target.arguments !== "string" && !isRecord(target.arguments)) {
-      fail(`${here}.function.arguments`, "an object or a JSON string", target.arguments);
+      fail(`${where}.arguments`, "an object or a JSON string", target.arguments);
     }
   }
 }

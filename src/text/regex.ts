@@ -1,8 +1,13 @@
 // Regular expressions from tokenizer.json: written for the Oniguruma engine, run by JavaScript's, and by strangers. A pattern
 // is used only if it is made of parts that are known to match in linear time; nothing here can stop a pattern that runs wild.
 
-import { SplitPreTokenizer } from "@huggingface/tokenizers";
+import * as tokenizers from "@huggingface/tokenizers";
 import { ModelFileError } from "../errors.ts";
+
+/** The library translates Oniguruma's syntax inside this class only. Its type declarations do not resolve in Node's way. */
+const { SplitPreTokenizer } = tokenizers as unknown as {
+  SplitPreTokenizer: new (config: { pattern: { Regex: string }; behavior: string }) => { pattern: RegExp | null };
+};
 
 /** Characters; the longest pattern seen in a published model has about 1,500. */
 const MAX_PATTERN = 16_384;
@@ -48,17 +53,12 @@ export function linearRegex(pattern: string, field: string): RegExp {
   }
   let translated: RegExp | null;
   try {
-    translated = new PatternOnly({ pattern: { Regex: longS(pattern) }, behavior: "Isolated", invert: false }).pattern;
+    translated = new SplitPreTokenizer({ pattern: { Regex: longS(pattern) }, behavior: "Isolated" }).pattern;
   } catch (cause) {
     throw new ModelFileError("TOK_REGEX", `${field}: the pattern has a syntax error`, { field, cause });
   }
   if (translated === null) fail(field, "the pattern could not be translated");
   return translated;
-}
-
-/** The library translates Oniguruma's syntax inside this class only, and keeps the result from its type. */
-class PatternOnly extends SplitPreTokenizer {
-  declare readonly pattern: RegExp | null;
 }
 
 /** Ignoring case, Oniguruma matches U+017F (long s) where the pattern has an s. The library folds ASCII only. */

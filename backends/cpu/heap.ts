@@ -1,0 +1,114 @@
+// The one WebAssembly memory of a cpu backend and who has which part of it. Grows as needed, up to 4 GiB; knows nothing of what
+// is stored.
+import { assert, InsufficientMemoryError } from "../../src/errors.ts";
+
+const PAGE = 65536;
+/** Addresses are 32 bits wide. */
+const MAX_PAGES = 65536;
+const LIMIT = PAGE * MAX_PAGES;
+export const ALIGNMENT = 64;
+/** Address 0 stays unused: kernels read it as "none". */
+const BASE = ALIGNMENT;
+
+const align = (bytes: number) => Math.ceil(Math.max(bytes, 1) / ALIGNMENT) * ALIGNMENT;
+
+export class Heap {
+  readonly memory: WebAssembly.Memory;
+  /** Sizes of the blocks in use, by address. */
+  readonly #used = new Map<number, number>();
+  /** Gaps by rising address, never adjacent. */
+  readonly #gaps: { address: number; bytes: number }[] = [];
+  #end = PAGE;
+  #u8: Uint8Array<ArrayBufferLike>;
+  #inUse = 0;
+  /** Memory from here on was never handed out and is still zero. */
+  #dirtyBelow = 0;
+
+  constructor(shared: boolean) {
+    try {
+      this.memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared });
+    } catch (cause) {
+      const message = "cpu: the address space has no room for a WebAssembly memory; dispose other models first";
+      throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit: LIMIT, cause });
+    }
+    this.#u8 = new Uint8Array(this.memory.buffer);
+    this.#gaps.push({ address: BASE, bytes: PAGE - BASE });
+  }
+
+  /** Bytes allocated now. */
+  get inUse(): number {
+    return this.#inUse;
+  }
+
+  /** All of memory. Not to be kept over an `alloc`. */
+  get u8(): Uint8Array<ArrayBufferLike> {
+    if (this.#u8.buffer !== this.memory.buffer) this.#u8 = new Uint8Array(this.memory.buffer);
+    return this.#u8;
+  }
+
+  i32(address: number, length: number): Int32Array<ArrayBufferLike> {
+    return new Int32Array(this.memory.buffer, address, length);
+  }
+
+  f32(address: number, length: number): Float32Array<ArrayBufferLike> {
+    return new Float32Array(this.memory.buffer, address, length);
+  }
+
+  /** A zero-filled block on a multiple of 64. Throws InsufficientMemoryError before it takes anything. */
+  alloc(bytes: number, label: string): number {
+    const size = align(bytes);
+    const gap = this.#gaps.find((g) => g.bytes >= size) ?? this.#grow(size, label);
+    const { address } = gap;
+    gap.address += size;
+    gap.bytes -= size;
+    if (gap.bytes === 0) this.#gaps.splice(this.#gaps.indexOf(gap), 1);
+    this.#used.set(address, size);
+    this.#inUse += size;
+    if (address < this.#dirtyBelow) this.u8.fill(0, address, address + size);
+    this.#dirtyBelow = Math.max(this.#dirtyBelow, address + size);
+    return address;
+  }
+
+  free(address: number): void {
+    const bytes = this.#used.get(address);
+    assert(bytes !== undefined, `cpu: freed address ${address}, which is not in use`);
+    this.#used.delete(address);
+    this.#inUse -= bytes;
+    const at = this.#gaps.findIndex((g) => g.address > address);
+    const index = at < 0 ? this.#gaps.length : at;
+    const before = this.#gaps[index - 1];
+    const after = this.#gaps[index];
+    const joins = before !== undefined && before.address + before.bytes === address;
+    const gap = joins ? before : { address, bytes: 0 };
+    gap.bytes += bytes;
+    if (!joins) this.#gaps.splice(index, 0, gap);
+    if (after !== undefined && gap.address + gap.bytes === after.address) {
+      gap.bytes += after.bytes;
+      this.#gaps.splice(this.#gaps.indexOf(after), 1);
+    }
+  }
+
+  /** The last gap, made at least `size` bytes long. */
+  #grow(size: number, label: string): { address: number; bytes: number } {
+    const last = this.#gaps.at(-1);
+    const open = last !== undefined && last.address + last.bytes === this.#end ? last : undefined;
+    const missing = size - (open?.bytes ?? 0);
+    const pages = Math.ceil(missing / PAGE);
+    const available = LIMIT - this.#end + (open?.bytes ?? 0);
+    if (size > available) {
+      const message = `cpu: ${label} needs ${size} bytes, ${available} are left of the 4 GiB that this backend can address at present; use a smaller or quantised model, or another device`;
+      throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit: LIMIT, actual: size });
+    }
+    try {
+      this.memory.grow(pages);
+    } catch (cause) {
+      const message = `cpu: ${label} needs ${size} bytes, and the machine did not give ${pages * PAGE} more; close other programs or use a smaller model`;
+      throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit: LIMIT, actual: size, cause });
+    }
+    const gap = open ?? { address: this.#end, bytes: 0 };
+    if (open === undefined) this.#gaps.push(gap);
+    gap.bytes += pages * PAGE;
+    this.#end += pages * PAGE;
+    return gap;
+  }
+}

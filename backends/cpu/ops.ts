@@ -1,0 +1,473 @@
+// The ops of the cpu backend: each checks its shapes, makes its outputs and appends a record for the kernel of its name. The
+// arguments of a record are in the order of its case in kernels/wasm/program.ts.
+import * as L from "../../kernels/wasm/layout.ts";
+import type {
+  Activation,
+  BaseOps,
+  DType,
+  FusedOps,
+  GluOptions,
+  KvCache,
+  NormOptions,
+  RopeTable,
+  Routing,
+  Shape,
+  Step,
+  Tensor,
+  Weight,
+} from "../../src/backend.ts";
+import { sizeOf } from "../../src/backend.ts";
+import { assert } from "../../src/errors.ts";
+import type { Arg, Op } from "./program.ts";
+import { CpuKv, CpuTensor, type CpuWeight, cpuTensor, cpuWeight, type Live } from "./tensor.ts";
+
+const ACTIVATIONS: Record<Activation, number> = { silu: L.SILU, gelu_tanh: L.GELU_TANH, swiglu_oai: L.SWIGLU_OAI };
+
+/** How an op is appended. */
+interface Append {
+  /** Row capacity of the op. */
+  readonly rows: number;
+  /** Which of the rows are live; undefined: all. */
+  readonly live?: Live;
+  readonly reads: readonly (CpuTensor | CpuKv)[];
+  readonly writes: readonly (CpuTensor | CpuKv)[];
+  readonly args: readonly Arg[];
+}
+
+/** What the ops need from their backend. */
+export interface OpsHost {
+  /** A rank-2 weight as f32 rows, each a multiple of 32 long. */
+  rowsOf(weight: CpuWeight): { address: number; stride: number };
+}
+
+export class CpuOps implements BaseOps, FusedOps {
+  readonly list: Op[] = [];
+  readonly #host: OpsHost;
+  /** The slots of a routing sorted by expert, by its `experts` tensor. */
+  readonly #groups = new Map<CpuTensor, CpuTensor>();
+
+  constructor(host: OpsHost) {
+    this.#host = host;
+  }
+
+  #make(shape: Shape, label: string, live: Live | undefined, dtype: DType = "f32"): CpuTensor {
+    const tensor = new CpuTensor(shape, dtype, label, "arena");
+    tensor.live = live;
+    return tensor;
+  }
+
+  #append(code: number, op: Append): void {
+    this.list.push({ code, ...op });
+  }
+
+  // --- base ops
+
+  embed(step: Step, table: Weight, options: { scale?: number } = {}): Tensor {
+    const tokens = cpuTensor(step.tokens);
+    const w = cpuWeight(table, 2);
+    const rows = tokens.shape[0];
+    const live = liveOf(step);
+    const y = this.#make([rows, w.shape[1]], w.name, live);
+    const args = [tokens, y, w.code, w.address, w.shape[1], w.group, w.shape[0], { f32: options.scale ?? 1 }];
+    this.#append(L.OP_EMBED, { rows, live, reads: [tokens], writes: [y], args });
+    return y;
+  }
+
+  linear(x: Tensor, weight: Weight, bias?: Weight): Tensor {
+    const from = cpuTensor(x);
+    const w = cpuWeight(weight, 2);
+    const [outs, columns] = w.shape;
+    const rows = rowsOf(from, columns, w.name);
+    const y = this.#make([rows, outs], w.name);
+    const args = [from, y, w.code, w.address, columns, w.group, outs, vector(bias, outs)];
+    this.#append(L.OP_LINEAR, { rows, like: [from], reads: [from], writes: [y], args });
+    return y;
+  }
+
+  columns(x: Tensor, from: number, to: number): Tensor {
+    const input = cpuTensor(x);
+    const [rows, width] = input.shape;
+    assert(from >= 0 && from < to && to <= width, `cpu: columns ${from} to ${to} of ${width}`);
+    const y = this.#make([rows, to - from], input.label);
+    const args = [input, width, from, y, to - from];
+    this.#append(L.OP_COLUMNS, { rows, like: [input], reads: [input], writes: [y], args });
+    return y;
+  }
+
+  rmsNorm(x: Tensor, weight: Weight, options: NormOptions): Tensor {
+    const from = cpuTensor(x);
+    const width = weight.shape[0];
+    const runs = perRow(from, width, weight.name);
+    const y = this.#make(from.shape, weight.name);
+    const args = [runs, from, y, width, vector(weight, width), ...norm(options)];
+    this.#append(L.OP_RMS_NORM, { rows: from.shape[0], like: [from], reads: [from], writes: [y], args });
+    return y;
+  }
+
+  rope(x: Tensor, table: RopeTable, step: Step, options: { headDim: number }): Tensor {
+    const from = cpuTensor(x);
+    const { headDim } = options;
+    const y = this.#make(from.shape, from.label);
+    const angles = ropeArgs(table);
+    const ropeRows = cpuTensor(step.ropeRows);
+    const args = [from, y, perRow(from, headDim, "rope"), headDim, ...angles.args, ropeRows];
+    const reads = [from, ropeRows, ...angles.reads];
+    this.#append(L.OP_ROPE, { rows: from.shape[0], like: [from], step, reads, writes: [y], args });
+    return y;
+  }
+
+  kvAppend(cache: KvCache, k: Tensor, v: Tensor, step: Step): void {
+    const kv = cpuKv(cache);
+    const where = placeArgs(step);
+    const [keys, values] = [cpuTensor(k), cpuTensor(v)];
+    const args = [kv.descriptor, keys, values, ...where.args];
+    const reads = [keys, values, ...where.reads];
+    this.#append(L.OP_KV_APPEND, { rows: keys.shape[0], step, reads, writes: [kv], args });
+  }
+
+  attention(q: Tensor, cache: KvCache, step: Step, options: Parameters<BaseOps["attention"]>[3]): Tensor {
+    const query = cpuTensor(q);
+    const out = this.#make(query.shape, cache.spec.label);
+    this.#attention(L.OP_ATTENTION, query, out, cache, step, options, []);
+    return out;
+  }
+
+  attentionProbs(q: Tensor, cache: KvCache, step: Step, options: Parameters<BaseOps["attentionProbs"]>[3]): Tensor {
+    const query = cpuTensor(q);
+    const heads = perRow(query, cache.spec.headDim, cache.spec.label);
+    const out = this.#make([query.shape[0], heads, options.keys], cache.spec.label);
+    this.#attention(L.OP_ATTENTION_PROBS, query, out, cache, step, options, [options.keys]);
+    return out;
+  }
+
+  #attention(
+    code: number,
+    q: CpuTensor,
+    out: CpuTensor,
+    cache: KvCache,
+    step: Step,
+    options: Parameters<BaseOps["attention"]>[3],
+    more: readonly number[],
+  ): void {
+    const kv = cpuKv(cache);
+    const { headDim, kvHeads, label } = kv.spec;
+    const heads = perRow(q, headDim, label);
+    const { scale, window = 0, sinks, softcap = 0 } = options;
+    assert(heads % kvHeads === 0, `cpu: ${label}: ${heads} query heads on ${kvHeads} key heads`);
+    assert(
+      heads / kvHeads <= L.ATTENTION_GROUP,
+      `cpu: ${label}: more than ${L.ATTENTION_GROUP} query heads a key head`,
+    );
+    const where = placeArgs(step);
+    const rest = [{ f32: scale }, window, vector(sinks, heads), { f32: softcap }, ...more];
+    const args = [q, out, kv.descriptor, heads, ...where.args, ...rest];
+    const reads = [q, kv, ...where.reads];
+    this.#append(code, { rows: q.shape[0], like: [q], step, reads, writes: [out], args });
+  }
+
+  glu(gate: Tensor, up: Tensor, options: GluOptions): Tensor {
+    const [g, u] = [cpuTensor(gate), cpuTensor(up)];
+    assert(sizeOf(g.shape) === sizeOf(u.shape), `cpu: glu of ${g.shape} and ${u.shape}`);
+    const width = g.shape[1];
+    const y = this.#make(g.shape, g.label);
+    const args = [1, g, u, 4 * width, 1, y, width, ...unit(options)];
+    this.#append(L.OP_GLU, { rows: g.shape[0], like: [g, u], reads: [g, u], writes: [y], args });
+    return y;
+  }
+
+  gluPacked(gateUp: Tensor, layout: "halves" | "interleaved", options: GluOptions): Tensor {
+    const from = cpuTensor(gateUp);
+    const [rows, both] = from.shape;
+    const width = both / 2;
+    const y = this.#make([rows, width], from.label);
+    // Rows of experts are slots, K for each live row.
+    const base = this.#slots.get(from);
+    const [up, step] = layout === "halves" ? [width, 1] : [1, 2];
+    const args = [base?.perRow ?? 1, from, { tensor: from, plus: 4 * up }, 4 * both, step, y, width, ...unit(options)];
+    const like = base === undefined ? [from] : [base.like];
+    this.#append(L.OP_GLU, { rows: rows / (base?.perRow ?? 1), like, reads: [from], writes: [y], args });
+    if (base !== undefined) this.#slots.set(y, base);
+    return y;
+  }
+
+  add(a: Tensor, b: Tensor): Tensor {
+    const [x, z] = [cpuTensor(a), cpuTensor(b)];
+    assert(sizeOf(x.shape) === sizeOf(z.shape), `cpu: add of ${x.shape} and ${z.shape}`);
+    const y = this.#make(x.shape, x.label);
+    const args = [sizeOf(x.shape) / x.shape[0], x, z, y];
+    this.#append(L.OP_ADD, { rows: x.shape[0], like: [x, z], reads: [x, z], writes: [y], args });
+    return y;
+  }
+
+  softcap(x: Tensor, cap: number): Tensor {
+    const from = cpuTensor(x);
+    const y = this.#make(from.shape, from.label);
+    const args = [sizeOf(from.shape) / from.shape[0], from, y, { f32: cap }];
+    this.#append(L.OP_SOFTCAP, { rows: from.shape[0], like: [from], reads: [from], writes: [y], args });
+    return y;
+  }
+
+  route(logits: Tensor, options: Parameters<BaseOps["route"]>[1]): Routing {
+    const from = cpuTensor(logits);
+    const [rows, experts] = from.shape;
+    const { k, order, normalize, label } = options;
+    assert(k >= 1 && k <= experts && k <= L.ROW_BLOCK, `cpu: ${label}: ${k} of ${experts} experts`);
+    const weights = this.#make([rows, k], label);
+    const chosen = this.#make([rows, k], label, "i32");
+    const args = [from, experts, k, order === "softmax-topk" ? 1 : 0, normalize ? 1 : 0, weights, chosen];
+    this.#append(L.OP_ROUTE, { rows, like: [from], reads: [from], writes: [weights, chosen], args });
+    return { weights, experts: chosen };
+  }
+
+  /** Tensors whose rows are slots, T · K of them: how many per row, and a tensor of T rows that knows which are live. */
+  readonly #slots = new Map<CpuTensor, { perRow: number; like: CpuTensor }>();
+
+  /** The slots sorted by expert; with one row there is nothing to sort. */
+  #group(chosen: CpuTensor, experts: number): CpuTensor | undefined {
+    const [rows, k] = chosen.shape;
+    if (rows === 1) return undefined;
+    let groups = this.#groups.get(chosen);
+    if (groups === undefined) {
+      groups = this.#make([1 + 3 * experts + rows * k], chosen.label, "i32");
+      const args = [k, chosen, experts, groups];
+      this.#append(L.OP_GROUP, { rows, like: [chosen], reads: [chosen], writes: [groups], args });
+      this.#groups.set(chosen, groups);
+    }
+    return groups;
+  }
+
+  /** What all products with experts share. `outs`: rows of the result. */
+  #experts(x: Tensor, routing: Routing, weight: Weight, bias: Weight | undefined) {
+    const from = cpuTensor(x);
+    const chosen = cpuTensor(routing.experts);
+    const w = cpuWeight(weight, 3);
+    const [experts, outs, columns] = w.shape;
+    const [rows, k] = chosen.shape;
+    const slots = rows * k;
+    const xRows = rowsOf(from, columns, w.name);
+    assert(xRows === rows || xRows === slots, `cpu: ${w.name}: ${xRows} rows for ${rows} rows of ${k} experts`);
+    const b = bias === undefined ? { address: 0, stride: 0 } : this.#host.rowsOf(cpuWeight(bias, 2));
+    const groups = this.#group(chosen, experts);
+    const reads = [from, chosen, ...(groups === undefined ? [] : [groups])];
+    const perRow = xRows === slots ? 1 : k;
+    const head = (y: CpuTensor) => [k, from, perRow, y, chosen, experts, groups, w.code, w.address, columns, w.group];
+    return { from, chosen, w, outs, columns, rows, k, slots, b, reads, head, bias: [b.address, b.stride] };
+  }
+
+  linearExperts(x: Tensor, routing: Routing, weight: Weight, bias?: Weight): Tensor {
+    const e = this.#experts(x, routing, weight, bias);
+    const y = this.#make([e.slots, e.outs], e.w.name);
+    const args = [...e.head(y), e.outs, ...e.bias];
+    this.#append(L.OP_LINEAR_EXPERTS, { rows: e.rows, like: [e.chosen], reads: e.reads, writes: [y], args });
+    this.#slots.set(y, { perRow: e.k, like: e.chosen });
+    return y;
+  }
+
+  combine(y: Tensor, routing: Routing): Tensor {
+    const from = cpuTensor(y);
+    const weights = cpuTensor(routing.weights);
+    const [rows, k] = weights.shape;
+    const width = from.shape[1];
+    assert(from.shape[0] === rows * k, `cpu: combine of ${from.shape[0]} rows for ${rows} rows of ${k} experts`);
+    const out = this.#make([rows, width], from.label);
+    const args = [from, weights, k, out, width];
+    this.#append(L.OP_COMBINE, { rows, like: [weights], reads: [from, weights], writes: [out], args });
+    return out;
+  }
+
+  gatherRows(x: Tensor, rows: Tensor, count: number): Tensor {
+    const from = cpuTensor(x);
+    const chosen = cpuTensor(rows);
+    const width = sizeOf(from.shape) / from.shape[0];
+    assert(count <= chosen.shape[0], `cpu: gatherRows of ${count} rows from ${chosen.shape[0]} indices`);
+    const y = this.#make([count, width], from.label);
+    const args = [from, from.shape[0], chosen, y, width];
+    this.#append(L.OP_GATHER_ROWS, { rows: count, reads: [from, chosen], writes: [y], args });
+    return y;
+  }
+
+  argmax(logits: Tensor): Tensor {
+    const from = cpuTensor(logits);
+    const [rows, width] = from.shape;
+    const y = this.#make([rows], from.label, "i32");
+    const args = [from, width, y];
+    this.#append(L.OP_ARGMAX, { rows, like: [from], reads: [from], writes: [y], args });
+    return y;
+  }
+
+  advance(step: Step, tokens: Tensor): void {
+    const chosen = cpuTensor(tokens);
+    const writes = [step.tokens, step.positions, step.ropeRows].map(cpuTensor);
+    const rows = Math.min(chosen.shape[0], step.rows);
+    this.#append(L.OP_ADVANCE, { rows, step, reads: [chosen, ...writes], writes, args: [chosen, ...writes] });
+  }
+
+  // --- fused ops
+
+  addNorm(x: Tensor, delta: Tensor, weight: Weight, options: NormOptions): [Tensor, Tensor] {
+    const [a, b] = [cpuTensor(x), cpuTensor(delta)];
+    const [rows, width] = a.shape;
+    const sum = this.#make(a.shape, a.label);
+    const y = this.#make(a.shape, weight.name);
+    const args = [a, b, sum, y, width, vector(weight, width), ...norm(options)];
+    this.#append(L.OP_ADD_NORM, { rows, like: [a, b], reads: [a, b], writes: [sum, y], args });
+    return [sum, y];
+  }
+
+  qkv(
+    x: Tensor,
+    weights: Parameters<FusedOps["qkv"]>[1],
+    cache: KvCache,
+    rope: RopeTable,
+    step: Step,
+    options: Parameters<FusedOps["qkv"]>[5],
+  ): Tensor {
+    const { heads, kvHeads, headDim } = options;
+    const kv = cpuKv(cache);
+    const label = kv.spec.label;
+    const sources = this.#project(x, weights, heads * headDim, kvHeads * headDim);
+    const rows = sources[0].tensor.shape[0];
+    const y = this.#make([rows, heads * headDim], label);
+    const angles = ropeArgs(rope);
+    const where = placeArgs(step);
+    const ropeRows = cpuTensor(step.ropeRows);
+    const both = weights.qNorm !== undefined && weights.kNorm !== undefined;
+    assert(!both || options.norm !== undefined, `cpu: ${label}: head norms need their options`);
+    const args = [
+      kv.descriptor,
+      ...sources,
+      ...sources.map(({ tensor }) => 4 * tensor.shape[1]),
+      y,
+      heads,
+      both ? vector(weights.qNorm, headDim) : 0,
+      both ? vector(weights.kNorm, headDim) : 0,
+      ...norm(options.norm ?? { eps: 0 }),
+      ...angles.args,
+      ropeRows,
+      ...where.args,
+    ];
+    const reads = [...new Set(sources.map(({ tensor }) => tensor)), ropeRows, ...angles.reads, ...where.reads];
+    this.#append(L.OP_QKV_HEADS, { rows, step, reads, writes: [y, kv], args });
+    return y;
+  }
+
+  /** q, k and v: three products, or one whose columns are q | k | v. */
+  #project(x: Tensor, w: Parameters<FusedOps["qkv"]>[1], qWidth: number, kvWidth: number) {
+    if (w.qkv !== undefined) {
+      const tensor = cpuTensor(this.linear(x, w.qkv, w.qBias));
+      return [0, qWidth, qWidth + kvWidth].map((column) => ({ tensor, plus: 4 * column }));
+    }
+    assert(w.q !== undefined && w.k !== undefined && w.v !== undefined, "qkv: needs q, k and v, or qkv");
+    const all = [this.linear(x, w.q, w.qBias), this.linear(x, w.k, w.kBias), this.linear(x, w.v, w.vBias)];
+    return all.map((tensor) => ({ tensor: cpuTensor(tensor), plus: 0 }));
+  }
+
+  gateUp(x: Tensor, gate: Weight, up: Weight, options: Parameters<FusedOps["gateUp"]>[3]): Tensor {
+    const from = cpuTensor(x);
+    const [g, u] = [cpuWeight(gate, 2), cpuWeight(up, 2)];
+    const [outs, columns] = g.shape;
+    const rows = rowsOf(from, columns, g.name);
+    assert(u.shape[0] === outs && u.shape[1] === columns, `cpu: ${u.name} is [${u.shape}], ${g.name} [${g.shape}]`);
+    const y = this.#make([rows, outs], g.name);
+    const args = [
+      ...[from, y, columns, outs],
+      ...[g.code, g.address, g.group, vector(options.gateBias, outs)],
+      ...[u.code, u.address, u.group, vector(options.upBias, outs)],
+      ...unit(options),
+    ];
+    this.#append(L.OP_GATE_UP, { rows, like: [from], reads: [from], writes: [y], args });
+    return y;
+  }
+
+  expertsUp(x: Tensor, routing: Routing, weight: Weight, options: Parameters<FusedOps["expertsUp"]>[3]): Tensor {
+    const { layout, bias, ...glu } = options;
+    const width = weight.shape[1] / 2;
+    // Gate and up of one unit must be in the same place of two tiles.
+    if (layout === "halves" && width % L.TILE !== 0) {
+      return this.gluPacked(this.linearExperts(x, routing, weight, bias), layout, glu);
+    }
+    const e = this.#experts(x, routing, weight, bias);
+    const y = this.#make([e.slots, width], e.w.name);
+    const args = [...e.head(y), width, ...e.bias, layout === "interleaved" ? 1 : 0, ...unit(glu)];
+    this.#append(L.OP_EXPERTS_UP, { rows: e.rows, like: [e.chosen], reads: e.reads, writes: [y], args });
+    this.#slots.set(y, { perRow: e.k, like: e.chosen });
+    return y;
+  }
+
+  expertsDown(x: Tensor, routing: Routing, weight: Weight, bias?: Weight): Tensor {
+    const rows = routing.experts.shape[0];
+    // Several rows: an expert's slots are one product, and the rows' sums come afterwards.
+    if (rows > 1 || x.shape[0] !== routing.experts.shape[1]) {
+      return this.combine(this.linearExperts(x, routing, weight, bias), routing);
+    }
+    const e = this.#experts(x, routing, weight, bias);
+    const weights = cpuTensor(routing.weights);
+    const y = this.#make([rows, e.outs], e.w.name);
+    const args = [e.from, y, weights, e.chosen, e.k, e.w.code, e.w.address, e.columns, e.w.group, e.outs, ...e.bias];
+    const reads = [...e.reads, weights];
+    this.#append(L.OP_EXPERTS_DOWN, { rows, like: [e.chosen], reads, writes: [y], args });
+    return y;
+  }
+
+  linearArgmax(x: Tensor, weight: Weight, bias?: Weight): Tensor {
+    const from = cpuTensor(x);
+    const w = cpuWeight(weight, 2);
+    const [outs, columns] = w.shape;
+    const rows = rowsOf(from, columns, w.name);
+    const tiles = Math.ceil(outs / L.TILE);
+    const partial = this.#make([rows, 2 * tiles], w.name);
+    const y = this.#make([rows], w.name, "i32");
+    const args = [from, partial, w.code, w.address, columns, w.group, outs, vector(bias, outs)];
+    this.#append(L.OP_LINEAR_ARGMAX, { rows, like: [from], reads: [from], writes: [partial], args });
+    this.#append(L.OP_ARGMAX_TILES, { rows, like: [from], reads: [partial], writes: [y], args: [partial, tiles, y] });
+    return y;
+  }
+}
+
+export const FUSED_OPS = ["addNorm", "qkv", "gateUp", "expertsUp", "expertsDown", "linearArgmax"] as const;
+
+function cpuKv(cache: KvCache): CpuKv {
+  assert(cache instanceof CpuKv, `cpu: cache "${cache.spec.label}" is of another backend`);
+  return cache;
+}
+
+/** Rows of x [rows, columns]. */
+function rowsOf(x: CpuTensor, columns: number, name: string): number {
+  assert(x.shape.length === 2 && x.shape[1] === columns, `cpu: ${name} takes ${columns} columns, x is [${x.shape}]`);
+  return x.shape[0];
+}
+
+/** How many runs of `width` a row has. */
+function perRow(x: CpuTensor, width: number, name: string): number {
+  const runs = sizeOf(x.shape) / x.shape[0] / width;
+  assert(Number.isInteger(runs), `cpu: ${name}: rows of [${x.shape}] are not runs of ${width}`);
+  return runs;
+}
+
+/** The address of a weight [N], 0 for none. */
+function vector(weight: Weight | undefined, size: number): number {
+  if (weight === undefined) return 0;
+  const w = cpuWeight(weight, 1);
+  assert(w.shape[0] === size, `cpu: ${w.name} has ${w.shape[0]} values, not ${size}`);
+  return w.address;
+}
+
+function norm(options: NormOptions): Arg[] {
+  return [{ f32: options.eps }, { f32: options.unitOffset ? 1 : 0 }];
+}
+
+function unit({ activation, limit = 7 }: GluOptions): Arg[] {
+  return [ACTIVATIONS[activation], { f32: limit }];
+}
+
+/** cos, sin, rows of the table, half of the rotated channels. */
+function ropeArgs(table: RopeTable): { args: Arg[]; reads: CpuTensor[] } {
+  const [cos, sin] = [cpuTensor(table.cos), cpuTensor(table.sin)];
+  return { args: [cos, sin, cos.shape[0], table.rotaryDim / 2], reads: [cos, sin] };
+}
+
+/** Where a step's rows are in a cache: positions, sequences, pages, pages per sequence. */
+function placeArgs(step: Step): { args: Arg[]; reads: CpuTensor[] } {
+  const tensors = [step.positions, step.sequences, step.pages].map(cpuTensor);
+  return { args: [...tensors, step.pages.shape[1]], reads: tensors };
+}

@@ -1,0 +1,197 @@
+// The threads of a cpu backend: the caller's own, which is thread 0 and computes too, and workers that sleep in WebAssembly
+// between runs. Knows nothing of what a program does.
+import {
+  CONTROL_BYTES,
+  CONTROL_FAILED,
+  CONTROL_SCRATCH,
+  CONTROL_SPINS,
+  CONTROL_START,
+  CONTROL_STOP,
+  CONTROL_TABLES,
+  CONTROL_TIMEOUT_MS,
+  CONTROL_WAKEUPS,
+  SCRATCH_BYTES,
+  TABLE_BYTES,
+  TABLE_FP4,
+  TABLE_FP4_HIGH,
+  TABLE_FP4_LOW,
+} from "../../kernels/wasm/layout.ts";
+import { DeviceError } from "../../src/errors.ts";
+import type { Heap } from "./heap.ts";
+import type { Kernels } from "./module.ts";
+
+/** What a worker is started with. */
+export interface ThreadData {
+  readonly module: WebAssembly.Module;
+  readonly memory: WebAssembly.Memory;
+  readonly control: number;
+  readonly thread: number;
+  readonly threads: number;
+}
+
+/** The little that Node's and the browser's workers have in common. */
+interface Thread {
+  /** Settles when the worker waits for its first run. */
+  readonly ready: Promise<void>;
+  readonly ended: Promise<void>;
+  terminate(): void;
+}
+
+export interface PoolOptions {
+  readonly threads: number;
+  /** How long a barrier waits for the other threads before the device counts as lost. Default 30 s. */
+  readonly timeoutMs?: number;
+}
+
+/** About 20 µs of looking before a thread goes to sleep: longer than the wait at most barriers, shorter than a time slice. */
+const SPINS = 20_000;
+
+/** The values of FP4 (E2M1) by code. */
+const FP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6];
+
+export class Pool {
+  readonly threads: number;
+  readonly kernels: Kernels;
+  readonly #heap: Heap;
+  readonly #control: number;
+  #workers: Thread[] = [];
+  #lost = false;
+  #stopping = false;
+
+  private constructor(heap: Heap, module: WebAssembly.Module, options: PoolOptions) {
+    this.threads = options.threads;
+    this.#heap = heap;
+    this.#control = heap.alloc(CONTROL_BYTES, "thread control");
+    const scratch = heap.alloc(SCRATCH_BYTES * options.threads, "thread scratch");
+    const words = heap.i32(this.#control, CONTROL_TABLES / 4);
+    words[CONTROL_TIMEOUT_MS / 4] = options.timeoutMs ?? 30_000;
+    words[CONTROL_SPINS / 4] = SPINS;
+    words[CONTROL_SCRATCH / 4] = scratch;
+    writeTables(heap.u8.subarray(this.#control + CONTROL_TABLES).subarray(0, TABLE_BYTES));
+    const instance = new WebAssembly.Instance(module, { env: { memory: heap.memory } });
+    this.kernels = instance.exports as unknown as Kernels;
+    this.kernels.join(this.#control, 0, this.threads);
+  }
+
+  static async start(heap: Heap, module: WebAssembly.Module, options: PoolOptions): Promise<Pool> {
+    const pool = new Pool(heap, module, options);
+    const { memory } = heap;
+    for (let thread = 1; thread < options.threads; thread++) {
+      const data = { module, memory, control: pool.#control, thread, threads: options.threads };
+      const worker = await startThread(data);
+      worker.ended.then(() => pool.#onEnd());
+      pool.#workers.push(worker);
+    }
+    try {
+      await Promise.all(pool.#workers.map((worker) => worker.ready));
+    } catch (error) {
+      await pool.dispose();
+      throw error;
+    }
+    return pool;
+  }
+
+  /** How often helpers woke up to look for work: does not grow while nothing is run. */
+  get wakeups(): number {
+    return this.#heap.i32(this.#control, CONTROL_TABLES / 4)[CONTROL_WAKEUPS / 4];
+  }
+
+  /** Throws DeviceError DEVICE_THREAD when a thread has died. */
+  run(program: number): void {
+    if (this.#lost || this.kernels.run(program) !== 0) {
+      this.#lost = true;
+      const message = `cpu: one of ${this.threads} threads died or did not answer in time; dispose the model and load it again`;
+      throw new DeviceError("DEVICE_THREAD", message);
+    }
+  }
+
+  #onEnd(): void {
+    if (this.#stopping) return;
+    this.#lost = true;
+    // The others may be waiting for the lost one at a barrier: they look at this every 0.1 s.
+    Atomics.store(this.#heap.i32(this.#control, CONTROL_TABLES / 4), CONTROL_FAILED / 4, 1);
+  }
+
+  /** Ends a helper as a crash would: for tests of what happens then. */
+  killThread(index: number): Promise<void> {
+    this.#workers[index].terminate();
+    return this.#workers[index].ended;
+  }
+
+  async dispose(): Promise<void> {
+    if (this.#stopping) return;
+    this.#stopping = true;
+    if (this.#workers.length === 0) return;
+    const words = this.#heap.i32(this.#control, CONTROL_TABLES / 4);
+    Atomics.store(words, CONTROL_STOP / 4, 1);
+    Atomics.add(words, CONTROL_START / 4, 1);
+    Atomics.notify(words, CONTROL_START / 4);
+    const ended = Promise.all(this.#workers.map((worker) => worker.ended));
+    const impatience = setTimeout(() => {
+      for (const worker of this.#workers) worker.terminate();
+    }, 1000);
+    await ended;
+    clearTimeout(impatience);
+    this.#workers = [];
+  }
+}
+
+function writeTables(bytes: Uint8Array<ArrayBufferLike>): void {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  FP4.forEach((value, code) => {
+    view.setFloat32(TABLE_FP4 + 4 * code, value, true);
+    // The upper half of the f32 is the value as bfloat16.
+    bytes[TABLE_FP4_LOW + code] = bytes[TABLE_FP4 + 4 * code + 2];
+    bytes[TABLE_FP4_HIGH + code] = bytes[TABLE_FP4 + 4 * code + 3];
+  });
+}
+
+/** The worker's file has this file's extension: .ts in the repository, .js in the package. */
+const THREAD_URL = new URL(import.meta.url.endsWith(".ts") ? "./thread.ts" : "./thread.js", import.meta.url);
+
+async function startThread(data: ThreadData): Promise<Thread> {
+  if (typeof process !== "undefined" && process.versions?.node !== undefined) return startNodeThread(data);
+  const worker = new Worker(THREAD_URL, { type: "module", name: `vernier cpu ${data.thread}` });
+  const ended = Promise.withResolvers<void>();
+  const ready = new Promise<void>((resolve, reject) => {
+    worker.onmessage = (event: MessageEvent<"ready" | "ended">) => {
+      if (event.data === "ready") resolve();
+      else ended.resolve();
+    };
+    worker.onerror = (event) => {
+      reject(startError(event.message));
+      ended.resolve();
+    };
+  });
+  worker.postMessage(data);
+  const terminate = () => {
+    worker.terminate();
+    ended.resolve();
+  };
+  return { ready, ended: ended.promise, terminate };
+}
+
+async function startNodeThread(data: ThreadData): Promise<Thread> {
+  const { Worker } = await import("node:worker_threads");
+  const worker = new Worker(THREAD_URL, { workerData: data, name: `vernier cpu ${data.thread}` });
+  const ended = Promise.withResolvers<void>();
+  const ready = new Promise<void>((resolve, reject) => {
+    worker.once("message", () => {
+      // A sleeping helper must not keep the process alive.
+      worker.unref();
+      resolve();
+    });
+    worker.once("error", (error) => reject(startError(error)));
+    worker.once("exit", (code) => {
+      reject(startError(`exit code ${code}`));
+      ended.resolve();
+    });
+  });
+  ready.catch(() => {});
+  return { ready, ended: ended.promise, terminate: () => void worker.terminate() };
+}
+
+function startError(cause: unknown): DeviceError {
+  const message = `cpu: a thread could not be started (${cause}); try threads: 1`;
+  return new DeviceError("DEVICE_THREAD", message, { cause });
+}

@@ -1,0 +1,174 @@
+// What the cpu backend's handles are inside: tensors, packed weights and KV caches as addresses. Knows nothing of ops.
+import {
+  BF16,
+  CACHE_BYTES,
+  CACHE_HEAD_DIM,
+  CACHE_KEYS,
+  CACHE_KV_HEADS,
+  CACHE_LIMIT,
+  CACHE_PAGE_SIZE,
+  CACHE_SEGMENTS,
+  CACHE_STRIDE,
+  CACHE_VALUES,
+  F16,
+  F32,
+  INT8,
+  MXFP4,
+} from "../../kernels/wasm/layout.ts";
+import {
+  type DType,
+  type KvCache,
+  type KvSpec,
+  type Shape,
+  sizeOf,
+  type Tensor,
+  type Weight,
+  type WeightFormat,
+} from "../../src/backend.ts";
+import { assert } from "../../src/errors.ts";
+import type { Heap } from "./heap.ts";
+
+/** `heap`: `offset` is an address. `arena`: scratch of programs, `offset` is relative to the arena they share. */
+export type Space = "heap" | "arena";
+
+/** How many leading rows of a tensor hold anything: `count` (i32 [1]) · `times`. */
+export interface Live {
+  readonly count: CpuTensor;
+  readonly times: number;
+}
+
+export class CpuTensor implements Tensor {
+  readonly shape: Shape;
+  readonly dtype: DType;
+  readonly label: string;
+  readonly space: Space;
+  readonly byteLength: number;
+  /** Set by the planner for scratch; −1 before, and after a tensor was freed. */
+  offset: number;
+  /** Undefined: all rows. */
+  live?: Live;
+
+  constructor(shape: Shape, dtype: DType, label: string, space: Space, offset = -1) {
+    this.shape = shape;
+    this.dtype = dtype;
+    this.label = label;
+    this.space = space;
+    this.byteLength = 4 * sizeOf(shape);
+    this.offset = offset;
+  }
+}
+
+export function cpuTensor(tensor: Tensor): CpuTensor {
+  assert(tensor instanceof CpuTensor, `cpu: tensor "${tensor.label}" is of another backend`);
+  return tensor;
+}
+
+export const FORMAT_CODES = { f32: F32, f16: F16, bf16: BF16, int8: INT8, mxfp4: MXFP4 } as const satisfies Record<
+  WeightFormat,
+  number
+>;
+
+export class CpuWeight implements Weight {
+  readonly name: string;
+  readonly shape: Shape;
+  readonly format: WeightFormat;
+  readonly storedAs: WeightFormat;
+  readonly byteLength: number;
+  readonly address: number;
+  /** Columns that share a scale; all of them where the format has none. Unused by vectors. */
+  readonly group: number;
+  /** Rank 2 as plain f32 rows, each padded to a multiple of 32: made when it is first used as a bias of experts. */
+  rows?: { readonly address: number; readonly stride: number };
+
+  constructor(
+    source: Pick<Weight, "name" | "shape" | "format" | "storedAs" | "byteLength">,
+    address: number,
+    group: number,
+  ) {
+    this.name = source.name;
+    this.shape = source.shape;
+    this.format = source.format;
+    this.storedAs = source.storedAs;
+    this.byteLength = source.byteLength;
+    this.address = address;
+    this.group = group;
+  }
+
+  get code(): number {
+    return FORMAT_CODES[this.storedAs];
+  }
+}
+
+export function cpuWeight(weight: Weight, rank: number): CpuWeight {
+  assert(weight instanceof CpuWeight, `cpu: weight "${weight.name}" is of another backend`);
+  assert(weight.shape.length === rank, `cpu: weight "${weight.name}" has rank ${weight.shape.length}, not ${rank}`);
+  return weight;
+}
+
+/** Slots that lie side by side in a key segment. */
+const SEGMENT = 16;
+
+export class CpuKv implements KvCache {
+  readonly spec: KvSpec;
+  /** The kernels' descriptor. */
+  readonly descriptor: number;
+  readonly address: number;
+  readonly byteLength: number;
+  /** Slots of a page, or of a ring. */
+  readonly stride: number;
+  readonly segments: number;
+
+  constructor(heap: Heap, spec: KvSpec) {
+    const { kvHeads, headDim, ring, pageSize, pages, sequences, label } = spec;
+    this.spec = spec;
+    this.stride = Math.ceil((ring ?? pageSize) / SEGMENT) * SEGMENT;
+    const blocks = ring === undefined ? pages : sequences;
+    this.segments = (blocks * this.stride) / SEGMENT;
+    const plane = 4 * kvHeads * this.segments * SEGMENT * headDim;
+    this.byteLength = 2 * plane;
+    this.address = heap.alloc(this.byteLength, `the KV cache of ${label}`);
+    this.descriptor = heap.alloc(CACHE_BYTES, label);
+    const words = new Uint32Array(heap.memory.buffer, this.descriptor, CACHE_BYTES / 4);
+    words[CACHE_KEYS / 4] = this.address;
+    words[CACHE_VALUES / 4] = this.address + plane;
+    words[CACHE_SEGMENTS / 4] = this.segments;
+    words[CACHE_KV_HEADS / 4] = kvHeads;
+    words[CACHE_HEAD_DIM / 4] = headDim;
+    words[CACHE_PAGE_SIZE / 4] = ring === undefined ? pageSize : 0;
+    words[CACHE_STRIDE / 4] = this.stride;
+    words[CACHE_LIMIT / 4] = blocks;
+  }
+
+  /** Keys and values of some positions, f32 [to − from, G·d] each. `pages`: the sequence's row of the page table. */
+  gather(
+    heap: Heap,
+    pages: Int32Array,
+    sequence: number,
+    from: number,
+    to: number,
+  ): { k: Float32Array; v: Float32Array } {
+    const { kvHeads, headDim, ring, pageSize } = this.spec;
+    const plane = kvHeads * this.segments * SEGMENT * headDim;
+    const keys = heap.f32(this.address, plane);
+    const values = heap.f32(this.address + 4 * plane, plane);
+    const k = new Float32Array((to - from) * kvHeads * headDim);
+    const v = new Float32Array(k.length);
+    let out = 0;
+    for (let position = from; position < to; position++) {
+      const slot =
+        ring === undefined
+          ? pages[Math.floor(position / pageSize)] * this.stride + (position % pageSize)
+          : sequence * this.stride + (position % this.stride);
+      const segment = Math.floor(slot / SEGMENT);
+      const lane = slot % SEGMENT;
+      for (let head = 0; head < kvHeads; head++) {
+        const base = (head * this.segments + segment) * headDim * SEGMENT;
+        for (let i = 0; i < headDim; i++, out++) {
+          k[out] = keys[base + i * SEGMENT + lane];
+          v[out] = values[base + lane * headDim + i];
+        }
+      }
+    }
+    return { k, v };
+  }
+}

@@ -1,0 +1,123 @@
+// Is this dump a reference for this model at all? Looks at shapes, at the dump's own plausibility, and at a sample of weights:
+// what the dump says a linear layer made of its input is computed again on the host from the checkpoint's bytes.
+import type { Checkpoint } from "../../weights/checkpoint.ts";
+import { decodeWeight } from "../../weights/decode.ts";
+import type { Architecture, BaseConfig } from "../model.ts";
+import type { Runner } from "../runner.ts";
+import { nmse } from "./metrics.ts";
+import type { Reference, ReferenceTensor } from "./reference.ts";
+
+/** A few rows of a linear layer, decoded on the host. */
+export interface WeightSample {
+  readonly outputs: number;
+  readonly columns: number;
+  readonly rows: readonly { readonly row: number; readonly values: Float32Array; readonly bias: number }[];
+}
+
+/** Samples by module path. Read from the checkpoint, so that no device stands between it and the dump. */
+export async function sampleWeights(
+  checkpoint: Checkpoint,
+  architecture: Architecture,
+  config: BaseConfig,
+): Promise<ReadonlyMap<string, WeightSample>> {
+  const table = architecture.tensors(config);
+  const samples = new Map<string, WeightSample>();
+  for (const [name, spec] of Object.entries(table)) {
+    const embedding = name === "model.embed_tokens.weight";
+    if (spec.shape.length !== 2 || !name.endsWith(".weight") || (embedding && !config.tieWordEmbeddings)) continue;
+    const module = embedding ? "lm_head" : name.slice(0, -".weight".length);
+    const [outputs, columns] = spec.shape;
+    const source = checkpoint.source(name, spec);
+    const biasSpec = table[`${module}.bias`];
+    const biases = biasSpec && (await decodeWeight(checkpoint.source(`${module}.bias`, biasSpec)));
+    const rows = [];
+    for (const row of new Set([0, Math.floor(outputs / 3), outputs - 1])) {
+      rows.push({ row, values: await decodeWeight(source, row, row + 1), bias: biases?.[row] ?? 0 });
+    }
+    samples.set(module, { outputs, columns, rows });
+  }
+  return samples;
+}
+
+/** Why the dump cannot be compared with this model, or undefined. */
+export async function distrust(
+  runner: Runner,
+  reference: Reference,
+  samples: ReadonlyMap<string, WeightSample>,
+): Promise<string | undefined> {
+  const { manifest } = reference;
+  const { config } = runner;
+  if (manifest.model_type !== undefined && manifest.model_type !== config.modelType) {
+    return `the dump is of a ${manifest.model_type} model, this one is ${config.modelType}`;
+  }
+  const foreign = manifest.ids.find((id) => id >= config.vocabSize);
+  if (foreign !== undefined) return `the dump fed token ${foreign}, this model has ${config.vocabSize} tokens`;
+  if (manifest.ids.length > runner.contextLength)
+    return `the dump has ${manifest.ids.length} positions, this run has room for ${runner.contextLength}`;
+  const beyond = manifest.order.find((key) => Number(/layers\.(\d+)\b/.exec(key)?.[1] ?? 0) >= config.numHiddenLayers);
+  if (beyond !== undefined) return `the dump has ${beyond}, this model has ${config.numHiddenLayers} layers`;
+  return (await implausible(reference)) ?? (await otherWeights(reference, samples));
+}
+
+/** A dump that did not dump: other ids than it says, constant tensors, one layer's tensor for two, rows that are missing. */
+async function implausible(reference: Reference): Promise<string | undefined> {
+  const { manifest } = reference;
+  const { ids, prompt_len } = manifest;
+  const fed = "0/model.embed_tokens:in";
+  if (reference.has(fed)) {
+    const { values } = await reference.read(fed);
+    if (values.length !== prompt_len || values.some((id, i) => id !== ids[i])) {
+      return "the ids that the dump's manifest lists are not those that its embedding was fed";
+    }
+  }
+  const layers: ReferenceTensor[] = [];
+  for (const key of manifest.order) {
+    const rows = key.startsWith("0/") ? prompt_len : 1;
+    if (/:(logits)$|layers\.\d+:out$|embed_tokens:out$|norm:out$/.test(key)) {
+      const tensor = await reference.read(key);
+      const shape = manifest.tensors[key].shape;
+      const tokens = shape.length === 3 ? shape[1] : rows;
+      if (tokens !== rows) return `${key} has ${tokens} rows, the step has ${rows}: the dump is cut off`;
+      if (tensor.values.every((value) => value === tensor.values[0]))
+        return `${key} is constant: the dump did not record it`;
+      if (/^0\/model\.layers\.\d+:out$/.test(key)) layers.push(tensor);
+    }
+  }
+  for (const [i, a] of layers.entries()) {
+    const twin = layers.slice(0, i).find((b) => b.values.every((value, j) => value === a.values[j]));
+    if (twin !== undefined) return `${a.key} and ${twin.key} are the same numbers: the dump recorded one of them twice`;
+  }
+  return undefined;
+}
+
+/** Linear layers whose output in the dump is not what this checkpoint's weight makes of the dump's input. */
+async function otherWeights(
+  reference: Reference,
+  samples: ReadonlyMap<string, WeightSample>,
+): Promise<string | undefined> {
+  const keys = reference.manifest.order.filter((key) => /^0\/.*(_proj|lm_head):out$/.test(key));
+  for (const key of keys) {
+    const module = key.slice(2, -":out".length);
+    const input = `0/${module}:in`;
+    const sample = samples.get(module);
+    if (sample === undefined || !reference.has(input)) continue;
+    const [x, y] = await Promise.all([reference.read(input), reference.read(key)]);
+    const [columns, out] = [x.shape.at(-1)!, y.shape.at(-1)!];
+    if (columns !== sample.columns || out !== sample.outputs) {
+      return `${module} is [${out}, ${columns}] in the dump and [${sample.outputs}, ${sample.columns}] in this model`;
+    }
+    const expected: number[] = [];
+    const actual: number[] = [];
+    for (let t = 0; t < x.values.length / columns; t += Math.max(1, Math.floor(x.values.length / columns / 4))) {
+      for (const { row, values, bias } of sample.rows) {
+        let sum = bias;
+        for (let k = 0; k < columns; k++) sum += values[k] * x.values[t * columns + k];
+        actual.push(sum);
+        expected.push(y.values[t * out + row]);
+      }
+    }
+    // Rounding of any class stays below 1e-2; other weights are above 0.5.
+    if (nmse(actual, expected) > 0.05) return `${module} has other weights in the dump than in this checkpoint`;
+  }
+  return undefined;
+}
