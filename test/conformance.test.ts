@@ -1,8 +1,10 @@
 // The suite's own test: a reference backend with one thing wrong must be caught by the cases of that op.
 import { describe, expect, test } from "vitest";
 import { createReferenceBackend } from "../backends/reference/index.ts";
-import type { Backend, BaseOps, Tensor } from "../src/backend.ts";
-import { opCases, runCase } from "./conformance.ts";
+import type { Backend, BaseOps, FusedOps, KvCache, Ops, Tensor } from "../src/backend.ts";
+import { lower } from "../src/ops.ts";
+import { Taps } from "../src/tap.ts";
+import { fusedCases, opCases, runCase } from "./conformance.ts";
 import { failure } from "./kernels/gates.ts";
 
 /** The ops of a backend with some of them done wrong. */
@@ -149,6 +151,48 @@ function constant(...values: number[]): Tensor {
   return tensor;
 }
 const zeroes = (length: number) => scratch.alloc([length], "i32", "zeroes");
+
+/** A reference backend whose "native" fused ops are their lowerings, done wrong by `mutate`. */
+function fusing(mutate: (ops: Ops) => Partial<FusedOps>): Backend {
+  const backend = createReferenceBackend();
+  const native = (base: BaseOps): BaseOps & FusedOps => {
+    const ops = lower(base, { taps: new Taps(), fusion: "off", headNorms: "perHead", keys: 0 });
+    return { ...ops, ...base, ...mutate(ops) };
+  };
+  return { ...backend, record: (label, build) => backend.record(label, (base) => build(native(base))) };
+}
+
+/** Something wrong with each fused op; the base ops it is compared with stay right. */
+const FUSED_MUTATIONS: Readonly<Record<keyof FusedOps, (ops: Ops) => Partial<FusedOps>>> = {
+  addNorm: (ops) => ({ addNorm: (x, delta, weight, options) => [x, ops.addNorm(x, delta, weight, options)[1]] }),
+  qkv: (ops) => ({
+    qkv: (x, weights, cache, rope, step, options) => {
+      const q = ops.qkv(x, weights, cache, rope, step, options);
+      ops.kvAppend(cache, ops.columns(q, 0, kvWidth(cache)), ops.columns(q, 0, kvWidth(cache)), step);
+      return q;
+    },
+  }),
+  gateUp: (ops) => ({ gateUp: (x, gate, up, options) => ops.gateUp(x, up, gate, options) }),
+  expertsUp: (ops) => ({
+    expertsUp: (x, routing, weight, options) => ops.expertsUp(x, routing, weight, { ...options, bias: undefined }),
+  }),
+  expertsDown: (ops) => ({ expertsDown: (x, routing, weight) => ops.expertsDown(x, routing, weight) }),
+  linearArgmax: (ops) => ({ linearArgmax: (x, weight) => ops.linearArgmax(ops.softcap(x, 0.5), weight) }),
+};
+
+const kvWidth = ({ spec }: KvCache) => spec.kvHeads * spec.headDim;
+
+describe("the conformance suite notices a fused op that is not its lowering:", () => {
+  test.each(Object.keys(FUSED_MUTATIONS) as (keyof FusedOps)[])("%s", async (op) => {
+    const cases = fusedCases.filter((candidate) => candidate.op === op);
+    const failures = async (backend: Backend) => {
+      const checks = await Promise.all(cases.map((fusedCase) => runCase(backend, fusedCase)));
+      return checks.flat().filter((check) => failure(check) !== undefined).length;
+    };
+    expect(await failures(fusing(() => ({})))).toBe(0);
+    expect(await failures(fusing(FUSED_MUTATIONS[op]))).toBeGreaterThan(0);
+  });
+});
 
 describe("the conformance suite notices", () => {
   test.each(MUTATIONS)("$what", async ({ op, mutate }) => {

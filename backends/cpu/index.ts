@@ -165,7 +165,7 @@ export class CpuBackend implements Backend {
     this.#staging.release();
     const ops = new CpuOps({ rowsOf: (weight) => rowsOf(this.#heap, this.#pool.kernels, weight) });
     const outputs = build(ops);
-    return new CpuProgram(this.#heap, this.#arena, label, ops.finish(), outputs);
+    return new CpuProgram(this.#heap, this.#arena, label, ops.list, outputs);
   }
 
   run(program: Program): void {

@@ -3,13 +3,20 @@
 import * as L from "../../kernels/wasm/layout.ts";
 import type {
   Activation,
+  AttentionOptions,
   BaseOps,
   DType,
+  ExpertsUpOptions,
   FusedOps,
+  GateUpLayout,
+  GateUpOptions,
   GluOptions,
   KvCache,
   NormOptions,
+  QkvOptions,
+  QkvWeights,
   RopeTable,
+  RouteOptions,
   Routing,
   Shape,
   Step,
@@ -78,9 +85,9 @@ export class CpuOps implements BaseOps, FusedOps {
     const w = cpuWeight(weight, 2);
     const [outs, columns] = w.shape;
     const rows = rowsOf(from, columns, w.name);
-    const y = this.#make([rows, outs], w.name);
+    const y = this.#make([rows, outs], w.name, from.live);
     const args = [from, y, w.code, w.address, columns, w.group, outs, vector(bias, outs)];
-    this.#append(L.OP_LINEAR, { rows, like: [from], reads: [from], writes: [y], args });
+    this.#append(L.OP_LINEAR, { rows, live: from.live, reads: [from], writes: [y], args });
     return y;
   }
 
@@ -88,9 +95,9 @@ export class CpuOps implements BaseOps, FusedOps {
     const input = cpuTensor(x);
     const [rows, width] = input.shape;
     assert(from >= 0 && from < to && to <= width, `cpu: columns ${from} to ${to} of ${width}`);
-    const y = this.#make([rows, to - from], input.label);
+    const y = this.#make([rows, to - from], input.label, input.live);
     const args = [input, width, from, y, to - from];
-    this.#append(L.OP_COLUMNS, { rows, like: [input], reads: [input], writes: [y], args });
+    this.#append(L.OP_COLUMNS, { rows, live: input.live, reads: [input], writes: [y], args });
     return y;
   }
 
@@ -98,44 +105,49 @@ export class CpuOps implements BaseOps, FusedOps {
     const from = cpuTensor(x);
     const width = weight.shape[0];
     const runs = perRow(from, width, weight.name);
-    const y = this.#make(from.shape, weight.name);
+    const y = this.#make(from.shape, weight.name, from.live);
     const args = [runs, from, y, width, vector(weight, width), ...norm(options)];
-    this.#append(L.OP_RMS_NORM, { rows: from.shape[0], like: [from], reads: [from], writes: [y], args });
+    this.#append(L.OP_RMS_NORM, { rows: from.shape[0], live: from.live, reads: [from], writes: [y], args });
     return y;
   }
 
   rope(x: Tensor, table: RopeTable, step: Step, options: { headDim: number }): Tensor {
     const from = cpuTensor(x);
     const { headDim } = options;
-    const y = this.#make(from.shape, from.label);
-    const angles = ropeArgs(table);
-    const ropeRows = cpuTensor(step.ropeRows);
-    const args = [from, y, perRow(from, headDim, "rope"), headDim, ...angles.args, ropeRows];
-    const reads = [from, ropeRows, ...angles.reads];
-    this.#append(L.OP_ROPE, { rows: from.shape[0], like: [from], step, reads, writes: [y], args });
+    const live = liveOf(step);
+    const y = this.#make(from.shape, from.label, live);
+    const angles = ropeArgs(table, step);
+    const args = [from, y, perRow(from, headDim, "rope"), headDim, ...angles.args];
+    this.#append(L.OP_ROPE, { rows: from.shape[0], live, reads: [from, ...angles.reads], writes: [y], args });
     return y;
   }
 
   kvAppend(cache: KvCache, k: Tensor, v: Tensor, step: Step): void {
     const kv = cpuKv(cache);
-    const where = placeArgs(step);
     const [keys, values] = [cpuTensor(k), cpuTensor(v)];
+    const width = kv.spec.kvHeads * kv.spec.headDim;
+    const rows = rowsOf(keys, width, kv.spec.label);
+    assert(
+      rowsOf(values, width, kv.spec.label) === rows,
+      `cpu: kvAppend of ${rows} keys and ${values.shape[0]} values`,
+    );
+    const where = placeArgs(step);
     const args = [kv.descriptor, keys, values, ...where.args];
     const reads = [keys, values, ...where.reads];
-    this.#append(L.OP_KV_APPEND, { rows: keys.shape[0], step, reads, writes: [kv], args });
+    this.#append(L.OP_KV_APPEND, { rows, live: liveOf(step), reads, writes: [kv], args });
   }
 
-  attention(q: Tensor, cache: KvCache, step: Step, options: Parameters<BaseOps["attention"]>[3]): Tensor {
+  attention(q: Tensor, cache: KvCache, step: Step, options: AttentionOptions): Tensor {
     const query = cpuTensor(q);
-    const out = this.#make(query.shape, cache.spec.label);
+    const out = this.#make(query.shape, cache.spec.label, liveOf(step));
     this.#attention(L.OP_ATTENTION, query, out, cache, step, options, []);
     return out;
   }
 
-  attentionProbs(q: Tensor, cache: KvCache, step: Step, options: Parameters<BaseOps["attentionProbs"]>[3]): Tensor {
+  attentionProbs(q: Tensor, cache: KvCache, step: Step, options: AttentionOptions & { keys: number }): Tensor {
     const query = cpuTensor(q);
     const heads = perRow(query, cache.spec.headDim, cache.spec.label);
-    const out = this.#make([query.shape[0], heads, options.keys], cache.spec.label);
+    const out = this.#make([query.shape[0], heads, options.keys], cache.spec.label, liveOf(step));
     this.#attention(L.OP_ATTENTION_PROBS, query, out, cache, step, options, [options.keys]);
     return out;
   }
@@ -146,7 +158,7 @@ export class CpuOps implements BaseOps, FusedOps {
     out: CpuTensor,
     cache: KvCache,
     step: Step,
-    options: Parameters<BaseOps["attention"]>[3],
+    options: AttentionOptions,
     more: readonly number[],
   ): void {
     const kv = cpuKv(cache);
@@ -154,89 +166,84 @@ export class CpuOps implements BaseOps, FusedOps {
     const heads = perRow(q, headDim, label);
     const { scale, window = 0, sinks, softcap = 0 } = options;
     assert(heads % kvHeads === 0, `cpu: ${label}: ${heads} query heads on ${kvHeads} key heads`);
-    assert(
-      heads / kvHeads <= L.ATTENTION_GROUP,
-      `cpu: ${label}: more than ${L.ATTENTION_GROUP} query heads a key head`,
-    );
+    assert(heads / kvHeads <= L.ATTENTION_GROUP, `cpu: ${label}: over ${L.ATTENTION_GROUP} query heads a key head`);
     const where = placeArgs(step);
     const rest = [{ f32: scale }, window, vector(sinks, heads), { f32: softcap }, ...more];
     const args = [q, out, kv.descriptor, heads, ...where.args, ...rest];
     const reads = [q, kv, ...where.reads];
-    this.#append(code, { rows: q.shape[0], like: [q], step, reads, writes: [out], args });
+    this.#append(code, { rows: q.shape[0], live: liveOf(step), reads, writes: [out], args });
   }
 
   glu(gate: Tensor, up: Tensor, options: GluOptions): Tensor {
     const [g, u] = [cpuTensor(gate), cpuTensor(up)];
-    assert(sizeOf(g.shape) === sizeOf(u.shape), `cpu: glu of ${g.shape} and ${u.shape}`);
-    const width = g.shape[1];
-    const y = this.#make(g.shape, g.label);
-    const args = [1, g, u, 4 * width, 1, y, width, ...unit(options)];
-    this.#append(L.OP_GLU, { rows: g.shape[0], like: [g, u], reads: [g, u], writes: [y], args });
+    const [rows, width] = g.shape;
+    assert(rows === u.shape[0] && width === u.shape[1], `cpu: glu of [${g.shape}] and [${u.shape}]`);
+    const live = g.live ?? u.live;
+    const y = this.#make(g.shape, g.label, live);
+    const args = [g, u, 4 * width, 1, y, width, ...unit(options)];
+    this.#append(L.OP_GLU, { rows, live, reads: [g, u], writes: [y], args });
     return y;
   }
 
-  gluPacked(gateUp: Tensor, layout: "halves" | "interleaved", options: GluOptions): Tensor {
+  gluPacked(gateUp: Tensor, layout: GateUpLayout, options: GluOptions): Tensor {
     const from = cpuTensor(gateUp);
     const [rows, both] = from.shape;
+    assert(both % 2 === 0, `cpu: gluPacked of ${both} columns`);
     const width = both / 2;
-    const y = this.#make([rows, width], from.label);
-    // Rows of experts are slots, K for each live row.
-    const base = this.#slots.get(from);
+    const y = this.#make([rows, width], from.label, from.live);
     const [up, step] = layout === "halves" ? [width, 1] : [1, 2];
-    const args = [base?.perRow ?? 1, from, { tensor: from, plus: 4 * up }, 4 * both, step, y, width, ...unit(options)];
-    const like = base === undefined ? [from] : [base.like];
-    this.#append(L.OP_GLU, { rows: rows / (base?.perRow ?? 1), like, reads: [from], writes: [y], args });
-    if (base !== undefined) this.#slots.set(y, base);
+    const args = [from, { tensor: from, plus: 4 * up }, 4 * both, step, y, width, ...unit(options)];
+    this.#append(L.OP_GLU, { rows, live: from.live, reads: [from], writes: [y], args });
     return y;
   }
 
   add(a: Tensor, b: Tensor): Tensor {
     const [x, z] = [cpuTensor(a), cpuTensor(b)];
-    assert(sizeOf(x.shape) === sizeOf(z.shape), `cpu: add of ${x.shape} and ${z.shape}`);
-    const y = this.#make(x.shape, x.label);
-    const args = [sizeOf(x.shape) / x.shape[0], x, z, y];
-    this.#append(L.OP_ADD, { rows: x.shape[0], like: [x, z], reads: [x, z], writes: [y], args });
+    const rows = x.shape[0];
+    assert(rows === z.shape[0] && x.byteLength === z.byteLength, `cpu: add of [${x.shape}] and [${z.shape}]`);
+    const live = x.live ?? z.live;
+    const y = this.#make(x.shape, x.label, live);
+    this.#append(L.OP_ADD, { rows, live, reads: [x, z], writes: [y], args: [sizeOf(x.shape) / rows, x, z, y] });
     return y;
   }
 
   softcap(x: Tensor, cap: number): Tensor {
     const from = cpuTensor(x);
-    const y = this.#make(from.shape, from.label);
-    const args = [sizeOf(from.shape) / from.shape[0], from, y, { f32: cap }];
-    this.#append(L.OP_SOFTCAP, { rows: from.shape[0], like: [from], reads: [from], writes: [y], args });
+    const rows = from.shape[0];
+    const y = this.#make(from.shape, from.label, from.live);
+    const args = [sizeOf(from.shape) / rows, from, y, { f32: cap }];
+    this.#append(L.OP_SOFTCAP, { rows, live: from.live, reads: [from], writes: [y], args });
     return y;
   }
 
-  route(logits: Tensor, options: Parameters<BaseOps["route"]>[1]): Routing {
+  route(logits: Tensor, options: RouteOptions): Routing {
     const from = cpuTensor(logits);
     const [rows, experts] = from.shape;
     const { k, order, normalize, label } = options;
     assert(k >= 1 && k <= experts && k <= L.ROW_BLOCK, `cpu: ${label}: ${k} of ${experts} experts`);
-    const weights = this.#make([rows, k], label);
-    const chosen = this.#make([rows, k], label, "i32");
+    assert(experts <= L.MAX_EXPERTS, `cpu: ${label}: ${experts} experts; at most ${L.MAX_EXPERTS} are possible`);
+    const weights = this.#make([rows, k], label, from.live);
+    const chosen = this.#make([rows, k], label, from.live, "i32");
     const args = [from, experts, k, order === "softmax-topk" ? 1 : 0, normalize ? 1 : 0, weights, chosen];
-    this.#append(L.OP_ROUTE, { rows, like: [from], reads: [from], writes: [weights, chosen], args });
+    this.#append(L.OP_ROUTE, { rows, live: from.live, reads: [from], writes: [weights, chosen], args });
     return { weights, experts: chosen };
   }
 
-  /** Tensors whose rows are slots, T · K of them: how many per row, and a tensor of T rows that knows which are live. */
-  readonly #slots = new Map<CpuTensor, { perRow: number; like: CpuTensor }>();
-
   /** The slots sorted by expert; with one row there is nothing to sort. */
-  #group(chosen: CpuTensor, experts: number): CpuTensor | undefined {
+  #group(chosen: CpuTensor, experts: number, live: Live | undefined): CpuTensor | undefined {
     const [rows, k] = chosen.shape;
     if (rows === 1) return undefined;
     let groups = this.#groups.get(chosen);
     if (groups === undefined) {
-      groups = this.#make([1 + 3 * experts + rows * k], chosen.label, "i32");
-      const args = [k, chosen, experts, groups];
-      this.#append(L.OP_GROUP, { rows, like: [chosen], reads: [chosen], writes: [groups], args });
+      groups = this.#make([1 + 3 * experts + rows * k], chosen.label, undefined, "i32");
+      const args = [chosen, experts, groups];
+      this.#append(L.OP_GROUP, { rows: rows * k, live, reads: [chosen], writes: [groups], args });
       this.#groups.set(chosen, groups);
     }
     return groups;
   }
 
-  /** What all products with experts share. `outs`: rows of the result. */
+  /** What all products with experts share. Their rows are slots, K for each row of the routing. */
   #experts(x: Tensor, routing: Routing, weight: Weight, bias: Weight | undefined) {
     const from = cpuTensor(x);
     const chosen = cpuTensor(routing.experts);
@@ -246,20 +253,22 @@ export class CpuOps implements BaseOps, FusedOps {
     const slots = rows * k;
     const xRows = rowsOf(from, columns, w.name);
     assert(xRows === rows || xRows === slots, `cpu: ${w.name}: ${xRows} rows for ${rows} rows of ${k} experts`);
-    const b = bias === undefined ? { address: 0, stride: 0 } : this.#host.rowsOf(cpuWeight(bias, 2));
-    const groups = this.#group(chosen, experts);
-    const reads = [from, chosen, ...(groups === undefined ? [] : [groups])];
     const perRow = xRows === slots ? 1 : k;
-    const head = (y: CpuTensor) => [k, from, perRow, y, chosen, experts, groups, w.code, w.address, columns, w.group];
-    return { from, chosen, w, outs, columns, rows, k, slots, b, reads, head, bias: [b.address, b.stride] };
+    const base = chosen.live ?? from.live;
+    const times = chosen.live === undefined ? perRow : k;
+    const live = base === undefined ? undefined : { count: base.count, times: base.times * times };
+    const b = expertBias(this.#host, bias, experts, outs);
+    const groups = this.#group(chosen, experts, live);
+    const reads = [from, chosen, ...(groups === undefined ? [] : [groups])];
+    /** Arguments up to the weight; `y` is the output. */
+    const head = (y: CpuTensor) => [from, perRow, y, chosen, experts, groups, w.code, w.address, columns, w.group];
+    return { from, chosen, w, outs, columns, rows, k, slots, live, reads, head, bias: [b.address, b.stride] };
   }
 
   linearExperts(x: Tensor, routing: Routing, weight: Weight, bias?: Weight): Tensor {
-    const e = this.#experts(x, routing, weight, bias);
-    const y = this.#make([e.slots, e.outs], e.w.name);
-    const args = [...e.head(y), e.outs, ...e.bias];
-    this.#append(L.OP_LINEAR_EXPERTS, { rows: e.rows, like: [e.chosen], reads: e.reads, writes: [y], args });
-    this.#slots.set(y, { perRow: e.k, like: e.chosen });
+    const { w, slots, outs, live, reads, ...e } = this.#experts(x, routing, weight, bias);
+    const y = this.#make([slots, outs], w.name, live);
+    this.#append(L.OP_LINEAR_EXPERTS, { rows: slots, live, reads, writes: [y], args: [...e.head(y), outs, ...e.bias] });
     return y;
   }
 
@@ -269,9 +278,11 @@ export class CpuOps implements BaseOps, FusedOps {
     const [rows, k] = weights.shape;
     const width = from.shape[1];
     assert(from.shape[0] === rows * k, `cpu: combine of ${from.shape[0]} rows for ${rows} rows of ${k} experts`);
-    const out = this.#make([rows, width], from.label);
+    const slots = from.live;
+    const live = weights.live ?? (slots === undefined ? undefined : { count: slots.count, times: slots.times / k });
+    const out = this.#make([rows, width], from.label, live);
     const args = [from, weights, k, out, width];
-    this.#append(L.OP_COMBINE, { rows, like: [weights], reads: [from, weights], writes: [out], args });
+    this.#append(L.OP_COMBINE, { rows, live, reads: [from, weights], writes: [out], args });
     return out;
   }
 
@@ -280,7 +291,7 @@ export class CpuOps implements BaseOps, FusedOps {
     const chosen = cpuTensor(rows);
     const width = sizeOf(from.shape) / from.shape[0];
     assert(count <= chosen.shape[0], `cpu: gatherRows of ${count} rows from ${chosen.shape[0]} indices`);
-    const y = this.#make([count, width], from.label);
+    const y = this.#make([count, width], from.label, undefined);
     const args = [from, from.shape[0], chosen, y, width];
     this.#append(L.OP_GATHER_ROWS, { rows: count, reads: [from, chosen], writes: [y], args });
     return y;
@@ -289,9 +300,8 @@ export class CpuOps implements BaseOps, FusedOps {
   argmax(logits: Tensor): Tensor {
     const from = cpuTensor(logits);
     const [rows, width] = from.shape;
-    const y = this.#make([rows], from.label, "i32");
-    const args = [from, width, y];
-    this.#append(L.OP_ARGMAX, { rows, like: [from], reads: [from], writes: [y], args });
+    const y = this.#make([rows], from.label, from.live, "i32");
+    this.#append(L.OP_ARGMAX, { rows, live: from.live, reads: [from], writes: [y], args: [from, width, y] });
     return y;
   }
 
@@ -299,7 +309,8 @@ export class CpuOps implements BaseOps, FusedOps {
     const chosen = cpuTensor(tokens);
     const writes = [step.tokens, step.positions, step.ropeRows].map(cpuTensor);
     const rows = Math.min(chosen.shape[0], step.rows);
-    this.#append(L.OP_ADVANCE, { rows, step, reads: [chosen, ...writes], writes, args: [chosen, ...writes] });
+    const args = [chosen, ...writes];
+    this.#append(L.OP_ADVANCE, { rows, live: liveOf(step), reads: [chosen, ...writes], writes, args });
   }
 
   // --- fused ops
@@ -307,105 +318,98 @@ export class CpuOps implements BaseOps, FusedOps {
   addNorm(x: Tensor, delta: Tensor, weight: Weight, options: NormOptions): [Tensor, Tensor] {
     const [a, b] = [cpuTensor(x), cpuTensor(delta)];
     const [rows, width] = a.shape;
-    const sum = this.#make(a.shape, a.label);
-    const y = this.#make(a.shape, weight.name);
+    assert(rows === b.shape[0] && width === b.shape[1], `cpu: addNorm of [${a.shape}] and [${b.shape}]`);
+    const live = a.live ?? b.live;
+    const sum = this.#make(a.shape, a.label, live);
+    const y = this.#make(a.shape, weight.name, live);
     const args = [a, b, sum, y, width, vector(weight, width), ...norm(options)];
-    this.#append(L.OP_ADD_NORM, { rows, like: [a, b], reads: [a, b], writes: [sum, y], args });
+    this.#append(L.OP_ADD_NORM, { rows, live, reads: [a, b], writes: [sum, y], args });
     return [sum, y];
   }
 
-  qkv(
-    x: Tensor,
-    weights: Parameters<FusedOps["qkv"]>[1],
-    cache: KvCache,
-    rope: RopeTable,
-    step: Step,
-    options: Parameters<FusedOps["qkv"]>[5],
-  ): Tensor {
+  qkv(x: Tensor, weights: QkvWeights, cache: KvCache, rope: RopeTable, step: Step, options: QkvOptions): Tensor {
     const { heads, kvHeads, headDim } = options;
     const kv = cpuKv(cache);
-    const label = kv.spec.label;
+    const { label } = kv.spec;
+    const fits = kv.spec.kvHeads === kvHeads && kv.spec.headDim === headDim;
+    assert(fits, `cpu: ${label}: a cache of ${kv.spec.kvHeads} × ${kv.spec.headDim} for ${kvHeads} × ${headDim}`);
     const sources = this.#project(x, weights, heads * headDim, kvHeads * headDim);
+    const live = liveOf(step);
     const rows = sources[0].tensor.shape[0];
-    const y = this.#make([rows, heads * headDim], label);
-    const angles = ropeArgs(rope);
+    const y = this.#make([rows, heads * headDim], label, live);
+    const normed = weights.qNorm !== undefined && weights.kNorm !== undefined;
+    assert(!normed || options.norm !== undefined, `cpu: ${label}: head norms need their options`);
+    const norms = normed ? [weights.qNorm, weights.kNorm] : [undefined, undefined];
+    const angles = ropeArgs(rope, step);
     const where = placeArgs(step);
-    const ropeRows = cpuTensor(step.ropeRows);
-    const both = weights.qNorm !== undefined && weights.kNorm !== undefined;
-    assert(!both || options.norm !== undefined, `cpu: ${label}: head norms need their options`);
     const args = [
       kv.descriptor,
       ...sources,
       ...sources.map(({ tensor }) => 4 * tensor.shape[1]),
       y,
       heads,
-      both ? vector(weights.qNorm, headDim) : 0,
-      both ? vector(weights.kNorm, headDim) : 0,
+      ...norms.map((weight) => vector(weight, headDim)),
       ...norm(options.norm ?? { eps: 0 }),
       ...angles.args,
-      ropeRows,
       ...where.args,
     ];
-    const reads = [...new Set(sources.map(({ tensor }) => tensor)), ropeRows, ...angles.reads, ...where.reads];
-    this.#append(L.OP_QKV_HEADS, { rows, step, reads, writes: [y, kv], args });
+    const reads = [...sources.map(({ tensor }) => tensor), ...angles.reads, ...where.reads];
+    this.#append(L.OP_QKV_HEADS, { rows, live, reads, writes: [y, kv], args });
     return y;
   }
 
   /** q, k and v: three products, or one whose columns are q | k | v. */
-  #project(x: Tensor, w: Parameters<FusedOps["qkv"]>[1], qWidth: number, kvWidth: number) {
+  #project(x: Tensor, w: QkvWeights, qWidth: number, kvWidth: number): { tensor: CpuTensor; plus: number }[] {
     if (w.qkv !== undefined) {
       const tensor = cpuTensor(this.linear(x, w.qkv, w.qBias));
       return [0, qWidth, qWidth + kvWidth].map((column) => ({ tensor, plus: 4 * column }));
     }
-    assert(w.q !== undefined && w.k !== undefined && w.v !== undefined, "qkv: needs q, k and v, or qkv");
+    assert(w.q !== undefined && w.k !== undefined && w.v !== undefined, "cpu: qkv needs q, k and v, or qkv");
     const all = [this.linear(x, w.q, w.qBias), this.linear(x, w.k, w.kBias), this.linear(x, w.v, w.vBias)];
     return all.map((tensor) => ({ tensor: cpuTensor(tensor), plus: 0 }));
   }
 
-  gateUp(x: Tensor, gate: Weight, up: Weight, options: Parameters<FusedOps["gateUp"]>[3]): Tensor {
+  gateUp(x: Tensor, gate: Weight, up: Weight, options: GateUpOptions): Tensor {
     const from = cpuTensor(x);
     const [g, u] = [cpuWeight(gate, 2), cpuWeight(up, 2)];
     const [outs, columns] = g.shape;
     const rows = rowsOf(from, columns, g.name);
     assert(u.shape[0] === outs && u.shape[1] === columns, `cpu: ${u.name} is [${u.shape}], ${g.name} [${g.shape}]`);
-    const y = this.#make([rows, outs], g.name);
+    const y = this.#make([rows, outs], g.name, from.live);
     const args = [
       ...[from, y, columns, outs],
       ...[g.code, g.address, g.group, vector(options.gateBias, outs)],
       ...[u.code, u.address, u.group, vector(options.upBias, outs)],
       ...unit(options),
     ];
-    this.#append(L.OP_GATE_UP, { rows, like: [from], reads: [from], writes: [y], args });
+    this.#append(L.OP_GATE_UP, { rows, live: from.live, reads: [from], writes: [y], args });
     return y;
   }
 
-  expertsUp(x: Tensor, routing: Routing, weight: Weight, options: Parameters<FusedOps["expertsUp"]>[3]): Tensor {
+  expertsUp(x: Tensor, routing: Routing, weight: Weight, options: ExpertsUpOptions): Tensor {
     const { layout, bias, ...glu } = options;
     const width = weight.shape[1] / 2;
     // Gate and up of one unit must be in the same place of two tiles.
     if (layout === "halves" && width % L.TILE !== 0) {
       return this.gluPacked(this.linearExperts(x, routing, weight, bias), layout, glu);
     }
-    const e = this.#experts(x, routing, weight, bias);
-    const y = this.#make([e.slots, width], e.w.name);
+    const { w, slots, live, reads, ...e } = this.#experts(x, routing, weight, bias);
+    const y = this.#make([slots, width], w.name, live);
     const args = [...e.head(y), width, ...e.bias, layout === "interleaved" ? 1 : 0, ...unit(glu)];
-    this.#append(L.OP_EXPERTS_UP, { rows: e.rows, like: [e.chosen], reads: e.reads, writes: [y], args });
-    this.#slots.set(y, { perRow: e.k, like: e.chosen });
+    this.#append(L.OP_EXPERTS_UP, { rows: slots, live, reads, writes: [y], args });
     return y;
   }
 
   expertsDown(x: Tensor, routing: Routing, weight: Weight, bias?: Weight): Tensor {
-    const rows = routing.experts.shape[0];
-    // Several rows: an expert's slots are one product, and the rows' sums come afterwards.
-    if (rows > 1 || x.shape[0] !== routing.experts.shape[1]) {
-      return this.combine(this.linearExperts(x, routing, weight, bias), routing);
-    }
-    const e = this.#experts(x, routing, weight, bias);
+    const [rows, k] = routing.experts.shape;
+    // Several rows: the slots of an expert are one product, and the rows' sums come afterwards.
+    if (rows > 1 || x.shape[0] !== k) return this.combine(this.linearExperts(x, routing, weight, bias), routing);
+    const { from, chosen, w, outs, columns, ...e } = this.#experts(x, routing, weight, bias);
     const weights = cpuTensor(routing.weights);
-    const y = this.#make([rows, e.outs], e.w.name);
-    const args = [e.from, y, weights, e.chosen, e.k, e.w.code, e.w.address, e.columns, e.w.group, e.outs, ...e.bias];
-    const reads = [...e.reads, weights];
-    this.#append(L.OP_EXPERTS_DOWN, { rows, like: [e.chosen], reads, writes: [y], args });
+    const live = chosen.live;
+    const y = this.#make([rows, outs], w.name, live);
+    const args = [from, y, weights, chosen, k, w.code, w.address, columns, w.group, outs, ...e.bias];
+    this.#append(L.OP_EXPERTS_DOWN, { rows, live, reads: [from, chosen, weights], writes: [y], args });
     return y;
   }
 
@@ -415,11 +419,12 @@ export class CpuOps implements BaseOps, FusedOps {
     const [outs, columns] = w.shape;
     const rows = rowsOf(from, columns, w.name);
     const tiles = Math.ceil(outs / L.TILE);
-    const partial = this.#make([rows, 2 * tiles], w.name);
-    const y = this.#make([rows], w.name, "i32");
+    const { live } = from;
+    const partial = this.#make([rows, 2 * tiles], w.name, live);
+    const y = this.#make([rows], w.name, live, "i32");
     const args = [from, partial, w.code, w.address, columns, w.group, outs, vector(bias, outs)];
-    this.#append(L.OP_LINEAR_ARGMAX, { rows, like: [from], reads: [from], writes: [partial], args });
-    this.#append(L.OP_ARGMAX_TILES, { rows, like: [from], reads: [partial], writes: [y], args: [partial, tiles, y] });
+    this.#append(L.OP_LINEAR_ARGMAX, { rows, live, reads: [from], writes: [partial], args });
+    this.#append(L.OP_ARGMAX_TILES, { rows, live, reads: [partial], writes: [y], args: [partial, tiles, y] });
     return y;
   }
 }
@@ -460,14 +465,27 @@ function unit({ activation, limit = 7 }: GluOptions): Arg[] {
   return [ACTIVATIONS[activation], { f32: limit }];
 }
 
-/** cos, sin, rows of the table, half of the rotated channels. */
-function ropeArgs(table: RopeTable): { args: Arg[]; reads: CpuTensor[] } {
-  const [cos, sin] = [cpuTensor(table.cos), cpuTensor(table.sin)];
-  return { args: [cos, sin, cos.shape[0], table.rotaryDim / 2], reads: [cos, sin] };
+/** A step's live rows. */
+function liveOf(step: Step): Live {
+  return { count: cpuTensor(step.count), times: 1 };
+}
+
+/** cos, sin, rows of the table, half of the rotated channels, and each row's row of it. */
+function ropeArgs(table: RopeTable, step: Step): { args: Arg[]; reads: CpuTensor[] } {
+  const [cos, sin, rows] = [table.cos, table.sin, step.ropeRows].map(cpuTensor);
+  return { args: [cos, sin, cos.shape[0], table.rotaryDim / 2, rows], reads: [cos, sin, rows] };
 }
 
 /** Where a step's rows are in a cache: positions, sequences, pages, pages per sequence. */
 function placeArgs(step: Step): { args: Arg[]; reads: CpuTensor[] } {
   const tensors = [step.positions, step.sequences, step.pages].map(cpuTensor);
   return { args: [...tensors, step.pages.shape[1]], reads: tensors };
+}
+
+/** The bias of all experts, [experts, outs], as f32 rows. */
+function expertBias(host: OpsHost, bias: Weight | undefined, experts: number, outs: number) {
+  if (bias === undefined) return { address: 0, stride: 0 };
+  const w = cpuWeight(bias, 2);
+  assert(w.shape[0] === experts && w.shape[1] === outs, `cpu: ${w.name} is [${w.shape}], not [${experts}, ${outs}]`);
+  return host.rowsOf(w);
 }

@@ -102,3 +102,5 @@ export const SCRATCH_BYTES = 98304;
 /** Attention: how many query rows share a pass over the keys, and how many query heads may share a key head. */
 export const ATTENTION_ROWS = 8;
 export const ATTENTION_GROUP = 128;
+/** route: one byte of scratch per expert. */
+export const MAX_EXPERTS = 8192;

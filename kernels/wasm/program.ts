@@ -120,22 +120,7 @@ function step(): void {
       group(rows, p(0), p(1), p(2));
       break;
     case OP_LINEAR_EXPERTS:
-      linearExperts(
-        rows * p(-1),
-        p(0),
-        p(1),
-        p(2),
-        p(3),
-        p(4),
-        p(5),
-        p(6),
-        p(7),
-        p(8),
-        p(9),
-        p(10),
-        p(11),
-        p(12),
-      );
+      linearExperts(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12));
       break;
     case OP_COMBINE:
       combine(rows, p(0), p(1), p(2), p(3), p(4));

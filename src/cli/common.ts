@@ -1,6 +1,6 @@
 // What the commands share: the options of models and of sampling, Ctrl-C, errors and exit codes. Node only.
 import { readFile } from "node:fs/promises";
-import { Command, Option } from "commander";
+import { type Command, Option } from "commander";
 import { escapeControl, OptionError, VernierError } from "../errors.ts";
 import type { GenerationResult } from "../generation.ts";
 import { load, type Model } from "../language-model.ts";
@@ -23,7 +23,9 @@ export function modelOptions(command: Command): Command {
     .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
     .option("--threads <n>", "CPU threads", Number)
     .option("--context <n>", "most tokens of prompt and answer together", Number)
-    .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"));
+    .addOption(
+      new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"),
+    );
 }
 
 export function loadOptions(flags: ModelFlags): LoadOptions {
@@ -112,7 +114,8 @@ function biases(value: string): Record<number, number> {
 
 function variable(value: string, before: Record<string, unknown> = {}): Record<string, unknown> {
   const at = value.indexOf("=");
-  if (at < 1) throw new OptionError("OPTION_RANGE", `--variable: expected name=value, got ${value}`, { field: "--variable" });
+  if (at < 1)
+    throw new OptionError("OPTION_RANGE", `--variable: expected name=value, got ${value}`, { field: "--variable" });
   const text = value.slice(at + 1);
   let parsed: unknown = text;
   try {
@@ -138,6 +141,11 @@ export async function readJsonArgument(flag: string, value: string): Promise<unk
   } catch (error) {
     throw fail(`${file} is not JSON: ${(error as Error).message}`, error);
   }
+}
+
+/** `1,2,3` or `@file.json` → token ids. */
+export async function readIds(value: string): Promise<number[]> {
+  return value.startsWith("@") ? ((await readJsonArgument("--ids", value)) as number[]) : numbers(value);
 }
 
 // ---------------------------------------------------------------------------------------------- running

@@ -32,7 +32,8 @@ export function demoCommand(): Command {
 async function run(flags: Flags, signal: AbortSignal): Promise<void> {
   const options = { temperature: 0, ...clean(await generateOptions(flags)), signal };
   await using model = await loadModel("demo", flags, signal);
-  if (!flags.json) process.stdout.write(dim(`${model.info.device}: ${model.info.deviceDescription}\n> ${flags.prompt}\n\n`));
+  if (!flags.json)
+    process.stdout.write(dim(`${model.info.device}: ${model.info.deviceDescription}\n> ${flags.prompt}\n\n`));
   const generation = model.generate([{ role: "user", content: flags.prompt }], options);
   for await (const piece of generation) {
     if (!flags.json && piece.type === "text") process.stdout.write(piece.text);

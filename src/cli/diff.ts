@@ -1,17 +1,23 @@
-// `vernier diff`: a device against a PyTorch dump; prints the first wrong operation. Node only.
+// `vernier diff`: a device against a PyTorch dump, or against another device; prints the first wrong operation. Node only.
 import { basename, dirname } from "node:path";
 import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
+import { OptionError } from "../errors.ts";
 import { DEVICES, type DeviceName } from "../options.ts";
 import { type DiffReport, diff } from "../precision/diff.ts";
+import { dump } from "../precision/dump.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
-import { openSession } from "../precision/session.ts";
-import { printJson } from "./common.ts";
+import { checkIds, openSession } from "../precision/session.ts";
+import { printJson, readIds } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
-  reference: string;
+  reference?: string;
+  a?: DeviceName;
+  b?: DeviceName;
+  ids?: string;
+  decode: number;
   device: DeviceName;
   threads?: number;
   class: ComputeClass;
@@ -23,15 +29,21 @@ interface Flags {
   json?: boolean;
 }
 
+const device = (flag: string, what: string) => new Option(`${flag} <name>`, what).choices(DEVICES);
+
 export function diffCommand(): Command {
   return new Command("diff")
-    .description("compare every tensor with a PyTorch dump and name the first operation that is wrong")
+    .description("compare every tensor with a PyTorch dump, or two devices, and name the first operation that is wrong")
     .argument("<model>", "folder of a checkpoint")
-    .requiredOption("--reference <base>", "dump to compare with: <base>.json and <base>.safetensors")
-    .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
+    .option("--reference <base>", "dump to compare with: <base>.json and <base>.safetensors")
+    .addOption(device("--device", "where to compute").default("auto"))
+    .addOption(device("--a", "compare device b with this one, without any dump"))
+    .addOption(device("--b", "the device that is judged"))
+    .option("--ids <list>", "with --a and --b: token ids of the prompt, 1,2,3 or @file.json")
+    .option("--decode <n>", "with --a and --b: greedy steps after the prompt", Number, 4)
     .option("--threads <n>", "CPU threads", Number)
     .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES).default("f32"))
-    .option("--isolated", "replay every layer from the reference's input even when nothing failed")
+    .option("--isolated", "replay every layer and operation from the reference's input even when nothing failed")
     .option("--force-routing", "take the reference's choice of experts")
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
     .option("--allow-missing", "a reference with holes may pass")
@@ -41,34 +53,45 @@ export function diffCommand(): Command {
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const { device, threads, fusion } = flags;
-  const reference = await Reference.open(await openDirectory(dirname(flags.reference)), basename(flags.reference));
-  try {
-    const { ids, prompt_len } = reference.manifest;
-    const bar = new ProgressBar("loading");
-    await using session = await openSession({
-      source: { kind: "path", path: model },
-      device,
-      threads,
-      fusion,
-      promptLength: prompt_len,
-      length: ids.length,
-      sample: true,
-      onProgress: bar.update,
-    }).finally(() => bar.end());
-    const report = await diff(session.runner, reference, {
-      samples: session.samples,
-      computeClass: flags.class,
-      isolated: flags.isolated,
-      forceRouting: flags.forceRouting,
-    });
-    if (flags.json)
-      printJson({ model, reference: flags.reference, device: session.device, fusion, ...flatten(report) });
-    else process.stdout.write(table(report));
-    process.exitCode = exitCode(report, flags);
-  } finally {
-    await reference.close();
+  const { fusion } = flags;
+  const judged = flags.b ?? flags.device;
+  await using reference = await openReference(model, flags);
+  await using session = await open(model, flags, judged, reference.manifest.prompt_len, reference.manifest.ids.length);
+  const report = await diff(session.runner, reference, {
+    samples: session.samples,
+    computeClass: flags.class,
+    isolated: flags.isolated,
+    forceRouting: flags.forceRouting,
+  });
+  const against = flags.reference === undefined ? { a: flags.a } : { reference: flags.reference };
+  if (flags.json) printJson({ model, ...against, device: session.device, fusion, ...flatten(report) });
+  else process.stdout.write(table(report));
+  process.exitCode = exitCode(report, flags);
+}
+
+async function openReference(model: string, flags: Flags): Promise<Reference> {
+  const { reference, a, b, ids: idsFlag, decode } = flags;
+  if ((reference === undefined) === (a === undefined || b === undefined)) {
+    throw new OptionError("OPTION_MISSING", "diff: give either --reference, or --a and --b with --ids");
   }
+  if (reference !== undefined) return Reference.open(await openDirectory(dirname(reference)), basename(reference));
+  if (idsFlag === undefined)
+    throw new OptionError("OPTION_MISSING", "diff: --a and --b need --ids", { field: "--ids" });
+  const ids = await readIds(idsFlag);
+  await using session = await open(model, flags, a!, Math.max(1, ids.length), Math.max(1, ids.length) + decode);
+  checkIds(ids, session.runner.vocabSize);
+  return Reference.fromDump(
+    await dump(session.runner, { ids, decode, wants: () => true }),
+    session.runner.config.modelType,
+  );
+}
+
+async function open(model: string, flags: Flags, device: DeviceName, promptLength: number, length: number) {
+  const bar = new ProgressBar(`loading on ${device}`);
+  const { threads, fusion } = flags;
+  const source = { kind: "path", path: model } as const;
+  const session = { source, device, threads, fusion, promptLength, length, sample: true, onProgress: bar.update };
+  return openSession(session).finally(() => bar.end());
 }
 
 function exitCode(report: DiffReport, { allowMissing, strict }: Flags): number {

@@ -8,7 +8,7 @@ import { DEVICES, type DeviceName } from "../options.ts";
 import { dump } from "../precision/dump.ts";
 import { writeDump } from "../precision/dump-file.ts";
 import { checkIds, openSession } from "../precision/session.ts";
-import { numbers, printJson, readJsonArgument } from "./common.ts";
+import { printJson, readIds } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -38,9 +38,7 @@ export function dumpCommand(): Command {
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const ids = flags.ids.startsWith("@")
-    ? ((await readJsonArgument("--ids", flags.ids)) as number[])
-    : numbers(flags.ids);
+  const ids = await readIds(flags.ids);
   const { decode, device, threads, fusion, out } = flags;
   if (!Number.isSafeInteger(decode) || decode < 0) {
     throw new OptionError("OPTION_RANGE", `--decode: expected a whole number from 0, got ${decode}`, {

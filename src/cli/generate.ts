@@ -11,9 +11,9 @@ import {
   loadModel,
   type ModelFlags,
   modelOptions,
-  numbers,
   printJson,
   printSpeed,
+  readIds,
   readJsonArgument,
   type SamplingFlags,
   samplingOptions,
@@ -71,15 +71,19 @@ async function readPrompt(flags: Flags): Promise<Prompt> {
   }
   if (flags.prompt !== undefined) return flags.prompt === "-" ? readAll(process.stdin) : flags.prompt;
   if (flags.messages !== undefined) return (await readJsonArgument("--messages", flags.messages)) as Prompt;
-  const ids = flags.ids!;
-  return ids.startsWith("@") ? ((await readJsonArgument("--ids", ids)) as number[]) : numbers(ids);
+  return readIds(flags.ids!);
 }
 
 /** The machine interface: `tokens` are all ids before the stop token, which is in `stopToken`. */
 function toJson(result: GenerationResult, options: GenerateOptions): object {
   const { usage, timings, choices } = result;
   const first = choiceJson(result, options);
-  return { ...first, usage, timings, ...(choices.length > 1 ? { choices: choices.map((c) => choiceJson(c, options)) } : {}) };
+  return {
+    ...first,
+    usage,
+    timings,
+    ...(choices.length > 1 ? { choices: choices.map((c) => choiceJson(c, options)) } : {}),
+  };
 }
 
 function choiceJson(choice: Choice, { logprobs, topLogprobs }: GenerateOptions): object {

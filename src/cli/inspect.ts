@@ -24,7 +24,9 @@ async function run(source: string | undefined, flags: { context?: number; json?:
     `architecture  ${architecture}, ${layers} layers, vocabulary ${vocabSize}`,
     `parameters    ${(parameters / 1e6).toFixed(1)} M`,
     `context       ${memory.contextLength} of ${maxContextLength} tokens`,
-    ...Object.entries(model.formats).map(([format, { tensors, bytes }]) => `${format.padEnd(13)} ${tensors} tensors, ${formatBytes(bytes)}`),
+    ...Object.entries(model.formats).map(
+      ([format, { tensors, bytes }]) => `${format.padEnd(13)} ${tensors} tensors, ${formatBytes(bytes)}`,
+    ),
     `memory        ${formatBytes(memory.weights)} weights + ${formatBytes(memory.kv)} keys and values = ${formatBytes(memory.total)}`,
     `              ${fits ? "fits" : "does not fit"}: ${formatBytes(available)} are available`,
     "",

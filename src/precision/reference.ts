@@ -1,11 +1,12 @@
-// Opens a reference dump (`<base>.json` + `<base>.safetensors`, docs/numerics.md) and reads its tensors on demand. Refuses a
-// dump that is incomplete, constant or duplicated before anybody compares with it. Knows nothing of devices.
+// What a device is compared with: a dump on disk (`<base>.json` + `<base>.safetensors`, docs/numerics.md), read on demand, or
+// the dump that another device just made. Knows nothing of devices and gates.
 
-import type { ModelFile, ModelFiles } from "../../weights/files.ts";
+import type { ModelFiles } from "../../weights/files.ts";
 import { readJson } from "../../weights/json.ts";
 import { readHeader, type SafetensorsHeader } from "../../weights/safetensors.ts";
 import { sizeOf } from "../backend.ts";
 import { ModelFileError } from "../errors.ts";
+import type { Dump } from "./dump.ts";
 
 export interface ReferenceTensor {
   readonly key: string;
@@ -36,26 +37,57 @@ export interface Manifest {
 
 const MANIFEST_LIMIT = 64 * 2 ** 20;
 
-/** A dump on disk. */
-export class Reference {
+type Values = Float32Array | Int32Array;
+
+export class Reference implements AsyncDisposable {
   readonly manifest: Manifest;
-  readonly #file: ModelFile;
-  readonly #header: SafetensorsHeader;
+  readonly #read: (key: string) => Promise<Values>;
+  readonly #close: () => Promise<void>;
 
   /** @param name base name of the two files in `files`. Throws ModelFileError REF_* with what is wrong. */
   static async open(files: ModelFiles, name: string): Promise<Reference> {
     const json = await readJson(files, `${name}.json`, { limitBytes: MANIFEST_LIMIT });
     const manifest = checkManifest(json, `${name}.json`);
     const file = await files.open(`${name}.safetensors`);
-    const reference = new Reference(manifest, file, await readHeader(file));
-    reference.#checkTensors();
-    return reference;
+    try {
+      const header = await readHeader(file);
+      checkTensors(manifest, header, file.name);
+      const stored = (key: string) => header.tensors.get(manifest.tensors[key].alias_of ?? key)!;
+      const read = async (key: string) => {
+        const { byteOffset, byteLength, dtype } = stored(key);
+        const bytes = await file.read(byteOffset, byteLength);
+        const buffer = bytes.slice().buffer;
+        return dtype === "I32" ? new Int32Array(buffer) : new Float32Array(buffer);
+      };
+      return new Reference(manifest, read, () => file.close());
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
   }
 
-  private constructor(manifest: Manifest, file: ModelFile, header: SafetensorsHeader) {
+  /** What another device computed, to be compared with as if it were PyTorch. */
+  static fromDump(dump: Dump, modelType: string): Reference {
+    const values = new Map(dump.tensors.map((tensor) => [tensor.key, tensor.values]));
+    const manifest: Manifest = {
+      model_type: modelType,
+      ids: dump.ids,
+      prompt_len: dump.promptLength,
+      greedy: dump.greedy,
+      order: dump.tensors.map(({ key }) => key),
+      tensors: Object.fromEntries(dump.tensors.map(({ key, shape, dtype }) => [key, { shape, dtype }])),
+    };
+    return new Reference(
+      manifest,
+      async (key) => values.get(key)!,
+      async () => {},
+    );
+  }
+
+  private constructor(manifest: Manifest, read: (key: string) => Promise<Values>, close: () => Promise<void>) {
     this.manifest = manifest;
-    this.#file = file;
-    this.#header = header;
+    this.#read = read;
+    this.#close = close;
   }
 
   has(key: string): boolean {
@@ -83,37 +115,32 @@ export class Reference {
   }
 
   async read(key: string): Promise<ReferenceTensor> {
-    const entry = this.manifest.tensors[key];
-    if (entry === undefined) throw this.#fault("REF_MISSING", `has no tensor ${key}`);
-    const stored = this.#header.tensors.get(entry.alias_of ?? key)!;
-    const bytes = await this.#file.read(stored.byteOffset, stored.byteLength);
-    const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
-    const values = stored.dtype === "I32" ? new Int32Array(buffer) : new Float32Array(buffer);
-    return { key, shape: entry.shape, values };
+    if (!this.has(key)) throw new ModelFileError("REF_MISSING", `the reference has no tensor ${key}`, { tensor: key });
+    return { key, shape: this.manifest.tensors[key].shape, values: await this.#read(key) };
   }
 
   close(): Promise<void> {
-    return this.#file.close();
+    return this.#close();
   }
 
-  #fault(code: string, what: string): ModelFileError {
-    return new ModelFileError(code, `${this.#file.name}: the reference dump ${what}; make it again`, {
-      file: this.#file.name,
-    });
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
   }
+}
 
-  #checkTensors(): void {
-    const { order, tensors } = this.manifest;
-    for (const key of order) {
-      const entry = tensors[key];
-      if (entry === undefined) throw this.#fault("REF_MISSING", `lists ${key} in its order and not in its tensors`);
-      const stored = this.#header.tensors.get(entry.alias_of ?? key);
-      if (stored === undefined) throw this.#fault("REF_MISSING", `has no bytes for ${key}`);
-      if (stored.dtype !== "F32" && stored.dtype !== "I32") {
-        throw this.#fault("REF_DTYPE", `stores ${key} as ${stored.dtype}: F32 and I32 can be compared`);
-      }
-      if (stored.byteLength !== 4 * sizeOf(entry.shape))
-        throw this.#fault("REF_SHAPE", `has another size than its shape for ${key}`);
+function checkTensors({ order, tensors }: Manifest, header: SafetensorsHeader, file: string): void {
+  const fault = (code: string, tensor: string, what: string) =>
+    new ModelFileError(code, `${file}: the reference dump ${what}; make it again`, { file, tensor });
+  for (const key of order) {
+    const entry = tensors[key];
+    if (entry === undefined) throw fault("REF_MISSING", key, `lists ${key} in its order and not in its tensors`);
+    const stored = header.tensors.get(entry.alias_of ?? key);
+    if (stored === undefined) throw fault("REF_MISSING", key, `has no bytes for ${key}`);
+    if (stored.dtype !== "F32" && stored.dtype !== "I32") {
+      throw fault("REF_DTYPE", key, `stores ${key} as ${stored.dtype}: F32 and I32 can be compared`);
+    }
+    if (stored.byteLength !== 4 * sizeOf(entry.shape)) {
+      throw fault("REF_SHAPE", key, `has another size than its shape for ${key}`);
     }
   }
 }

@@ -90,7 +90,7 @@ const mutations: [what: string, model: string, change: (config: BaseConfig) => B
     /self_attn:q_rope$/,
   ],
   ["long factors always", "phi3", llama(defaultRope({ originalMaxPositions: 4 })), /^0\/model\.rotary_emb:inv_freq$/],
-  ["short factors always", "phi3", llama(defaultRope({ originalMaxPositions: 400 })), /rotary_emb:inv_freq$/],
+  ["short factors always", "phi3", llama(defaultRope({ originalMaxPositions: 400 })), /^5\/:logits$/],
   [
     "rope in every layer",
     "smollm3",
