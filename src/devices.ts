@@ -1,7 +1,7 @@
 // Which devices this build and this machine have, and the backend for a name. Backends are loaded only when they are
 // chosen. Knows nothing of models.
 import type { Backend } from "./backend.ts";
-import { DeviceError } from "./errors.ts";
+import { DeviceError, InternalError } from "./errors.ts";
 import type { DeviceName } from "./options.ts";
 
 export interface DeviceInfo {
@@ -20,16 +20,17 @@ export interface BackendOptions {
 type Name = DeviceInfo["name"];
 
 interface Device {
-  /** Why it cannot be used here, and what to do about it; undefined when it can. */
+  /** Why it cannot be used here; undefined when it can. */
   missing?(): string | undefined;
+  /** One line; of a missing device what it is for and how to get it. */
   describe(): Promise<string>;
   create(options: BackendOptions): Promise<Backend>;
 }
 
 /** In the order in which `auto` looks at them. `reference` is asked for by name only: it is right, not fast. */
 const DEVICES: Readonly<Record<Name, Device>> = {
-  ascend: absent("Huawei Ascend NPUs: this build has no Ascend backend yet"),
-  webgpu: absent("GPUs: this build has no WebGPU backend yet"),
+  ascend: absent("Huawei Ascend NPUs"),
+  webgpu: absent("GPUs through WebGPU"),
   cpu: {
     async describe() {
       const { describeCpu } = await import("../backends/cpu/index.ts");
@@ -40,7 +41,7 @@ const DEVICES: Readonly<Record<Name, Device>> = {
       return createCpuBackend({ threads });
     },
   },
-  tfjs: absent("TensorFlow.js, a second opinion on numbers: this build has no tfjs backend yet"),
+  tfjs: absent("TensorFlow.js as a second opinion on numbers"),
   reference: {
     describe: async () => "scalar JavaScript with f64 accumulation, one thread: the judge of the others, slow",
     async create() {
@@ -53,11 +54,11 @@ const DEVICES: Readonly<Record<Name, Device>> = {
 const AUTO_ORDER: readonly Name[] = ["ascend", "webgpu", "cpu"];
 
 function absent(what: string): Device {
-  const missing = () => `${what}; use cpu until it has`;
-  const fail = async () => {
-    throw new DeviceError("DEVICE_UNAVAILABLE", missing());
+  return {
+    missing: () => "not in this build yet",
+    describe: async () => `${what}: not in this build yet; a later version of this package will have it`,
+    create: () => Promise.reject(new InternalError("INTERNAL", `createBackend: there is no backend for ${what}`)),
   };
-  return { missing, describe: fail, create: fail };
 }
 
 function chooseAuto(): { chosen: Name; passed: readonly Name[] } {
@@ -70,9 +71,9 @@ export async function listDevices(): Promise<DeviceInfo[]> {
   const { chosen } = chooseAuto();
   return Promise.all(
     (Object.keys(DEVICES) as Name[]).map(async (name) => {
-      const missing = DEVICES[name].missing?.();
-      const detail = missing ?? (await DEVICES[name].describe());
-      return { name, available: missing === undefined, chosen: name === chosen, detail };
+      const device = DEVICES[name];
+      const available = device.missing?.() === undefined;
+      return { name, available, chosen: name === chosen, detail: await device.describe() };
     }),
   );
 }
@@ -88,7 +89,11 @@ export async function createBackend(
 ): Promise<{ backend: Backend; name: Name; why?: string }> {
   if (device !== "auto") {
     const missing = DEVICES[device].missing?.();
-    if (missing !== undefined) throw new DeviceError("DEVICE_UNAVAILABLE", `device ${device}: ${missing}`);
+    if (missing !== undefined) {
+      const { chosen } = chooseAuto();
+      const message = `device: ${device} is ${missing}; use "${chosen}", or "auto" for the best that is there`;
+      throw new DeviceError("DEVICE_UNAVAILABLE", message, { field: "device", actual: device });
+    }
     return { backend: await DEVICES[device].create(options), name: device };
   }
   const { chosen, passed } = chooseAuto();

@@ -115,7 +115,8 @@ export class Engine {
       totalPages: runner.totalPages,
       contextLength: runner.contextLength,
       chunk: runner.prefillChunk,
-      rollbackLimit: runner.rollbackLimit,
+      // Keys that were rotated for another length are not those of this prompt.
+      rollbackLimit: runner.canContinue ? runner.rollbackLimit : -1,
       maxQueue,
     });
     this.#host = {

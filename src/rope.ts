@@ -56,9 +56,13 @@ export interface RopeValues {
   readonly inverseFrequencies: Float32Array;
 }
 
-/** True when the tables of a position depend on how long its sequence is: they must then be made anew for every step. */
-export function isDynamic(spec: RopeSpec): boolean {
-  return spec.scaling.kind === "dynamic" || spec.scaling.kind === "longrope";
+/**
+ * True when the tables of a position depend on how long its sequence is: they must then be made anew for every step.
+ * @param contextLength how long sequences can get; default: without limit.
+ */
+export function isDynamic({ scaling }: RopeSpec, contextLength = Number.POSITIVE_INFINITY): boolean {
+  if (scaling.kind === "dynamic") return contextLength > scaling.maxPositions;
+  return scaling.kind === "longrope" && contextLength > scaling.originalMaxPositions;
 }
 
 /**

@@ -174,7 +174,7 @@ export class Runner {
       );
     }
     const ropes = Object.entries(architecture.ropes(config));
-    const dynamic = ropes.some(([, spec]) => isDynamic(spec));
+    const dynamic = ropes.some(([, spec]) => isDynamic(spec, this.contextLength));
     this.canContinue = !dynamic;
     for (const [name, spec] of ropes) {
       const rows = dynamic ? this.prefillChunk : this.contextLength;

@@ -13,7 +13,7 @@ export interface SchedulerLimits {
   readonly contextLength: number;
   /** Most rows in one step. */
   readonly chunk: number;
-  /** How many of the positions ever written may be taken back: see Runner. */
+  /** How many of the positions ever written may be taken back: see Runner. −1: nothing that is kept can be used again. */
   readonly rollbackLimit: number;
   /** Most requests that wait for a slot. */
   readonly maxQueue: number;

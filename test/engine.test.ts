@@ -257,6 +257,17 @@ describe("what a step computes", () => {
     expect(runner.log.slice(10).every(({ head }) => head === "greedy")).toBe(true);
   });
 
+  test("a cache is of no use when tables depend on the length", async () => {
+    const runner = new MockRunner();
+    runner.canContinue = false;
+    const engine = new Engine(runner);
+    const cache = engine.createCache();
+    for (let i = 0; i < 2; i++) {
+      const { finish } = await collect(engine.generate({ ids: [1, 2, 3], maxNewTokens: 2, cache, ...GREEDY }));
+      expect(finish?.usage.cachedTokens).toBe(0);
+    }
+  });
+
   test("a new request joins those that are running ahead", async () => {
     const { runner, engine } = make({ asynchronous: true });
     const first = collect(engine.generate({ ids: [1, 2], maxNewTokens: 40, ...GREEDY }));

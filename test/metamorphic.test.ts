@@ -143,6 +143,12 @@ async function logits(
   return rows;
 }
 
+/** The rows that are not the same, bit for bit. */
+function changed(actual: readonly Float32Array[], expected: readonly Float32Array[]): number[] {
+  expect(actual.length).toBe(expected.length);
+  return expected.flatMap((row, i) => (row.every((value, v) => Object.is(value, actual[i][v])) ? [] : [i]));
+}
+
 function nmse(actual: readonly Float32Array[], expected: readonly Float32Array[]): number {
   let [error, power] = [0, 0];
   for (const [i, row] of expected.entries()) {
@@ -180,19 +186,19 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
     });
 
     test("twice is the same", async () => {
-      expect(await logits(plain, ids, [N])).toEqual(whole);
+      expect(changed(await logits(plain, ids, [N]), whole)).toEqual([]);
       const other = await runner(model);
-      expect(await logits(other, ids, [N])).toEqual(whole);
+      expect(changed(await logits(other, ids, [N]), whole)).toEqual([]);
     });
 
     test("the sequence matters", async () => {
-      expect(await logits(plain, someIds(2), [N])).not.toEqual(whole);
+      expect(changed(await logits(plain, someIds(2), [N]), whole).length).toBeGreaterThan(N - 5);
     });
 
     test.each([[[1]], [[7]], [[64]], [[16, 8, 4, 2, 1]], [[31, 1]]])("steps of %j rows", async (sizes) => {
-      expect(await logits(plain, ids, sizes)).toEqual(whole);
+      expect(changed(await logits(plain, ids, sizes), whole)).toEqual([]);
       const chunk = Math.max(...sizes); // rings as short as they may be
-      expect(await logits(await runner(model, { chunk }), ids, sizes)).toEqual(whole);
+      expect(changed(await logits(await runner(model, { chunk }), ids, sizes), whole)).toEqual([]);
     });
 
     test("among seven other sequences of other lengths, in prefill and decode", async () => {
@@ -215,28 +221,28 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
         const before = parts.slice(0, at).reduce((sum, part) => sum + Math.max(0, part.to - part.from), 0);
         rows.push(...(await step(plain, parts)).slice(before, before + to - from));
       }
-      expect(rows).toEqual(whole);
+      expect(changed(rows, whole)).toEqual([]);
     });
 
     test("a later token changes no earlier logits", async () => {
-      const changed = ids.with(N - 1, ids[N - 1] === 5 ? 6 : 5);
-      const rows = await logits(plain, changed, [N]);
-      expect(rows.slice(0, -1)).toEqual(whole.slice(0, -1));
-      expect(rows[N - 1]).not.toEqual(whole[N - 1]);
+      const rows = await logits(plain, ids.with(N - 1, ids[N - 1] === 5 ? 6 : 5), [N]);
+      expect(changed(rows, whole)).toEqual([N - 1]);
     });
 
     test("a cache that is cut back gives what a fresh one gives", async () => {
       const limit = Math.min(plain.rollbackLimit, 20);
       const detour = [...ids.slice(0, N - limit), ...someIds(3, limit)];
       await logits(plain, detour, [N]);
-      expect(await step(plain, [{ slot: 0, ids, from: N - limit, to: N }])).toEqual(whole.slice(N - limit));
+      const again = await step(plain, [{ slot: 0, ids, from: N - limit, to: N }]);
+      expect(changed(again, whole.slice(N - limit))).toEqual([]);
       const short = await runner(model, { chunk: 6 }); // rings keep only 5 more than their window
-      await logits(short, [...ids.slice(0, 30), ...someIds(4, 5)], [6]);
+      const other = [...ids.slice(0, 30), ...someIds(4, N - 30)];
+      for (let from = 0; from < 35; from += 5) await step(short, [{ slot: 0, ids: other, from, to: from + 5 }]);
       const rest: Float32Array[] = [];
       for (let from = 30; from < N; from += 6) {
         rest.push(...(await step(short, [{ slot: 0, ids, from, to: Math.min(N, from + 6) }])));
       }
-      expect(rest).toEqual(whole.slice(30));
+      expect(changed(rest, whole.slice(30))).toEqual([]);
     });
 
     test("fused or not", async () => {
@@ -262,8 +268,8 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
 
     if (backendName === "cpu") {
       test("one thread or two", async () => {
-        expect(await logits(await runner(model, {}, 1), ids, [N])).toEqual(whole);
-        expect(await logits(await runner(model, {}, 1), ids, [9, 1])).toEqual(whole);
+        expect(changed(await logits(await runner(model, {}, 1), ids, [N]), whole)).toEqual([]);
+        expect(changed(await logits(await runner(model, {}, 1), ids, [9, 1]), whole)).toEqual([]);
       });
     }
   });
@@ -282,7 +288,7 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
       for (const sizes of [[N], [7], [1]]) {
         for (const j of [0, 11]) {
           const after = await logits(single, ids.with(j, ids[j] === 5 ? 6 : 5), sizes);
-          const seen = before.flatMap((row, i) => (row.every((value, v) => value === after[i][v]) ? [] : [i]));
+          const seen = changed(after, before);
           expect(seen).toEqual(Array.from({ length: window }, (_, i) => j + i));
         }
       }
@@ -295,7 +301,7 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
     const ids = someIds(6);
     const before = await logits(both, ids, [N]);
     const after = await logits(both, ids.with(4, ids[4] === 5 ? 6 : 5), [N]);
-    const seen = before.flatMap((row, i) => (row.every((value, v) => value === after[i][v]) ? [] : [i]));
+    const seen = changed(after, before);
     expect([seen[0], seen.at(-1)]).toEqual([4, 4 + reach]);
   });
 
@@ -315,7 +321,7 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
           const changed = new Float32Array(values.length);
           for (let e = 0; e < count; e++)
             changed.set(values.subarray(e * size, (e + 1) * size), ((e + 2) % count) * size);
-          return changed;
+          return moved;
         },
       };
       const ids = someIds(7);
@@ -391,7 +397,7 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
       expect(await Promise.all(prompts.map((prompt) => tokens(prompt, { logprobs: true })))).toEqual(alone);
       const cache = engine.createCache();
       for (const cut of [20, 38, 36, 37]) await tokens(prompts[7].slice(0, cut), { cache, maxNewTokens: 2 });
-      if ((await engine.logits([5])).length === 1) expect(await tokens(prompts[7], { cache })).toEqual(alone[7]);
+      expect(await tokens(prompts[7], { cache })).toEqual(alone[7]);
       cache.dispose();
       await engine.dispose();
     },

@@ -23,24 +23,25 @@ export async function readIndex(file: ModelFile): Promise<ReadonlyMap<string, st
   return parseIndex(await file.read(0, file.size));
 }
 
+const INDEX_FAULTS = { json: "INDEX_TYPE", utf8: "INDEX_TYPE", depth: "INDEX_DEPTH", count: "INDEX_LIMIT" };
+
 /** `readIndex` for bytes. */
 export function parseIndex(bytes: Uint8Array): ReadonlyMap<string, string> {
   const json = new JsonScanner(bytes, {
-    fault: (kind, offset, message) =>
-      indexFault(kind === "depth" ? "INDEX_DEPTH" : "INDEX_TYPE", `${message} at byte ${offset}`, { offset }),
+    fault: (kind, offset, message) => indexFault(INDEX_FAULTS[kind], `${message} at byte ${offset}`, { offset }),
   });
   const shardOf = new Map<string, string>();
   const shards = new Set<string>();
   let seen = false;
 
   const readEntry = (tensor: string): void => {
-    const shard = json.string(1024);
-    if (typeof shard !== "string" || !isPlainName(shard) || !shard.endsWith(".safetensors")) {
-      const found =
-        typeof shard === "string" ? quote(shard) : shard === undefined ? "no string" : `${shard.tooLong} bytes long`;
+    const bad = (found: string, actual?: string) => {
       const message = `shard name must be a plain file name in the model folder that ends in .safetensors; it is ${found}`;
-      throw indexFault("INDEX_PATH", message, { tensor, actual: shard });
-    }
+      return indexFault("INDEX_PATH", message, { tensor, actual });
+    };
+    const shard = json.string({ bytes: 1024, fault: () => bad("longer than 1024 bytes") });
+    if (shard === undefined) throw bad("no string");
+    if (!isPlainName(shard) || !shard.endsWith(".safetensors")) throw bad(quote(shard), shard);
     if (shardOf.has(tensor)) throw indexFault("INDEX_DUPLICATE", `tensor ${quote(tensor)} is given twice`, { tensor });
     if (shards.add(shard).size > SHARD_LIMIT) {
       throw indexFault("INDEX_LIMIT", `more than ${SHARD_LIMIT} shards`, { limit: SHARD_LIMIT });

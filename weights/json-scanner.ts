@@ -1,8 +1,20 @@
 // A strict JSON reader over bytes that the caller drives: it never builds a tree, so what a hostile file declares costs
 // nothing before it is checked, and a key that occurs twice is seen twice. Knows nothing of what the JSON means.
 
-/** `json`: not JSON by RFC 8259; `utf8`: bytes or a `\u` escape that are no Unicode text; `depth`: nested too deeply. */
-export type JsonFault = "json" | "utf8" | "depth";
+/**
+ * `json`: not JSON by RFC 8259; `utf8`: bytes or a `\u` escape that are no Unicode text; `depth`: nested too deeply;
+ * `count`: too many values that nobody reads.
+ */
+export type JsonFault = "json" | "utf8" | "depth" | "count";
+
+/** How many bytes of the file a string may take, and the error when it takes more. */
+export interface TextLimit {
+  readonly bytes: number;
+  readonly fault: (at: number) => Error;
+}
+
+/** Values that may be skipped in one text: bounds the time spent on what is not looked at. */
+const SKIP_LIMIT = 2 ** 20;
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
@@ -25,6 +37,7 @@ export class JsonScanner {
   readonly #codes: number[][] = [];
   #at: number;
   #depth = 0;
+  #skipped = 0;
 
   /** Scans bytes[from … to − 1]; `fault` makes the error that is thrown. Checks at once that the bytes are UTF-8. */
   constructor(
@@ -53,18 +66,13 @@ export class JsonScanner {
   }
 
   /** Calls `onKey` for each key; it must consume the value. A value that is no object is skipped: false. */
-  object(
-    onKey: (key: string, at: number) => void,
-    limits: { keyBytes?: number; onLongKey?: (at: number) => Error } = {},
-  ): boolean {
+  object(onKey: (key: string, at: number) => void, keyLimit?: TextLimit): boolean {
     if (!this.#enter("{")) return false;
-    const { keyBytes = Number.POSITIVE_INFINITY, onLongKey } = limits;
     let more = !this.#tryLeave("}");
     while (more) {
       const at = this.at;
       if (this.#peek() !== QUOTE) throw this.#unexpected("a key in quotes");
-      const key = this.#text(keyBytes);
-      if (key === undefined) throw onLongKey?.(at) ?? this.#fault("json", at, `a key of more than ${keyBytes} bytes`);
+      const key = this.#text("keep", keyLimit);
       if (this.#peek() !== COLON) throw this.#unexpected('":"');
       this.#at++;
       onKey(key, at);
@@ -84,14 +92,11 @@ export class JsonScanner {
     return true;
   }
 
-  /** A string; undefined when the value is something else (skipped). `tooLong` when its raw bytes exceed the limit. */
-  string(limitBytes = Number.POSITIVE_INFINITY): string | { tooLong: number } | undefined {
-    if (this.#peek() !== QUOTE) {
-      this.skip();
-      return undefined;
-    }
-    const from = this.#at;
-    return this.#text(limitBytes) ?? { tooLong: this.#at - from - 2 };
+  /** A string; undefined when the value is something else (skipped). */
+  string(limit?: TextLimit): string | undefined {
+    if (this.#peek() === QUOTE) return this.#text("keep", limit);
+    this.skip();
+    return undefined;
   }
 
   /**
@@ -120,9 +125,10 @@ export class JsonScanner {
   /** Any value, checked but not kept. */
   skip(): void {
     const first = this.#peek();
+    if (++this.#skipped > SKIP_LIMIT) throw this.#fault("count", this.#at, `more than ${SKIP_LIMIT} values of no use`);
     if (first === 0x7b) this.object(() => this.skip());
     else if (first === 0x5b) this.array(() => this.skip());
-    else if (first === QUOTE) this.#text(0);
+    else if (first === QUOTE) this.#text("skip");
     else if (first === MINUS || isDigit(first)) this.#number();
     else if (!["true", "false", "null"].some((word) => this.#tryWord(word))) throw this.#unexpected("a value");
   }
@@ -173,8 +179,9 @@ export class JsonScanner {
     return true;
   }
 
-  /** The string that begins here, undefined when it has more than `limitBytes` raw bytes; moves past it either way. */
-  #text(limitBytes: number): string | undefined {
+  /** The string that begins here ("" when it is not kept), or the limit's error as soon as it is exceeded. */
+  #text(purpose: "keep" | "skip", limit?: TextLimit): string {
+    const most = limit?.bytes ?? Number.POSITIVE_INFINITY;
     const bytes = this.#bytes;
     const from = this.#at + 1;
     let at = from;
@@ -186,15 +193,14 @@ export class JsonScanner {
       if (byte < 0x20) {
         throw this.#fault("json", at, byte === END ? "a string without an end" : "a control character in a string");
       }
+      if (at - from >= most) throw limit!.fault(from - 1);
       hash = (Math.imul(hash, 31) + byte) & 255;
       if (byte === BACKSLASH) at++;
       if (byte === BACKSLASH || byte >= 0x80) plain = false;
     }
     this.#at = at + 1;
-    const long = at - from > limitBytes;
-    if (plain) return long ? undefined : this.#ascii(from, at, hash);
-    const text = this.#unescape(from, at);
-    return long ? undefined : text;
+    if (!plain) return this.#unescape(from, at);
+    return purpose === "keep" ? this.#ascii(from, at, hash) : "";
   }
 
   #ascii(from: number, to: number, hash: number): string {
@@ -232,8 +238,12 @@ export class JsonScanner {
       while (isDigit(this.#next())) this.#at++;
     };
     if (this.#next() === MINUS) this.#at++;
-    if (this.#next() !== ZERO) digits();
-    else if (isDigit(this.#bytes[++this.#at])) throw this.#fault("json", this.#at, "a number with a leading zero");
+    if (this.#next() === ZERO) {
+      this.#at++;
+      if (isDigit(this.#next())) throw this.#fault("json", this.#at, "a number with a leading zero");
+    } else {
+      digits();
+    }
     if (this.#next() === 0x2e) {
       this.#at++;
       digits();

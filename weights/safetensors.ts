@@ -101,7 +101,7 @@ export function headerLength(prefix: Uint8Array, fileSize: number, file = "safet
 /**
  * The header of a safetensors file. `bytes` begin at the file's start and hold at least the header; `fileSize` is the
  * whole file's. Accepts what the official implementation accepts, except: a name twice, a name of more than 4 KiB, more
- * than 2^18 tensors or 32 dimensions, a product of dimensions of 2^53 bits or more, metadata that is null, has a key twice
+ * than 2^18 tensors, 2^20 unknown values or 32 dimensions, a product of dimensions of 2^53 bits or more, metadata that is null, has a key twice
  * or exceeds 16 MiB, and tensors that are not written as objects. Throws ModelFileError ST_*.
  */
 export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safetensors file"): SafetensorsHeader {
@@ -111,7 +111,9 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safeten
     from: 8,
     to: dataOffset,
     fault(kind, offset, message) {
-      const code = { json: "ST_HEADER_JSON", utf8: "ST_HEADER_UTF8", depth: "ST_HEADER_DEPTH" }[kind];
+      const code = { json: "ST_HEADER_JSON", utf8: "ST_HEADER_UTF8", depth: "ST_HEADER_DEPTH", count: "ST_COUNT" }[
+        kind
+      ];
       return fault(file, code, { field: "header", offset }, `header: ${message} at byte ${offset}; ${DAMAGED}`);
     },
   });
@@ -160,19 +162,15 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safeten
     offsets = index + 1;
   };
 
+  const badDtype = (found: string): ModelFileError =>
+    bad("ST_DTYPE", "dtype", `must be one of ${Object.keys(DTYPE_BITS).join(", ")}; it is ${found}`);
+
   const readField = (key: string): void => {
     if (key === "dtype") {
       if (dtype !== undefined) throw bad("ST_HEADER_JSON", key, "given twice");
-      const value = json.string(32);
-      if (typeof value !== "string" || !Object.hasOwn(DTYPE_BITS, value)) {
-        const found =
-          value === undefined
-            ? "not a string"
-            : typeof value === "string"
-              ? quote(value)
-              : `${value.tooLong} bytes long`;
-        throw bad("ST_DTYPE", "dtype", `must be one of ${Object.keys(DTYPE_BITS).join(", ")}; it is ${found}`);
-      }
+      const value = json.string({ bytes: 32, fault: () => badDtype("longer than 32 bytes") });
+      if (value === undefined) throw badDtype("not a string");
+      if (!Object.hasOwn(DTYPE_BITS, value)) throw badDtype(quote(value));
       dtype = value as SafetensorsDType;
     } else if (key === "shape") {
       if (shape !== undefined) throw bad("ST_HEADER_JSON", key, "given twice");
@@ -207,7 +205,7 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safeten
     return { name, dtype, shape, byteOffset: dataOffset + begin, byteLength };
   };
 
-  const onLongKey = (at: number): ModelFileError =>
+  const badName = (at: number): ModelFileError =>
     fault(
       file,
       "ST_NAME",
@@ -224,14 +222,14 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, file = "safeten
         readMetadata(json, metadata, (message, limit) => bad("ST_METADATA", "__metadata__", message, { limit }));
         return;
       }
-      if (key.length > NAME_LIMIT / 3 && new TextEncoder().encode(key).length > NAME_LIMIT) throw onLongKey(at);
+      if (key.length > NAME_LIMIT / 3 && new TextEncoder().encode(key).length > NAME_LIMIT) throw badName(at);
       const before = tensors.size;
       if (before === COUNT_LIMIT)
         throw bad("ST_COUNT", "header", `more than ${COUNT_LIMIT} tensors`, { limit: COUNT_LIMIT });
       tensors.set(key, readTensor());
       if (tensors.size === before) throw bad("ST_DUPLICATE_NAME", "name", "given twice", { offset: at });
     },
-    { keyBytes: 6 * NAME_LIMIT, onLongKey }, // a byte may be written as \u0000
+    { bytes: 6 * NAME_LIMIT, fault: badName }, // a byte may be written as \u0000
   );
   if (!isObject) {
     throw fault(file, "ST_HEADER_JSON", { field: "header", offset: 8 }, `header: must be a JSON object; ${DAMAGED}`);
@@ -256,15 +254,14 @@ function readMetadata(
   const tooLarge = () => bad(`more than ${METADATA_LIMIT} bytes`, METADATA_LIMIT);
   const isObject = json.object(
     (key) => {
-      const value = json.string(left - key.length);
+      const value = json.string({ bytes: left, fault: tooLarge });
       if (value === undefined) throw bad(`value of ${quote(key)} is not a string`);
-      if (typeof value !== "string") throw tooLarge();
       if (metadata.has(key)) throw bad(`${quote(key)} is given twice`);
       left -= key.length + value.length;
       if (left < 0) throw tooLarge();
       metadata.set(key, value);
     },
-    { keyBytes: METADATA_LIMIT, onLongKey: tooLarge },
+    { bytes: METADATA_LIMIT, fault: tooLarge },
   );
   if (!isObject) throw bad("must be an object of strings");
 }

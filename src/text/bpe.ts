@@ -99,8 +99,8 @@ export class Bpe {
     }
     while (heap.size > 0) {
       const key = heap.pop();
-      const left = key % POSITIONS;
-      const rank = (key - left) / POSITIONS;
+      const rank = Math.floor(key / POSITIONS);
+      const left = key - rank * POSITIONS;
       const right = next[left];
       // Stale if a neighbour was merged meanwhile: symbols only grow, so the pair here has another rank then.
       if (symbols[left] === -1 || right === -1) continue;

@@ -105,12 +105,14 @@ test("integers: exact to 2^53 − 1, larger beyond it, undefined for other value
   for (const other of ["-1", "1.0", "1e2", '"1"', "null", "[1]"]) expect(read(other)).toBeUndefined();
 });
 
-test("strings: any Unicode text, undefined for other values, lengths when over the limit", () => {
-  const read = (text: string, limit?: number) => scanner(text).string(limit);
+test("strings: any Unicode text, undefined for other values, the caller's error when over the limit", () => {
+  const read = (text: string, bytes?: number) =>
+    scanner(text).string(bytes === undefined ? undefined : { bytes, fault: (at) => new Error(`too long@${at}`) });
   expect(read('"\\ud83d\\ude00é木"')).toBe("😀é木");
   expect(read(JSON.stringify("x".repeat(1000)))).toBe("x".repeat(1000));
   expect(read("5")).toBeUndefined();
-  expect(read('"12345"', 4)).toEqual({ tooLong: 5 });
+  expect(read('"12345"', 5)).toBe("12345");
+  expect(() => read('"12345"', 4)).toThrow("too long@0");
   expect(() => read('"\\ud83d"')).toThrow("utf8@1");
 });
 

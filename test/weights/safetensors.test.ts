@@ -278,6 +278,9 @@ const BAD: Case[] = [
   bad("ST16", "a name of 1,366 characters and 4,098 bytes", "ST_NAME", "name", () =>
     fileOf(`{${entry("木".repeat(1366), [1], 0, 1)}}`, 1),
   ),
+  bad("ST16", "2^20 values of an unknown field", "ST_COUNT", "header", () =>
+    fileOf(raw("[1]", `[0,1],"x":[${"1,".repeat(2 ** 20)}1]`), 1),
+  ),
   bad("ST16", "2^18 + 1 tensors", "ST_COUNT", "header", () =>
     fileOf(`{${Array.from({ length: 2 ** 18 + 1 }, (_, i) => entry(`${i}`, [0], 0, 0)).join()}}`),
   ),
