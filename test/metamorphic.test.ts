@@ -2,7 +2,7 @@
 // a step, or on threads; and changes of the weights that mean nothing must change nothing (docs/numerics.md, metamorphic checks).
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { createCpuBackend } from "../backends/cpu/index.ts";
 import { createNullBackend } from "../backends/null/index.ts";
 import { createReferenceBackend } from "../backends/reference/index.ts";
@@ -174,7 +174,9 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
   };
   const runner = async (model: string, variant?: Variant, threads?: number) =>
     Runner.create(await options(model, await backend(threads), variant));
-  afterAll(() => Promise.all(open.map((one) => one.dispose())));
+  afterEach(async () => {
+    for (const one of open.splice(0)) await one.dispose();
+  });
 
   describe.each(ALL)("%s", (model) => {
     let plain: Runner;
@@ -182,8 +184,11 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
     const ids = someIds(1);
     beforeAll(async () => {
       plain = await runner(model);
+      open.length = 0; // it stays for all tests of the model
       whole = await logits(plain, ids, [N]);
     });
+
+    afterAll(() => plain.dispose());
 
     test("twice is the same", async () => {
       expect(changed(await logits(plain, ids, [N]), whole)).toEqual([]);
@@ -318,9 +323,9 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
         weight(name, values, shape) {
           if (!/\.mlp\.(experts|router|gate)\b/.test(name) || shape[0] !== count) return values;
           const size = values.length / count;
-          const changed = new Float32Array(values.length);
+          const moved = new Float32Array(values.length);
           for (let e = 0; e < count; e++)
-            changed.set(values.subarray(e * size, (e + 1) * size), ((e + 2) % count) * size);
+            moved.set(values.subarray(e * size, (e + 1) * size), ((e + 2) % count) * size);
           return moved;
         },
       };

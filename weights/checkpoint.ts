@@ -114,28 +114,23 @@ async function openShard(files: ModelFiles, shard: string): Promise<ModelFile> {
   }
 }
 
-/** Formats that run code, and those that are read by other programs; neither is opened. */
-const OTHER_WEIGHTS = {
-  code: {
-    pattern: /\.(bin|pt|pth|ckpt|pkl|onnx|onnx_data)$/i,
-    probes: ["pytorch_model.bin", "pytorch_model.bin.index.json"],
-  },
-  gguf: { pattern: /\.gguf$/i, probes: [] },
-};
+/** Weights that are programs, or can hold one: pickles and ONNX graphs. */
+const CODE = /\.(bin|pt|pth|ckpt|pkl|onnx|onnx_data)(\.index\.json)?$/i;
+/** Where a model on the web, whose files cannot be listed, would have them. */
+const CODE_PROBES = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
-/** Why a folder without safetensors files cannot be used. */
+/** Why a folder without safetensors files cannot be used. Nothing of what it has is opened. */
 async function noWeights(files: ModelFiles): Promise<VernierError> {
-  const names = [...((await files.list?.()) ?? [])].sort();
-  if (files.list === undefined) {
-    for (const probe of OTHER_WEIGHTS.code.probes) if (await files.has(probe)) names.push(probe);
-  }
+  const names: string[] = [];
+  if (files.list !== undefined) names.push(...[...(await files.list())].sort());
+  else for (const probe of CODE_PROBES) if (await files.has(probe)) names.push(probe);
   const where = quote(files.label, 300);
-  const code = names.find((name) => OTHER_WEIGHTS.code.pattern.test(name) || OTHER_WEIGHTS.code.probes.includes(name));
+  const code = names.find((name) => CODE.test(name));
   if (code !== undefined) {
     const message = `${where} has its weights in ${quote(code)}: this engine runs no code from a model, and such files are code; get or make the safetensors version of the model`;
     return new UnsupportedModelError("CFG_CUSTOM_CODE", message, { file: code });
   }
-  const gguf = names.find((name) => OTHER_WEIGHTS.gguf.pattern.test(name));
+  const gguf = names.find((name) => /\.gguf$/i.test(name));
   if (gguf !== undefined) {
     const message = `${where} has its weights in ${quote(gguf)}: GGUF is not supported; get the safetensors version of the model`;
     return new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { file: gguf });
@@ -157,7 +152,7 @@ function packed(tensors: ReadonlyMap<string, Stored>): ReadonlyMap<string, Store
     const name = blocks.name.slice(0, -"_blocks".length);
     const scales = tensors.get(`${name}_scales`);
     if (scales === undefined || tensors.has(name) || blocks.dtype !== "U8" || scales.dtype !== "U8") continue;
-    if (String(blocks.shape) !== String([...scales.shape, 16])) continue;
+    if (scales.shape.length === 0 || String(blocks.shape) !== String([...scales.shape, 16])) continue;
     joined.delete(blocks.name);
     joined.delete(scales.name);
     joined.set(name, {

@@ -3,7 +3,7 @@
 import { constants } from "node:fs";
 import { type FileHandle, lstat, open, readdir, realpath, stat } from "node:fs/promises";
 import { basename, dirname, join, sep } from "node:path";
-import { ModelFileError, quote } from "../src/errors.ts";
+import { ModelFileError, quote, VernierError } from "../src/errors.ts";
 import { allocate, type ModelFile, type ModelFiles, requirePlainName, requireRange } from "./files.ts";
 
 /** One read call takes less than 2^31 bytes on every system. */
@@ -132,12 +132,13 @@ const SYSTEM_ERRORS: Readonly<Record<string, readonly [code: string, message: st
   EPERM: ["FILE_ACCESS", "reading it is not permitted"],
   EMFILE: ["FILE_LIMIT", "too many files are open in this process; raise the limit (ulimit -n) or close some"],
   ENFILE: ["FILE_LIMIT", "too many files are open on this machine; close some"],
+  ERR_INVALID_ARG_VALUE: ["FILE_MISSING", "there can be no such file"],
   ELOOP: ["FILE_NAME", "its link leads nowhere"],
   EISDIR: ["FILE_KIND", "it is a folder, not a regular file"],
 };
 
 function typed(name: string, error: unknown): unknown {
-  if (!(error instanceof Error) || !("code" in error) || !("syscall" in error)) return error;
+  if (error instanceof VernierError || !(error instanceof Error) || !("code" in error)) return error;
   const [code, message] = SYSTEM_ERRORS[String(error.code)] ?? ["FILE_READ", `reading failed (${String(error.code)})`];
   return new ModelFileError(code, `${quote(name)}: ${message}`, { file: name, cause: error });
 }

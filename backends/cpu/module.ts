@@ -9,7 +9,7 @@ export interface Kernels {
   /** Runs a program with this thread as thread 0: 0, or 1 if another thread was lost. */
   run(program: number): number;
   /** A helper thread's life. */
-  help(control: number): void;
+  help(): void;
   pack(format: number, data: number, scales: number, rows: number, columns: number, group: number, to: number): void;
   unpackRow(
     format: number,

@@ -36,6 +36,7 @@ interface Append {
   readonly rows: number;
   /** Which of the rows are live; undefined: all. */
   readonly live?: Live;
+  readonly keep?: CpuTensor;
   readonly reads: readonly (CpuTensor | CpuKv)[];
   readonly writes: readonly (CpuTensor | CpuKv)[];
   readonly args: readonly Arg[];
@@ -237,7 +238,7 @@ export class CpuOps implements BaseOps, FusedOps {
     if (groups === undefined) {
       groups = this.#make([1 + 3 * experts + rows * k], chosen.label, undefined, "i32");
       const args = [chosen, experts, groups];
-      this.#append(L.OP_GROUP, { rows: rows * k, live, reads: [chosen], writes: [groups], args });
+      this.#append(L.OP_GROUP, { rows: rows * k, live, keep: groups, reads: [chosen], writes: [groups], args });
       this.#groups.set(chosen, groups);
     }
     return groups;

@@ -39,11 +39,11 @@ interface Thread {
 
 export interface PoolOptions {
   readonly threads: number;
-  /** How long a barrier waits for the other threads before the device counts as lost. Default 30 s. */
+  /** How long a thread waits for the others before the device counts as lost. Default 30 s. */
   readonly timeoutMs?: number;
 }
 
-/** About 20 µs of looking before a thread goes to sleep: longer than the wait at most barriers, shorter than a time slice. */
+/** About 20 µs of looking before a thread goes to sleep: longer than most waits for the rest of an op, shorter than a time slice. */
 const SPINS = 20_000;
 
 /** The values of FP4 (E2M1) by code. */
@@ -108,7 +108,7 @@ export class Pool {
   #onEnd(): void {
     if (this.#stopping) return;
     this.#lost = true;
-    // The others may be waiting for the lost one at a barrier: they look at this every 0.1 s.
+    // The others may be waiting for what the lost one was doing: they look at this every 0.1 s.
     Atomics.store(this.#heap.i32(this.#control, CONTROL_TABLES / 4), CONTROL_FAILED / 4, 1);
   }
 

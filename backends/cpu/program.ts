@@ -8,9 +8,10 @@ import {
   OP_LIVE,
   OP_ROWS,
   OP_TIMES,
-  PROGRAM_COUNTERS,
   PROGRAM_HEADER,
   PROGRAM_OPS,
+  PROGRAM_STATE,
+  STATE_BYTES,
 } from "../../kernels/wasm/layout.ts";
 import type { Program, Tensor } from "../../src/backend.ts";
 import { assert } from "../../src/errors.ts";
@@ -33,6 +34,8 @@ export interface Op {
   /** Undefined: all rows are live. */
   readonly live?: Live;
   readonly args: readonly Arg[];
+  /** Must not be overwritten during the run: a late thread reads it before it learns that the op is done. */
+  readonly keep?: CpuTensor;
   readonly reads: readonly (CpuTensor | CpuKv)[];
   readonly writes: readonly (CpuTensor | CpuKv)[];
 }
@@ -90,7 +93,7 @@ export class CpuProgram implements Program {
     this.#arena = arena;
     const bytes = placeScratch(ops, Object.values(outputs));
     this.#barriers = findBarriers(ops);
-    this.#address = heap.alloc(PROGRAM_HEADER + ops.length * (OP_BYTES + 4), `program ${label}`);
+    this.#address = heap.alloc(PROGRAM_HEADER + ops.length * (OP_BYTES + STATE_BYTES), `program ${label}`);
     try {
       arena.add(this, bytes);
     } catch (error) {
@@ -118,7 +121,7 @@ export class CpuProgram implements Program {
     const view = new DataView(this.#heap.memory.buffer, this.#address, bytes);
     const address = (tensor: CpuTensor) => tensor.offset + (tensor.space === "arena" ? arena : 0);
     view.setInt32(PROGRAM_OPS, this.#ops.length, true);
-    view.setUint32(PROGRAM_COUNTERS, this.#address + bytes, true);
+    view.setUint32(PROGRAM_STATE, this.#address + bytes, true);
     for (const [i, op] of this.#ops.entries()) {
       const at = PROGRAM_HEADER + i * OP_BYTES;
       view.setInt32(at + OP_CODE, op.code, true);
@@ -152,6 +155,7 @@ function placeScratch(ops: readonly Op[], outputs: readonly Tensor[]): number {
     for (const tensor of op.writes) use(tensor, i);
     for (const tensor of op.reads) use(tensor, i);
   }
+  for (const { keep } of ops) use(keep, ops.length);
   for (const tensor of outputs) use(tensor as CpuTensor, ops.length);
   const tensors = [...lifetimes.keys()];
   const { offsets, bytes } = place([...lifetimes.values()]);

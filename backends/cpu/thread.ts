@@ -9,7 +9,7 @@ function help(data: ThreadData, say: (message: "ready" | "ended") => void): void
   const kernels = instance.exports as unknown as Kernels;
   kernels.join(control, thread, threads);
   say("ready");
-  kernels.help(control);
+  kernels.help();
   say("ended");
 }
 

@@ -6,7 +6,8 @@ export const CHUNK: i32 = 8192;
 
 /** a, b [count] → y [count]. */
 export function add(count: i32, a: usize, b: usize, y: usize): void {
-  for (let task = claim(1); task * CHUNK < count; task = claim(1)) {
+  const tasks = (count + CHUNK - 1) / CHUNK;
+  for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
     const from = (<usize>(task * CHUNK)) << 2;
     const to = (<usize>min((task + 1) * CHUNK, count)) << 2;
     for (let i = from; i < to; i += 16) v128.store(y + i, f32x4.add(v128.load(a + i), v128.load(b + i)));

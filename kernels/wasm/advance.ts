@@ -3,7 +3,7 @@ import { claim } from "./threads";
 
 /** step.tokens[r] = chosen[r]; positions and ropeRows + 1. */
 export function advance(rows: i32, chosen: usize, tokens: usize, positions: usize, ropeRows: usize): void {
-  if (claim(1) !== 0) return;
+  if (claim(1, 1) !== 0) return;
   for (let r = 0; r < rows; r++) {
     const at = (<usize>r) << 2;
     store<i32>(tokens + at, load<i32>(chosen + at));

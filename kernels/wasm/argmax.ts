@@ -20,7 +20,7 @@ function look(x: usize, count: i32, from: i32): void {
 
 /** x [rows, width] → y i32 [rows]. */
 export function argmax(rows: i32, x: usize, width: i32, y: usize): void {
-  for (let row = claim(1); row < rows; row = claim(1)) {
+  for (let row = claim(1, rows); row < rows; row = claim(1, rows)) {
     best = -Infinity;
     index = 0;
     const from = x + ((<usize>row * width) << 2);
@@ -55,7 +55,7 @@ export function linearArgmax(
   const each = share(tasks);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
-  for (let from = claim(each); from < tasks; from = claim(each)) {
+  for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
       const tile = task % tiles;
       const first = (task / tiles) * ROW_BLOCK;
@@ -77,7 +77,7 @@ export function linearArgmax(
 
 /** partial [rows, tiles, 2] → y i32 [rows]. */
 export function argmaxTiles(rows: i32, partial: usize, tiles: i32, y: usize): void {
-  for (let row = claim(1); row < rows; row = claim(1)) {
+  for (let row = claim(1, rows); row < rows; row = claim(1, rows)) {
     best = -Infinity;
     index = 0;
     for (let tile = 0; tile < tiles; tile++) {

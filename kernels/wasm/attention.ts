@@ -193,7 +193,7 @@ export function attention(
   const kvHeads = load<i32>(cache, CACHE_KV_HEADS);
   const block = max(1, min((rows * kvHeads) / (threads * 4), ATTENTION_ROWS));
   const tasks = ((rows + block - 1) / block) * kvHeads;
-  for (let task = claim(1); task < tasks; task = claim(1)) {
+  for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
     const kvHead = task % kvHeads;
     let row = (task / kvHeads) * block;
     const end = min(row + block, rows);
@@ -331,7 +331,8 @@ export function attentionProbs(
 ): void {
   const d = load<i32>(cache, CACHE_HEAD_DIM);
   const group = heads / load<i32>(cache, CACHE_KV_HEADS);
-  for (let task = claim(1); task < rows * heads; task = claim(1)) {
+  const tasks = rows * heads;
+  for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
     const row = (<usize>(task / heads)) << 2;
     const head = task % heads;
     const kvHead = head / group;

@@ -28,7 +28,8 @@ export function combineRun(x: usize, stride: usize, weights: usize, k: i32, widt
 export function combine(rows: i32, x: usize, weights: usize, k: i32, y: usize, width: i32): void {
   const chunks = (width + CHUNK - 1) / CHUNK;
   const stride = (<usize>width) << 2;
-  for (let task = claim(1); task < rows * chunks; task = claim(1)) {
+  const tasks = rows * chunks;
+  for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
     const row = task / chunks;
     const from = (task % chunks) * CHUNK;
     const at = x + <usize>(row * k) * stride + ((<usize>from) << 2);

@@ -19,7 +19,8 @@ export function embed(
   scale: f32,
 ): void {
   const chunks = (columns + CHUNK - 1) / CHUNK;
-  for (let task = claim(1); task < rows * chunks; task = claim(1)) {
+  const tasks = rows * chunks;
+  for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
     const row = task / chunks;
     const from = (task % chunks) * CHUNK;
     const token = nearest(load<i32>(tokens + ((<usize>row) << 2)), outs);

@@ -36,7 +36,7 @@ export function gateUp(
   const upBytes = tileBytes(upFormat, columns, upGroup);
   const gates = scratch + SCRATCH_TOTALS;
   const ups = scratch + SCRATCH_TOTALS_UP;
-  for (let from = claim(each); from < tasks; from = claim(each)) {
+  for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
       const tile = task % tiles;
       const first = (task / tiles) * ROW_BLOCK;
@@ -87,7 +87,7 @@ export function expertsUp(
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
   const ups = scratch + SCRATCH_TOTALS_UP;
-  for (let from = claim(each); from < tasks; from = claim(each)) {
+  for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
       const tile = task % tiles;
       useExpert(task / tiles, chosen, experts, groups);
@@ -130,13 +130,12 @@ export function expertsDown(
   bias: usize,
   biasStride: i32,
 ): void {
-  if (rows === 0) return;
-  const tiles = (outs + TILE - 1) / TILE;
+  const tiles = rows === 0 ? 0 : (outs + TILE - 1) / TILE;
   const each = share(tiles);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
   const sum = scratch + SCRATCH_TOTALS_UP;
-  for (let from = claim(each); from < tiles; from = claim(each)) {
+  for (let from = claim(each, tiles); from < tiles; from = claim(each, tiles)) {
     for (let tile = from, to = min(from + each, tiles); tile < to; tile++) {
       for (let j = 0; j < k; j++) {
         const e = load<i32>(chosen + ((<usize>j) << 2));

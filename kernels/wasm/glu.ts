@@ -64,7 +64,8 @@ export function glu(
   limit: f32,
 ): void {
   const chunks = (width + CHUNK - 1) / CHUNK;
-  for (let task = claim(1); task < rows * chunks; task = claim(1)) {
+  const tasks = rows * chunks;
+  for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
     const row = task / chunks;
     const from = (task % chunks) * CHUNK;
     const at = <usize>row * stride + ((<usize>(from * step)) << 2);

@@ -67,7 +67,7 @@ export function kvAppend(
   const bytes = (<usize>load<i32>(cache, CACHE_HEAD_DIM)) << 2;
   const tasks = rows * kvHeads;
   const each = share(tasks);
-  for (let from = claim(each); from < tasks; from = claim(each)) {
+  for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
       const row = (<usize>(task / kvHeads)) << 2;
       const slot = slotOf(cache, pages, pagesPerSequence, load<i32>(sequences + row), load<i32>(positions + row));
@@ -115,7 +115,7 @@ export function qkvHeads(
   const tasks = rows * perRow;
   const each = share(tasks);
   const one = scratch + SCRATCH_MISC;
-  for (let from = claim(each); from < tasks; from = claim(each)) {
+  for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
       const row = task / perRow;
       const at = (<usize>row) << 2;

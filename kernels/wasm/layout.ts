@@ -42,11 +42,12 @@ export const SWIGLU_OAI = 2;
 
 // --- A program: a header, then one record per op. Offsets in bytes.
 export const PROGRAM_OPS = 0; // i32: how many
-export const PROGRAM_COUNTERS = 4; // pointer to i32 [ops], all zero between runs: the next task of each op
+export const PROGRAM_STATE = 4; // pointer to i32 [ops, 2], zero between runs: tasks claimed and tasks done of each op
+export const STATE_BYTES = 8;
 export const PROGRAM_HEADER = 64;
 export const OP_BYTES = 128;
 export const OP_CODE = 0;
-export const OP_BARRIER = 4; // 1: all threads must have finished the ops before this one
+export const OP_BARRIER = 4; // 1: all ops before this one must be done
 export const OP_LIVE = 8; // pointer to i32 [1], the number of live rows; 0: all
 export const OP_ROWS = 12; // i32: row capacity
 export const OP_TIMES = 16; // i32: rows for each live row of the step, K behind a router
@@ -54,17 +55,18 @@ export const OP_ARGS = 20; // i32 or f32 [27]
 
 // --- The control block, shared by all threads of a backend. One cache line for each word that many threads write.
 export const CONTROL_START = 0; // i32: bumped to start a run
-export const CONTROL_PROGRAM = 4;
+export const CONTROL_PROGRAM = 4; // pointer to the program that runs
 export const CONTROL_STOP = 8; // i32: 1 asks the helpers to return
-export const CONTROL_FAILED = 12; // i32: 1 once a thread died or a barrier timed out
-export const CONTROL_TIMEOUT_MS = 16; // i32: how long a barrier waits for the others
-export const CONTROL_SPINS = 20; // i32: how often a barrier looks before it sleeps
+export const CONTROL_FAILED = 12; // i32: 1 once a thread died or did not answer in time
+export const CONTROL_TIMEOUT_MS = 16; // i32: how long a thread waits for the others
+export const CONTROL_SPINS = 20; // i32: how often it looks before it sleeps
 export const CONTROL_SCRATCH = 24; // pointer to the threads' scratch
-export const CONTROL_WAKEUPS = 28; // i32: how often helpers woke to look for a run
-export const CONTROL_ARRIVED = 64;
-export const CONTROL_GENERATION = 128;
-export const CONTROL_SLEEPERS = 192; // i32: threads asleep in a barrier
+export const CONTROL_OPEN = 28; // i32: 1 while a run takes helpers
+export const CONTROL_FINISHED = 64; // i32: ops of this run that are done
+export const CONTROL_INSIDE = 128; // i32: helpers that look at the program
+export const CONTROL_SLEEPERS = 192; // i32: threads asleep until an op is done or a helper has left
 export const CONTROL_IDLE = 256; // i32: helpers asleep between runs
+export const CONTROL_WAKEUPS = 260; // i32: how often helpers woke up
 /** Look-up constants that kernels load once per call: V8 rebuilds a v128 constant at each use. */
 export const CONTROL_TABLES = 320;
 export const TABLE_FP4_LOW = 0; // u8 [16]: low bytes of the FP4 values as bfloat16

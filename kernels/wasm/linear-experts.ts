@@ -67,7 +67,7 @@ export function linearExperts(
   const each = share(tasks);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
-  for (let from = claim(each); from < tasks; from = claim(each)) {
+  for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
       const tile = task % tiles;
       useExpert(task / tiles, chosen, experts, groups);

@@ -7,7 +7,6 @@ import {
   BF16,
   BLOCK,
   F16,
-  F32,
   INT8,
   MXFP4,
   ROW_BLOCK,
@@ -361,7 +360,7 @@ export function tileProduct(format: i32, tile: usize, columns: i32, group: i32, 
   const perColumn = columnBytes(format);
   const ahead = scaleBytes(format);
   for (let g = 0; g < columns; g += group) {
-    const scales = ahead === 0 ? 0 : groupScales(format, tile);
+    const scales: usize = ahead === 0 ? 0 : groupScales(format, tile);
     tile += ahead;
     for (let k = 0; k < group; k += BLOCK) {
       const count = min(BLOCK, group - k);
@@ -413,7 +412,7 @@ export function linear(
   const each = share(tasks);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
-  for (let from = claim(each); from < tasks; from = claim(each)) {
+  for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
       const tile = task % tiles;
       const first = (task / tiles) * ROW_BLOCK;

@@ -3,6 +3,13 @@
 // `exp4` is for arguments that are exact in f32 (softmax). Gated units compute in f64, since the rounding of an f32 argument of
 // size a alone costs a half ulps in its exponential.
 
+/** log2(e), and ln 2 in two parts, of which n times the first is exact: for f32 (Cephes) and for f64 (fdlibm). */
+const LOG2E: f64 = Math.LOG2E;
+const LN2_HIGH_F32: f32 = 0.693359375;
+const LN2_LOW_F32: f32 = -2.1219444e-4;
+const LN2_HIGH: f64 = reinterpret<f64>(((<u64>0x3fe62e42) << 32) | 0xfee00000);
+const LN2_LOW: f64 = reinterpret<f64>(((<u64>0x3dea39ef) << 32) | 0x35793c76);
+
 /** a · b + c: one rounding in the relaxed variants (where the machine has a fused multiply-add), two in the others. */
 export function madd(a: v128, b: v128, c: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) return f32x4.relaxed_madd(a, b, c);
@@ -17,10 +24,10 @@ export function sum4(a: v128): f32 {
 /** e^x in f32, within 1 ulp; 0 below −87.3. Coefficients of Cephes' expf (Moshier, 1992). */
 export function exp4(x: v128): v128 {
   const clamped = f32x4.max(f32x4.min(x, f32x4.splat(88.0)), f32x4.splat(-87.3));
-  const n = f32x4.nearest(f32x4.mul(clamped, f32x4.splat(1.44269504088896341)));
+  const n = f32x4.nearest(f32x4.mul(clamped, f32x4.splat(<f32>LOG2E)));
   // ln 2 in two parts: n times the first is exact.
-  let r = f32x4.sub(clamped, f32x4.mul(n, f32x4.splat(0.693359375)));
-  r = f32x4.add(r, f32x4.mul(n, f32x4.splat(2.1219444e-4)));
+  let r = f32x4.sub(clamped, f32x4.mul(n, f32x4.splat(LN2_HIGH_F32)));
+  r = f32x4.sub(r, f32x4.mul(n, f32x4.splat(LN2_LOW_F32)));
   let p = madd(f32x4.splat(1.98756915e-4), r, f32x4.splat(1.3981999507e-3));
   p = madd(p, r, f32x4.splat(8.3334519073e-3));
   p = madd(p, r, f32x4.splat(4.1665795894e-2));
@@ -39,10 +46,10 @@ export function exp1(x: f32): f32 {
 export function exp2(x: v128): v128 {
   const clamped = f64x2.max(f64x2.min(x, f64x2.splat(700)), f64x2.splat(-700));
   // Adding 1.5 · 2^52 rounds to an integer and leaves it in the low bits.
-  const shifted = f64x2.add(f64x2.mul(clamped, f64x2.splat(1.4426950408889634)), f64x2.splat(6755399441055744.0));
+  const shifted = f64x2.add(f64x2.mul(clamped, f64x2.splat(LOG2E)), f64x2.splat(6755399441055744.0));
   const n = f64x2.sub(shifted, f64x2.splat(6755399441055744.0));
-  let r = f64x2.sub(clamped, f64x2.mul(n, f64x2.splat(6.9314718036912381649e-1)));
-  r = f64x2.sub(r, f64x2.mul(n, f64x2.splat(1.90821492927058770002e-10)));
+  let r = f64x2.sub(clamped, f64x2.mul(n, f64x2.splat(LN2_HIGH)));
+  r = f64x2.sub(r, f64x2.mul(n, f64x2.splat(LN2_LOW)));
   let p = f64x2.splat(1.0 / 39916800.0);
   p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 3628800.0));
   p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 362880.0));

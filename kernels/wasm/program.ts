@@ -1,5 +1,5 @@
-// The op list of a recorded program, walked by every thread: each does its share of an op, then all meet at a barrier where
-// the next op needs it. This is the module's entry: all that the host calls is exported here.
+// The op list of a recorded program, walked by every thread: each takes tasks of an op while there are any, and goes
+// on to the next op as soon as that does not need what is still being done. This is the module's entry: all that the host calls is exported here.
 import { add } from "./add";
 import { advance } from "./advance";
 import { argmax, argmaxTiles, linearArgmax } from "./argmax";
@@ -44,9 +44,10 @@ import {
   OP_ROWS,
   OP_SOFTCAP,
   OP_TIMES,
-  PROGRAM_COUNTERS,
   PROGRAM_HEADER,
   PROGRAM_OPS,
+  PROGRAM_STATE,
+  STATE_BYTES,
 } from "./layout";
 import { linear } from "./linear";
 import { linearExperts } from "./linear-experts";
@@ -54,7 +55,7 @@ import { addNorm, rmsNorm } from "./rms-norm";
 import { rope } from "./rope";
 import { group, route } from "./route";
 import { softcap } from "./softcap";
-import { awaitStart, barrier, join, start, useCounter } from "./threads";
+import { awaitFinished, awaitStart, begin, close, end, enter, join, leave, open } from "./threads";
 
 export { pack, unpackRow } from "./weights";
 export { join };
@@ -163,33 +164,35 @@ function step(): void {
   }
 }
 
-/** False: a thread died or a barrier timed out. */
+/** False: a thread was lost. */
 function walk(program: usize): bool {
   const count = load<i32>(program, PROGRAM_OPS);
-  const counters = <usize>load<u32>(program, PROGRAM_COUNTERS);
+  const state = <usize>load<u32>(program, PROGRAM_STATE);
   for (let i = 0; i < count; i++) {
     record = program + PROGRAM_HEADER + <usize>i * OP_BYTES;
-    if (load<i32>(record, OP_BARRIER) !== 0 && !barrier(0, 0)) return false;
-    useCounter(counters + ((<usize>i) << 2));
+    if (load<i32>(record, OP_BARRIER) !== 0 && !awaitFinished(i)) return false;
+    begin(state + <usize>i * STATE_BYTES);
     step();
+    end();
   }
-  return barrier(counters, (<usize>count) << 2);
+  return true;
 }
 
 /** Thread 0: one run of a program, this thread's part included. 0, or 1 if a thread was lost. */
 export function run(program: usize): i32 {
-  start(program);
-  return walk(program) ? 0 : 1;
+  const count = load<i32>(program, PROGRAM_OPS);
+  open(program);
+  if (!walk(program) || !awaitFinished(count) || !close()) return 1;
+  memory.fill(<usize>load<u32>(program, PROGRAM_STATE), 0, <usize>count * STATE_BYTES);
+  return 0;
 }
 
-/** A helper thread: runs what thread 0 starts, until it is asked to stop or a thread is lost. */
-export function help(control: usize): void {
+/** A helper thread: joins in what thread 0 runs, until it is asked to stop or a thread is lost. */
+export function help(): void {
   if (!ASC_FEATURE_THREADS) return;
-  let seen = 0;
-  for (;;) {
-    const program = awaitStart(seen);
-    if (program === 0) return;
-    seen++;
-    if (!walk(program)) return;
+  while (awaitStart()) {
+    const program = enter();
+    if (program !== 0 && !walk(program)) return;
+    leave();
   }
 }

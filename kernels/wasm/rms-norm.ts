@@ -61,7 +61,7 @@ export function normRun(x: usize, y: usize, width: i32, weight: usize, eps: f32,
 export function rmsNorm(runs: i32, x: usize, y: usize, width: i32, weight: usize, eps: f32, offset: f32): void {
   const each = share(runs);
   const bytes = (<usize>width) << 2;
-  for (let from = claim(each); from < runs; from = claim(each)) {
+  for (let from = claim(each, runs); from < runs; from = claim(each, runs)) {
     for (let run = from, to = min(from + each, runs); run < to; run++) {
       normRun(x + <usize>run * bytes, y + <usize>run * bytes, width, weight, eps, offset);
     }
@@ -81,7 +81,7 @@ export function addNorm(
   offset: f32,
 ): void {
   const bytes = (<usize>width) << 2;
-  for (let row = claim(1); row < rows; row = claim(1)) {
+  for (let row = claim(1, rows); row < rows; row = claim(1, rows)) {
     const from = <usize>row * bytes;
     let i: usize = 0;
     for (; i + 16 <= bytes; i += 16) {

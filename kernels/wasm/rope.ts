@@ -47,7 +47,7 @@ export function rope(
 ): void {
   const tasks = rows * heads;
   const each = share(tasks);
-  for (let from = claim(each); from < tasks; from = claim(each)) {
+  for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
     for (let task = from, to = min(from + each, tasks); task < to; task++) {
       const angle = load<i32>(ropeRows + ((<usize>(task / heads)) << 2));
       const at = (<usize>task * headDim) << 2;

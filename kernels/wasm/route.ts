@@ -23,7 +23,7 @@ export function route(
 ): void {
   // One byte per expert: taken already.
   const taken = scratch + SCRATCH_MISC;
-  for (let row = claim(1); row < rows; row = claim(1)) {
+  for (let row = claim(1, rows); row < rows; row = claim(1, rows)) {
     const from = logits + ((<usize>(row * experts)) << 2);
     const w = weights + ((<usize>(row * k)) << 2);
     const c = chosen + ((<usize>(row * k)) << 2);
@@ -62,7 +62,7 @@ export function route(
  * [experts] entries, and the list [slots] of slots by expert.
  */
 export function group(slots: i32, chosen: usize, experts: i32, groups: usize): void {
-  if (claim(1) !== 0) return;
+  if (claim(1, 1) !== 0) return;
   const words = (<usize>experts) << 2;
   const active = groups + 4;
   const first = active + words;

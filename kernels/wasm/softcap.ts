@@ -13,7 +13,8 @@ export function softcap4(x: v128, cap: f64): v128 {
 
 /** x [count] → y [count]. */
 export function softcap(count: i32, x: usize, y: usize, cap: f32): void {
-  for (let task = claim(1); task * CHUNK < count; task = claim(1)) {
+  const tasks = (count + CHUNK - 1) / CHUNK;
+  for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
     const from = (<usize>(task * CHUNK)) << 2;
     const to = (<usize>min((task + 1) * CHUNK, count)) << 2;
     for (let i = from; i < to; i += 16) v128.store(y + i, softcap4(v128.load(x + i), cap));

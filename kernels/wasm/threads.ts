@@ -1,10 +1,14 @@
 // What a thread knows of itself, how threads share the tasks of an op, and how they wait for each other. Each thread has its
 // own instance of this module, so its globals are the thread's own; all that is shared is in memory.
+//
+// An op is done when all its tasks are, whoever did them: nobody waits for a thread that sleeps or that the system has put
+// aside, unless that thread holds a task.
 import {
-  CONTROL_ARRIVED,
   CONTROL_FAILED,
-  CONTROL_GENERATION,
+  CONTROL_FINISHED,
   CONTROL_IDLE,
+  CONTROL_INSIDE,
+  CONTROL_OPEN,
   CONTROL_PROGRAM,
   CONTROL_SCRATCH,
   CONTROL_SLEEPERS,
@@ -24,7 +28,12 @@ const SLICE_NS: i64 = 100_000_000;
 const SLICE_MS: i32 = 100;
 
 let control: usize = 0;
-let counter: usize = 0;
+/** Of the current op: its state, how many tasks it has, how many of them this thread has claimed. */
+let state: usize = 0;
+let total: i32 = 0;
+let mine: i32 = 0;
+/** Of a helper: the last run it saw. */
+let seen: i32 = 0;
 /** This thread's SCRATCH_* areas. */
 export let scratch: usize = 0;
 /** The TABLE_* constants. */
@@ -38,17 +47,38 @@ export function join(controlBlock: usize, thread: i32, count: i32): void {
   tables = control + CONTROL_TABLES;
 }
 
-/** Points `claim` at the counter of the op that this thread is at. */
-export function useCounter(at: usize): void {
-  counter = at;
+// --- Tasks
+
+/** From here on, `claim` is about the op whose state this is. */
+export function begin(opState: usize): void {
+  state = opState;
+  mine = 0;
 }
 
-/** The first of the next `n` tasks of this op. Which thread does a task never changes its result. */
-export function claim(n: i32): i32 {
-  if (ASC_FEATURE_THREADS) return atomic.add<i32>(counter, n);
-  const first = load<i32>(counter);
-  store<i32>(counter, first + n);
+/**
+ * The first of the next `n` of an op's `tasks`; at or above `tasks` when there are none left. Which thread does a task never
+ * changes its result. Every op claims at least once, with the same `tasks` in all threads.
+ */
+export function claim(n: i32, tasks: i32): i32 {
+  // An op without tasks counts as one, so that exactly one thread finishes it.
+  total = max(tasks, 1);
+  let first: i32;
+  if (ASC_FEATURE_THREADS) {
+    first = atomic.add<i32>(state, n);
+  } else {
+    first = load<i32>(state);
+    store<i32>(state, first + n);
+  }
+  mine += max(0, min(n, total - first));
   return first;
+}
+
+/** The tasks that this thread claimed are done. */
+export function end(): void {
+  if (!ASC_FEATURE_THREADS || mine === 0) return;
+  if (atomic.add<i32>(state, mine, 4) + mine !== total) return;
+  atomic.add<i32>(control, 1, CONTROL_FINISHED);
+  if (atomic.load<i32>(control, CONTROL_SLEEPERS) !== 0) atomic.notify(control + CONTROL_FINISHED, -1);
 }
 
 /** How many of `tasks` to claim at once: small enough to even out, large enough that claiming costs nothing. */
@@ -56,53 +86,63 @@ export function share(tasks: i32): i32 {
   return max(1, tasks / (threads * 8));
 }
 
-/**
- * Waits until all threads are here. The last to arrive zeroes `bytes` at `counters` before it lets the others go.
- * False: a thread died or did not come in time, and the run is over.
- */
-export function barrier(counters: usize, bytes: usize): bool {
-  if (!ASC_FEATURE_THREADS || threads === 1) {
-    memory.fill(counters, 0, bytes);
-    return true;
-  }
-  const generation = atomic.load<i32>(control, CONTROL_GENERATION);
-  if (atomic.add<i32>(control, 1, CONTROL_ARRIVED) === threads - 1) {
-    memory.fill(counters, 0, bytes);
-    atomic.store<i32>(control, 0, CONTROL_ARRIVED);
-    atomic.store<i32>(control, generation + 1, CONTROL_GENERATION);
-    if (atomic.load<i32>(control, CONTROL_SLEEPERS) !== 0) atomic.notify(control + CONTROL_GENERATION, -1);
-    return atomic.load<i32>(control, CONTROL_FAILED) === 0;
-  }
+// --- Waiting
+
+/** Waits until `ops` ops of the run are done. False: a thread was lost. */
+export function awaitFinished(ops: i32): bool {
+  if (!ASC_FEATURE_THREADS) return true;
   for (let spins = load<i32>(control, CONTROL_SPINS); spins > 0; spins--) {
-    if (atomic.load<i32>(control, CONTROL_GENERATION) !== generation) return true;
+    if (atomic.load<i32>(control, CONTROL_FINISHED) >= ops) return true;
   }
-  return sleep(generation);
-}
-
-function sleep(generation: i32): bool {
   let left = load<i32>(control, CONTROL_TIMEOUT_MS);
-  atomic.add<i32>(control, 1, CONTROL_SLEEPERS);
-  while (atomic.load<i32>(control, CONTROL_GENERATION) === generation) {
-    if (left <= 0) atomic.store<i32>(control, 1, CONTROL_FAILED);
-    if (atomic.load<i32>(control, CONTROL_FAILED) !== 0) break;
-    if (atomic.wait<i32>(control + CONTROL_GENERATION, generation, SLICE_NS) === AtomicWaitResult.TIMED_OUT) {
-      left -= SLICE_MS;
-    }
+  let finished = atomic.load<i32>(control, CONTROL_FINISHED);
+  while (finished < ops && left >= 0) {
+    left = sleep(CONTROL_FINISHED, finished, left);
+    finished = atomic.load<i32>(control, CONTROL_FINISHED);
   }
-  atomic.sub<i32>(control, 1, CONTROL_SLEEPERS);
-  return atomic.load<i32>(control, CONTROL_FAILED) === 0;
+  return finished >= ops;
 }
 
-/** Thread 0: wakes the helpers for a run of `program`. */
-export function start(program: usize): void {
-  if (!ASC_FEATURE_THREADS || threads === 1) return;
+/** Sleeps while the word at `offset` is `value`, for one slice at most. The time left; negative: a thread was lost. */
+function sleep(offset: usize, value: i32, left: i32): i32 {
+  if (left <= 0) atomic.store<i32>(control, 1, CONTROL_FAILED);
+  if (atomic.load<i32>(control, CONTROL_FAILED) !== 0) return -1;
+  atomic.add<i32>(control, 1, CONTROL_SLEEPERS);
+  const result = atomic.wait<i32>(control + offset, value, SLICE_NS);
+  atomic.sub<i32>(control, 1, CONTROL_SLEEPERS);
+  return result === AtomicWaitResult.TIMED_OUT ? left - SLICE_MS : left;
+}
+
+// --- Runs
+
+/** Thread 0: lets the helpers join in a run of `program`. */
+export function open(program: usize): void {
+  if (!ASC_FEATURE_THREADS) return;
   store<u32>(control, <u32>program, CONTROL_PROGRAM);
+  atomic.store<i32>(control, 0, CONTROL_FINISHED);
+  atomic.store<i32>(control, 1, CONTROL_OPEN);
   atomic.add<i32>(control, 1, CONTROL_START);
   if (atomic.load<i32>(control, CONTROL_IDLE) !== 0) atomic.notify(control + CONTROL_START, -1);
 }
 
-/** A helper: waits for the run after number `seen`. The program to run, or 0 to stop. */
-export function awaitStart(seen: i32): usize {
+/** Thread 0: ends a run whose ops are done, and waits until no helper looks at its program. False: a thread was lost. */
+export function close(): bool {
+  if (!ASC_FEATURE_THREADS) return true;
+  atomic.store<i32>(control, 0, CONTROL_OPEN);
+  for (let spins = load<i32>(control, CONTROL_SPINS); spins > 0; spins--) {
+    if (atomic.load<i32>(control, CONTROL_INSIDE) === 0) return true;
+  }
+  let left = load<i32>(control, CONTROL_TIMEOUT_MS);
+  let inside = atomic.load<i32>(control, CONTROL_INSIDE);
+  while (inside !== 0 && left >= 0) {
+    left = sleep(CONTROL_INSIDE, inside, left);
+    inside = atomic.load<i32>(control, CONTROL_INSIDE);
+  }
+  return inside === 0;
+}
+
+/** A helper: waits for the next run. False: it shall end. */
+export function awaitStart(): bool {
   for (let spins = load<i32>(control, CONTROL_SPINS); spins > 0; spins--) {
     if (atomic.load<i32>(control, CONTROL_START) !== seen) break;
   }
@@ -112,7 +152,19 @@ export function awaitStart(seen: i32): usize {
     atomic.add<i32>(control, 1, CONTROL_WAKEUPS);
   }
   atomic.sub<i32>(control, 1, CONTROL_IDLE);
-  if (atomic.load<i32>(control, CONTROL_STOP) !== 0) return 0;
-  if (atomic.load<i32>(control, CONTROL_FAILED) !== 0) return 0;
+  seen = atomic.load<i32>(control, CONTROL_START);
+  return atomic.load<i32>(control, CONTROL_STOP) === 0 && atomic.load<i32>(control, CONTROL_FAILED) === 0;
+}
+
+/** A helper: the program that runs, or 0 if it came too late. */
+export function enter(): usize {
+  atomic.add<i32>(control, 1, CONTROL_INSIDE);
+  if (atomic.load<i32>(control, CONTROL_OPEN) === 0) return 0;
   return <usize>load<u32>(control, CONTROL_PROGRAM);
+}
+
+export function leave(): void {
+  if (atomic.sub<i32>(control, 1, CONTROL_INSIDE) === 1 && atomic.load<i32>(control, CONTROL_SLEEPERS) !== 0) {
+    atomic.notify(control + CONTROL_INSIDE, -1);
+  }
 }

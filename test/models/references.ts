@@ -36,8 +36,10 @@ import { readJson } from "../../weights/json.ts";
 export interface ReferenceOptions {
   readonly createBackend: () => Promise<Backend>;
   readonly fusion?: "on" | "off";
-  /** How the backend computes with weights of a format. Default: f32, whatever the format. */
-  readonly computeClass?: (format: "dense" | "mxfp4") => ComputeClass;
+  /** How the backend computes: which gates it is held to. Default `f32`. */
+  readonly computeClass?: ComputeClass;
+  /** `own`: only the models in the project, not the larger ones beside it. Default `all`. */
+  readonly models?: "own" | "all";
   /** Damages the config, to see that it is noticed. */
   readonly change?: (config: BaseConfig) => BaseConfig;
 }
@@ -56,16 +58,16 @@ const shared = fileURLToPath(new URL("../../../shared/", import.meta.url));
 /** The larger reference data is not part of the project: without it, those models are skipped, and one test says so. */
 const hasShared = existsSync(`${shared}reference/models`);
 
-/** All reference models that are there. */
-export function referenceCases(): Case[] {
+/** The reference models that are there. */
+export function referenceCases(models: "own" | "all" = "all"): Case[] {
   const own = readdirSync(local)
     .filter((name) => existsSync(`${local}${name}/dump.f32.json`))
     .map((name) => ({ name, model: `${local}${name}`, dumps: `${local}${name}`, base: "dump.f32" }));
-  if (!hasShared) return own;
-  const models = `${shared}reference/models`;
-  const large = readdirSync(models).map((name) => ({
+  if (models === "own" || !hasShared) return own;
+  const folder = `${shared}reference/models`;
+  const large = readdirSync(folder).map((name) => ({
     name: `large ${name}`,
-    model: `${models}/${name}`,
+    model: `${folder}/${name}`,
     dumps: `${shared}reference/dumps/${name}`,
     base: "main.f32",
   }));
@@ -149,8 +151,8 @@ const withoutStep = (key: string) => key.slice(key.indexOf("/") + 1);
 export function describeReferences(label: string, options: ReferenceOptions): void {
   if (!hasShared) it.skip(`${label}: larger models, which are not beside the project`, () => {});
 
-  describe.each(referenceCases())(`${label}: $name`, (one) => {
-    const compute = options.computeClass?.(one.name.includes("mxfp4") ? "mxfp4" : "dense") ?? "f32";
+  describe.each(referenceCases(options.models))(`${label}: $name`, (one) => {
+    const compute = options.computeClass ?? "f32";
     let opened: Opened;
     let tensors: ReadonlyMap<string, DumpTensor>;
     let greedy: readonly number[];

@@ -186,6 +186,7 @@ describe("shards", () => {
 describe("folders without safetensors files", () => {
   test.each([
     ["pytorch_model.bin", "CFG_CUSTOM_CODE", "runs no code from a model"],
+    ["pytorch_model.bin.index.json", "CFG_CUSTOM_CODE", "runs no code from a model"],
     ["pytorch_model-00001-of-00002.bin", "CFG_CUSTOM_CODE", "runs no code from a model"],
     ["consolidated.00.pth", "CFG_CUSTOM_CODE", "runs no code from a model"],
     ["model.pt", "CFG_CUSTOM_CODE", "runs no code from a model"],

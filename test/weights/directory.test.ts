@@ -126,6 +126,7 @@ describe("what is no readable file", () => {
 
   test("a folder that is missing, or is a file", async () => {
     expect((await errorOf(() => openDirectory(join(folder, "nope")))).code).toBe("FILE_MISSING");
+    expect((await errorOf(() => openDirectory("a\0b"))).code).toBe("FILE_MISSING");
     await write("a");
     const error = await errorOf(() => openDirectory(join(folder, "a")));
     expect(error.code).toBe("FILE_KIND");

@@ -1,0 +1,866 @@
+// A collection of the mistakes that inference engines make, each done to a correct engine from outside, with the tap where it
+// must be found and, where `explain` can tell, what it must say.
+import { f32, HostTensor, HostWeight, i32, kv } from "../../backends/reference/ops.ts";
+import type { AttentionOptions, BaseOps, KvCache, Step, Tensor, Weight, WeightSource } from "../../src/backend.ts";
+import type { BaseConfig } from "../../src/model.ts";
+import type { GptOssConfig } from "../../src/models/gpt_oss.ts";
+import type { LlamaConfig } from "../../src/models/llama.ts";
+import type { RopeSpec } from "../../src/rope.ts";
+import { decodeWeight } from "../../weights/decode.ts";
+import { type KvAddress, kvSlot } from "../../kernels/reference/kv-append.ts";
+import type { Damage, Launch } from "./rig.ts";
+
+export interface Defect extends Damage {
+  readonly name: string;
+  readonly model: string;
+  /** The tap that must be named, step included. */
+  readonly guilty: RegExp;
+  /** The best hypothesis of `explain`. */
+  readonly cause?: RegExp;
+  readonly verdict?: "fail" | "non-finite";
+}
+
+// ---------------------------------------------------------------------------------------------- tools
+
+type Ops = NonNullable<Damage["ops"]>;
+
+/** Changes what an operation has just computed. */
+const after =
+  <K extends "linear" | "rope" | "rmsNorm" | "attention" | "embed" | "combine" | "add">(
+    op: K,
+    change: (values: Float32Array, tensor: Tensor) => void,
+    when: (...args: Parameters<BaseOps[K]>) => boolean = () => true,
+  ): Ops =>
+  (ops, launch) =>
+    ({
+      [op]: (...args: Parameters<BaseOps[K]>) => {
+        const out = (ops[op] as (...args: unknown[]) => Tensor)(...args);
+        if (when(...args)) launch(() => change(f32(out), out));
+        return out;
+      },
+    }) as Partial<BaseOps>;
+
+/** Other options of attention, in both places where it is computed. */
+const attentionOptions =
+  (change: (options: AttentionOptions, q: Tensor) => Partial<AttentionOptions>): Ops =>
+  (ops) => ({
+    attention: (q, cache, step, options) => ops.attention(q, cache, step, { ...options, ...change(options, q) }),
+    attentionProbs: (q, cache, step, options) =>
+      ops.attentionProbs(q, cache, step, { ...options, ...change(options, q) }),
+  });
+
+/** Attention written out, with one rule of it replaced. */
+interface Rules {
+  /** Which keys take part; default: causal and inside the window. */
+  visible?: (query: number, key: number, options: AttentionOptions, length: number) => boolean;
+  /** Score of a key that does not take part. */
+  masked?: (options: AttentionOptions) => number | undefined;
+  kvHead?: (head: number, heads: number, kvHeads: number) => number;
+  slot?: (address: KvAddress, position: number) => number;
+}
+
+const attention =
+  ({ visible, masked, kvHead, slot }: Rules): Ops =>
+  (ops, launch) => {
+    const compute = (q: Tensor, cache: KvCache, step: Step, options: AttentionOptions) => {
+      const { headDim: d, kvHeads: G, ring, pageSize } = cache.spec;
+      const { keys, values } = kv(cache);
+      const heads = q.shape[1] / d;
+      const address = { ring, pageSize, pages: i32(step.pages), pagesPerSequence: step.pages.shape[1] };
+      const at = slot ?? ((where: KvAddress, position: number) => kvSlot(where, 0, position));
+      const sinks = options.sinks instanceof HostWeight ? options.sinks.data : undefined;
+      const positions = i32(step.positions);
+      const length = Math.max(...positions) + 1;
+      const probs: Float64Array[] = [];
+      const context = new Float32Array(q.shape[0] * q.shape[1]);
+      for (let t = 0; t < q.shape[0]; t++) {
+        for (let h = 0; h < heads; h++) {
+          const g = kvHead?.(h, heads, G) ?? Math.floor((h * G) / heads);
+          const row = (t * heads + h) * d;
+          const scores = Float64Array.from({ length }, (_, j) => {
+            const i = positions[t];
+            const shown = visible
+              ? visible(i, j, options, length)
+              : j <= i && i - j < (options.window ?? Number.POSITIVE_INFINITY);
+            if (!shown) return masked?.(options) ?? Number.NEGATIVE_INFINITY;
+            const key = (at(address, j) * G + g) * d;
+            let dot = 0;
+            for (let c = 0; c < d; c++) dot += f32(q)[row + c] * keys[key + c];
+            const score = dot * options.scale;
+            return options.softcap === undefined ? score : options.softcap * Math.tanh(score / options.softcap);
+          });
+          const sink = sinks?.[h] ?? Number.NEGATIVE_INFINITY;
+          const max = Math.max(sink, ...scores);
+          const sum = scores.reduce((total, score) => total + Math.exp(score - max), Math.exp(sink - max));
+          const p = scores.map((score) => Math.exp(score - max) / sum);
+          probs.push(p);
+          for (let j = 0; j < length; j++) {
+            if (p[j] === 0) continue;
+            const value = (at(address, j) * G + g) * d;
+            for (let c = 0; c < d; c++) context[row + c] += p[j] * values[value + c];
+          }
+        }
+      }
+      return { context, probs };
+    };
+    return {
+      attention(q, cache, step, options) {
+        const out = ops.attention(q, cache, step, options);
+        launch(() => f32(out).set(compute(q, cache, step, options).context));
+        return out;
+      },
+      attentionProbs(q, cache, step, options) {
+        const out = ops.attentionProbs(q, cache, step, options);
+        launch(() => {
+          for (const [i, p] of compute(q, cache, step, options).probs.entries()) f32(out).set(p, i * options.keys);
+        });
+        return out;
+      },
+    };
+  };
+
+/** Pairs of channels of a head, rotated as `rotate` says. */
+const rope =
+  (rotate: (a: number, b: number, c: number, s: number) => [number, number], pair: "half" | "neighbours" | "head"): Ops =>
+  (ops, launch) => ({
+    rope(x, table, step, options) {
+      const out = ops.rope(x, table, step, options);
+      const { headDim: d } = options;
+      const half = table.rotaryDim / 2;
+      launch(() => {
+        const [from, to, rows] = [f32(x), f32(out), i32(step.ropeRows)];
+        to.set(from);
+        for (let head = 0; head < from.length; head += d) {
+          const angle = rows[Math.floor(head / x.shape[1])] * half;
+          for (let i = 0; i < half; i++) {
+            const first = pair === "neighbours" ? 2 * i : i;
+            const second = pair === "neighbours" ? 2 * i + 1 : i + (pair === "half" ? half : d / 2);
+            const [c, s] = [f32(table.cos)[angle + i], f32(table.sin)[angle + i]];
+            [to[head + first], to[head + second]] = rotate(from[head + first], from[head + second], c, s);
+          }
+        }
+      });
+      return out;
+    },
+  });
+const turn = (a: number, b: number, c: number, s: number): [number, number] => [a * c - b * s, b * c + a * s];
+
+const bits = new DataView(new ArrayBuffer(4));
+function truncated(value: number, dropped: number): number {
+  bits.setFloat32(0, value);
+  bits.setUint32(0, (bits.getUint32(0) >>> dropped) << dropped);
+  return bits.getFloat32(0);
+}
+
+const named =
+  (pattern: RegExp) =>
+  (...args: unknown[]) =>
+    args.some((arg) => arg instanceof HostWeight && pattern.test(arg.name));
+
+/** The same bytes with one plane changed. */
+const plane =
+  (pattern: RegExp, which: "data" | "scales", change: (byte: number, index: number, all: Uint8Array) => number) =>
+  (source: WeightSource): WeightSource => {
+    if (!pattern.test(source.name) || source.byteLength(which) === 0) return source;
+    const read = async (of: "data" | "scales", offset: number, length: number) => {
+      const bytes = await source.read(of, offset, length);
+      return of === which ? bytes.map((byte, i) => change(byte, i, bytes)) : bytes;
+    };
+    return { ...delegate(source), read };
+  };
+
+/** Other values, as f32. */
+const values =
+  (pattern: RegExp, change: (values: Float32Array, shape: readonly number[]) => Float32Array) =>
+  (source: WeightSource): WeightSource => {
+    if (!pattern.test(source.name)) return source;
+    return {
+      name: source.name,
+      shape: source.shape,
+      format: "f32",
+      byteLength: (which) => (which === "data" ? 4 * source.shape.reduce((n, dim) => n * dim, 1) : 0),
+      async read(_, offset, length) {
+        const all = change(await decodeWeight(source), source.shape);
+        return new Uint8Array(all.buffer, all.byteOffset, all.byteLength).slice(offset, offset + length);
+      },
+    };
+  };
+
+function delegate(source: WeightSource): WeightSource {
+  const { name, shape, format, group } = source;
+  return {
+    name,
+    shape,
+    format,
+    group,
+    read: (which, offset, length) => source.read(which, offset, length),
+    byteLength: (which) => source.byteLength(which),
+  };
+}
+
+const llama = (change: (config: LlamaConfig) => Partial<LlamaConfig>) => (config: BaseConfig) => {
+  return { ...config, ...change(config as LlamaConfig) } as BaseConfig;
+};
+const scaled = (spec: RopeSpec, changes: object): RopeSpec => ({
+  ...spec,
+  scaling: { ...spec.scaling, ...changes } as RopeSpec["scaling"],
+});
+
+const written =
+  (label: RegExp, change: (values: Float32Array | Int32Array) => Float32Array | Int32Array): Damage["write"] =>
+  (tensor, data) =>
+    label.test(tensor.label) ? change(data) : data;
+
+const decoding = (label: string) => label === "trace 1";
+const expertBias = (weight: Weight): weight is HostWeight => weight instanceof HostWeight;
+
+// ---------------------------------------------------------------------------------------------- the collection
+
+const L0 = "^0/model\\.layers\\.0\\.";
+const at = (path: string) => new RegExp(`${L0}${path}$`);
+
+const ropes: Defect[] = [
+  {
+    name: "rope: neighbouring channels instead of halves",
+    model: "llama",
+    ops: rope(turn, "neighbours"),
+    guilty: at("self_attn:q_rope"),
+    cause: /interleaved/,
+  },
+  {
+    name: "rope: halves of the whole head where only a part is rotated",
+    model: "phi3",
+    ops: rope(turn, "head"),
+    guilty: at("self_attn:q_rope"),
+    cause: /whole head/,
+  },
+  {
+    name: "rope: other direction",
+    model: "qwen3",
+    ops: rope((a, b, c, s) => turn(a, b, c, -s), "half"),
+    guilty: at("self_attn:q_rope"),
+    cause: /direction/,
+  },
+  {
+    name: "rope: left out",
+    model: "mistral",
+    ops: () => ({ rope: (x) => x }),
+    guilty: at("self_attn:q_rope"),
+    cause: /no rotation/,
+  },
+  {
+    name: "rope: positions one too large (logits cannot show it)",
+    model: "llama",
+    write: written(/\.ropeRows$/, (rows) => rows.map((row) => row + 1)),
+    guilty: at("self_attn:q_rope"),
+    cause: /position \+ 1/,
+  },
+  {
+    name: "rope: positions all zero",
+    model: "gpt_oss",
+    write: written(/\.ropeRows$/, (rows) => rows.fill(0)),
+    guilty: at("self_attn:q_rope"),
+    cause: /position 0/,
+  },
+  {
+    name: "rope: the table on the device lacks the attention factor",
+    model: "gpt_oss",
+    write: written(/^rope\..*\.(cos|sin)$/, (table) => table.map((value) => value / (0.1 * Math.log(4) + 1))),
+    guilty: at("self_attn:q_rope"),
+    cause: /attention factor/,
+  },
+  {
+    name: "rope: no attention factor in the config",
+    model: "qwen2",
+    config: llama(({ ropes }) => ({ ropes: { default: scaled(ropes.default, { attentionFactor: 1 }) } })),
+    guilty: /^0\/model\.rotary_emb:cos$/,
+    cause: /attention factor/,
+  },
+  {
+    name: "rope: another theta",
+    model: "mistral",
+    config: llama(({ ropes }) => ({ ropes: { default: { ...ropes.default, theta: 10_000 } } })),
+    guilty: /^0\/model\.rotary_emb:inv_freq$/,
+    cause: /theta 10000/,
+  },
+  {
+    name: "rope: scaling ignored",
+    model: "llama",
+    config: llama(({ ropes }) => ({ ropes: { default: { ...ropes.default, scaling: { kind: "default" } } } })),
+    guilty: /^0\/model\.rotary_emb:inv_freq$/,
+    cause: /scaling ignored/,
+  },
+  {
+    name: "rope: YaRN's bounds truncated",
+    model: "gpt_oss",
+    config: (config) => ({ ...config, rope: scaled((config as GptOssConfig).rope, { truncate: true }) }) as BaseConfig,
+    guilty: /^0\/model\.rotary_emb:inv_freq$/,
+    cause: /truncate/,
+  },
+  {
+    name: "rope: the layers' variants exchanged",
+    model: "gemma3_text",
+    config: llama(({ layerRopes }) => ({
+      layerRopes: layerRopes.map((name) => (name === "full_attention" ? "sliding_attention" : "full_attention")),
+    })),
+    guilty: at("self_attn:q_rope"),
+    cause: /variant/,
+  },
+];
+
+const attentions: Defect[] = [
+  {
+    name: "window one too long",
+    model: "mistral",
+    ops: attentionOptions(({ window }) => ({ window: window! + 1 })),
+    guilty: at("self_attn:probs"),
+    cause: /window \+ 1/,
+  },
+  {
+    name: "window one too short",
+    model: "gpt_oss",
+    ops: attentionOptions(({ window }) => (window === undefined ? {} : { window: window - 1 })),
+    guilty: at("self_attn:probs"),
+    cause: /window − 1/,
+  },
+  {
+    name: "no window",
+    model: "gemma2",
+    ops: attentionOptions(({ window }) => (window === undefined ? {} : { window: 1000 })),
+    guilty: at("self_attn:probs"),
+    cause: /no sliding window/,
+  },
+  {
+    name: "no sinks",
+    model: "gpt_oss",
+    ops: attentionOptions(() => ({ sinks: undefined })),
+    guilty: at("self_attn:probs"),
+    cause: /no sinks/,
+  },
+  {
+    name: "sinks scaled like scores",
+    model: "gpt_oss",
+    source: values(/\.sinks$/, (sinks) => sinks.map((sink) => sink / Math.sqrt(10))),
+    guilty: at("self_attn:probs"),
+    cause: /sinks times the scale/,
+  },
+  {
+    name: "no soft-cap of scores",
+    model: "gemma2",
+    ops: attentionOptions(() => ({ softcap: undefined })),
+    guilty: at("self_attn:probs"),
+    cause: /no soft-cap/,
+  },
+  {
+    name: "soft-cap after the mask",
+    model: "gemma2",
+    ops: attention({ masked: ({ softcap }) => (softcap === undefined ? undefined : -softcap) }),
+    guilty: at("self_attn:probs"),
+    cause: /soft-cap after the mask/,
+  },
+  {
+    name: "scores scaled by 1/√hidden",
+    model: "qwen3",
+    ops: attentionOptions(() => ({ scale: 1 / Math.sqrt(40) })),
+    guilty: at("self_attn:probs"),
+    cause: /scale/,
+  },
+  {
+    name: "KV heads tiled instead of repeated",
+    model: "llama",
+    ops: attention({ kvHead: (head, _, kvHeads) => head % kvHeads }),
+    guilty: at("self_attn:probs"),
+    cause: /tiled/,
+  },
+  {
+    name: "every row sees the next key too",
+    model: "qwen3",
+    ops: attention({ visible: (i, j, _, length) => j <= i + 1 && j < length }),
+    guilty: at("self_attn:probs"),
+    cause: /next key/,
+  },
+  {
+    name: "no causal mask",
+    model: "mixtral",
+    ops: attention({ visible: (i, j, { window = 1000 }) => i - j < window }),
+    guilty: at("self_attn:probs"),
+    cause: /no causal mask/,
+  },
+  {
+    name: "values read one slot too far",
+    model: "llama",
+    ops: (ops, launch) => ({
+      attention(q, cache, step, options) {
+        const { values: all, spec } = kv(cache);
+        const width = spec.kvHeads * spec.headDim;
+        const shift = (by: number) => launch(() => void all.copyWithin(by > 0 ? width : 0, by > 0 ? 0 : width));
+        shift(-1);
+        const out = ops.attention(q, cache, step, options);
+        shift(1);
+        return out;
+      },
+    }),
+    guilty: at("self_attn:ctx"),
+  },
+  {
+    name: "decode leaves the new key out of the cache",
+    model: "llama",
+    ops: (ops, _, label) => ({
+      kvAppend: (cache, k, v, step) => (decoding(label) ? undefined : ops.kvAppend(cache, k, v, step)),
+    }),
+    guilty: /^1\/model\.layers\.0\.self_attn:k_cache$/,
+  },
+  {
+    name: "decode reads a stale slot of the ring",
+    model: "mistral",
+    ops: (ops, launch, label) =>
+      decoding(label)
+        ? attention({ slot: ({ ring = 1 }, position) => (position % ring === 3 ? (position + 1) % ring : position % ring) })(
+            ops,
+            launch,
+            label,
+          )
+        : {},
+    guilty: /^1\/model\.layers\.0\.self_attn:(probs|ctx)$/,
+  },
+  {
+    name: "one head's result thrown away",
+    model: "qwen2",
+    ops: after("attention", (context, { shape }) => {
+      for (let i = 0; i < context.length; i++) if (i % shape[1] >= 20 && i % shape[1] < 30) context[i] = 0;
+    }),
+    guilty: at("self_attn:ctx"),
+    cause: /zero/,
+  },
+  {
+    name: "context rounded to f16 on the way",
+    model: "llama",
+    ops: after("attention", (context) => void context.forEach((value, i) => {
+      context[i] = Math.f16round(value);
+    })),
+    guilty: at("self_attn:ctx"),
+    cause: /rounded to f16/,
+  },
+];
+
+const experts: Defect[] = [
+  {
+    name: "router: softmax over the chosen instead of all",
+    model: "qwen3_moe",
+    ops: (ops) => ({ route: (logits, options) => ops.route(logits, { ...options, order: "topk-softmax" }) }),
+    guilty: /^0\/model\.layers\.1\.mlp\.gate:out\.1$/,
+    cause: /router.*chosen/,
+  },
+  {
+    name: "router: softmax over all instead of the chosen",
+    model: "gpt_oss",
+    ops: (ops) => ({ route: (logits, options) => ops.route(logits, { ...options, order: "softmax-topk" }) }),
+    guilty: at("mlp\\.router:out\\.1"),
+    cause: /router.*all/,
+  },
+  {
+    name: "router: weights not normalised",
+    model: "mixtral",
+    ops: (ops) => ({ route: (logits, options) => ops.route(logits, { ...options, normalize: false }) }),
+    guilty: at("mlp\\.gate:out\\.1"),
+    cause: /router.*(all|normalis)/,
+  },
+  {
+    name: "router: one slot gets the next expert",
+    model: "gpt_oss",
+    ops: (ops, launch) => ({
+      route(logits, options) {
+        const routing = ops.route(logits, options);
+        launch(() => {
+          const chosen = i32(routing.experts);
+          for (let i = 1; i < chosen.length; i += 2) chosen[i] = (chosen[i] + 1) % logits.shape[1];
+        });
+        return routing;
+      },
+    }),
+    guilty: at("mlp\\.router:out\\.2"),
+  },
+  {
+    name: "router: no bias",
+    model: "gpt_oss",
+    ops: (ops) => ({
+      linear: (x, weight, bias) => ops.linear(x, weight, /router/.test(weight.name) ? undefined : bias),
+    }),
+    guilty: at("mlp\\.router:out\\.0"),
+    cause: /no bias/,
+  },
+  {
+    name: "experts: bias outside the weighted sum",
+    model: "gpt_oss",
+    ops(ops, launch) {
+      let pending: { bias: HostWeight } | undefined;
+      return {
+        linearExperts(x, routing, weight, bias) {
+          if (!/down_proj/.test(weight.name) || bias === undefined || !expertBias(bias))
+            return ops.linearExperts(x, routing, weight, bias);
+          pending = { bias };
+          return ops.linearExperts(x, routing, weight);
+        },
+        combine(y, routing) {
+          const out = ops.combine(y, routing);
+          const bias = pending?.bias.data;
+          launch(() => {
+            const [chosen, width, k] = [i32(routing.experts), out.shape[1], routing.experts.shape[1]];
+            for (const [slot, expert] of chosen.entries()) {
+              const row = Math.floor(slot / k) * width;
+              for (let c = 0; c < width; c++) f32(out)[row + c] += bias![expert * width + c];
+            }
+          });
+          return out;
+        },
+      };
+    },
+    guilty: at("mlp\\.experts:out"),
+    cause: /bias outside/,
+  },
+  {
+    name: "experts: no bias after gate and up",
+    model: "gpt_oss",
+    ops: (ops) => ({
+      linearExperts: (x, routing, weight, bias) =>
+        ops.linearExperts(x, routing, weight, /gate_up/.test(weight.name) ? undefined : bias),
+    }),
+    guilty: at("mlp\\.experts:out"),
+    cause: /no bias/,
+  },
+  {
+    name: "experts: no clamp",
+    model: "gpt_oss",
+    ops: (ops) => ({
+      gluPacked: (x, layout, options) => ops.gluPacked(x, layout, { ...options, limit: Number.POSITIVE_INFINITY }),
+    }),
+    guilty: /^0\/model\.layers\.\d\.mlp\.experts:out$/,
+    cause: /no clamp/,
+  },
+  {
+    name: "experts: gate and up as halves instead of interleaved",
+    model: "gpt_oss",
+    ops: (ops) => ({ gluPacked: (x, _, options) => ops.gluPacked(x, "halves", options) }),
+    guilty: at("mlp\\.experts:out"),
+    cause: /halves/,
+  },
+  {
+    name: "experts: gate and up interleaved instead of halves",
+    model: "mixtral",
+    ops: (ops) => ({ gluPacked: (x, _, options) => ops.gluPacked(x, "interleaved", options) }),
+    guilty: at("mlp\\.experts:out"),
+    cause: /interleaved/,
+  },
+  {
+    name: "experts: weights of the sum ignored",
+    model: "mixtral",
+    ops: (ops, launch) => ({
+      combine(y, routing) {
+        const even = new HostTensor(routing.weights.shape, "f32", "even");
+        launch(() => void f32(even).fill(1 / routing.weights.shape[1]));
+        return ops.combine(y, { ...routing, weights: even });
+      },
+    }),
+    guilty: at("mlp\\.experts:out"),
+    cause: /router's weights/,
+  },
+  {
+    name: "one expert transposed",
+    model: "gpt_oss_mxfp4",
+    source: values(/layers\.0\.mlp\.experts\.down_proj$/, (all, [, rows, columns]) => {
+      const out = all.slice();
+      for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) out[r * columns + c] = all[c * columns + r];
+      return out;
+    }),
+    guilty: at("mlp\\.experts:out"),
+  },
+  {
+    name: "all experts transposed",
+    model: "gpt_oss_mxfp4",
+    source: values(/mlp\.experts\.down_proj$/, (all, [experts, rows, columns]) => {
+      const out = all.slice();
+      for (let e = 0; e < experts * rows * columns; e += rows * columns) {
+        for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) out[e + r * columns + c] = all[e + c * columns + r];
+      }
+      return out;
+    }),
+    guilty: at("mlp\\.experts:out"),
+    cause: /transposed/,
+  },
+  {
+    name: "experts in another order",
+    model: "mixtral",
+    source: values(/mlp\.experts\.down_proj$/, (all, [experts]) => {
+      const size = all.length / experts;
+      const out = all.slice();
+      for (let e = 0; e < experts; e++) out.set(all.subarray(e * size, (e + 1) * size), ((e + 1) % experts) * size);
+      return out;
+    }),
+    guilty: at("mlp\\.experts:out"),
+    cause: /next expert/,
+  },
+];
+
+const MXFP4 = /experts\.(gate_up|down)_proj$/;
+const formats: Defect[] = [
+  {
+    name: "MXFP4: nibbles exchanged",
+    model: "gpt_oss_mxfp4",
+    source: plane(MXFP4, "data", (byte) => ((byte & 15) << 4) | (byte >> 4)),
+    guilty: at("mlp\\.experts:out"),
+    cause: /nibbles/,
+  },
+  {
+    name: "MXFP4: halves of a block as GGUF packs them",
+    model: "gpt_oss_mxfp4",
+    source: plane(MXFP4, "data", (_, i, all) => {
+      const block = i - (i % 16);
+      const code = (element: number) => (all[block + (element >> 1)] >> (4 * (element & 1))) & 15;
+      const j = 2 * (i % 16);
+      const order = (element: number) => (element < 16 ? 2 * element : 2 * (element - 16) + 1);
+      return code(order(j)) | (code(order(j + 1)) << 4);
+    }),
+    guilty: at("mlp\\.experts:out"),
+    cause: /GGUF/,
+  },
+  {
+    name: "MXFP4: scales twice as large",
+    model: "gpt_oss_mxfp4",
+    source: plane(/down_proj$/, "scales", (byte) => byte + 1),
+    guilty: at("mlp\\.experts:out"),
+    cause: /E8M0/,
+  },
+  {
+    name: "MXFP4: one block's scale wrong in one expert",
+    model: "gpt_oss_mxfp4",
+    source: plane(/layers\.1\.mlp\.experts\.down_proj$/, "scales", (byte, i) => (i % 128 === 40 ? byte + 1 : byte)),
+    guilty: /^0\/model\.layers\.1\.mlp\.experts:out$/,
+  },
+];
+
+const rows: Defect[] = [
+  {
+    name: "norm: ε ten times too large (logits cannot show it)",
+    model: "llama",
+    ops: (ops) => ({ rmsNorm: (x, weight, { eps, ...rest }) => ops.rmsNorm(x, weight, { ...rest, eps: 10 * eps }) }),
+    guilty: at("input_layernorm:out"),
+    cause: /ε/,
+  },
+  {
+    name: "norm: no ε, in one layer",
+    model: "qwen3",
+    ops: (ops) => ({
+      rmsNorm: (x, weight, options) =>
+        ops.rmsNorm(x, weight, /layers\.1\.input_layernorm/.test(weight.name) ? { ...options, eps: 0 } : options),
+    }),
+    guilty: /^0\/model\.layers\.1\.input_layernorm:out$/,
+    cause: /ε/,
+  },
+  {
+    name: "norm: w instead of 1 + w",
+    model: "gemma3_text",
+    ops: (ops) => ({ rmsNorm: (x, weight, { eps }) => ops.rmsNorm(x, weight, { eps }) }),
+    guilty: at("input_layernorm:out"),
+    cause: /1 \+ w/,
+  },
+  {
+    name: "norm: weights left out",
+    model: "gemma2",
+    ops: (ops, launch) => ({
+      rmsNorm(x, weight, options) {
+        const out = ops.rmsNorm(x, weight, options);
+        const data = (weight as HostWeight).data;
+        launch(() => void f32(out).forEach((value, i, all) => {
+          all[i] = value / (1 + data[i % data.length]);
+        }));
+        return out;
+      },
+    }),
+    guilty: at("input_layernorm:out"),
+    cause: /without its weight/,
+  },
+  {
+    name: "norm: weight before the norm",
+    model: "qwen2",
+    ops: (ops, launch) => ({
+      rmsNorm(x, weight, options) {
+        const out = ops.rmsNorm(x, weight, options);
+        const data = (weight as HostWeight).data;
+        launch(() => {
+          const width = data.length;
+          for (let from = 0; from < f32(out).length; from += width) {
+            let sum = 0;
+            for (let c = 0; c < width; c++) sum += (f32(x)[from + c] * data[c]) ** 2;
+            for (let c = 0; c < width; c++)
+              f32(out)[from + c] = (f32(x)[from + c] * data[c]) / Math.sqrt(sum / width + options.eps);
+          }
+        });
+        return out;
+      },
+    }),
+    guilty: at("input_layernorm:out"),
+    cause: /before the norm/,
+  },
+  {
+    name: "norm of heads left out",
+    model: "qwen3",
+    ops: (ops) => ({ rmsNorm: (x, weight, options) => (/q_norm/.test(weight.name) ? x : ops.rmsNorm(x, weight, options)) }),
+    guilty: at("self_attn\\.q_norm:out"),
+    cause: /left out/,
+  },
+  {
+    name: "bias of k missing in one layer",
+    model: "llama",
+    ops: (ops) => ({
+      linear: (x, weight, bias) => ops.linear(x, weight, /layers\.1\.self_attn\.k_proj/.test(weight.name) ? undefined : bias),
+    }),
+    guilty: /^0\/model\.layers\.1\.self_attn\.k_proj:out$/,
+    cause: /no bias/,
+  },
+  {
+    name: "the last element of each dot product dropped",
+    model: "mistral",
+    ops: after(
+      "linear",
+      () => {},
+      () => false,
+    ),
+    source: values(/o_proj\.weight$/, (all, [, columns]) => all.map((value, i) => (i % columns === columns - 1 ? 0 : value))),
+    guilty: at("self_attn\\.o_proj:out"),
+    cause: /last .*dropped/,
+  },
+  {
+    name: "one output channel zero",
+    model: "llama",
+    ops: after(
+      "linear",
+      (out, { shape }) => {
+        for (let i = 7; i < out.length; i += shape[1]) out[i] = 0;
+      },
+      named(/layers\.1\.mlp\.up_proj/),
+    ),
+    guilty: /^0\/model\.layers\.1\.mlp\.up_proj:out$/,
+    cause: /zero/,
+  },
+  {
+    name: "a weight transposed",
+    model: "mistral",
+    source: values(/layers\.0\.self_attn\.q_proj\.weight$/, (all, [n]) => all.map((_, i) => all[(i % n) * n + Math.floor(i / n)])),
+    guilty: at("self_attn\\.q_proj:out"),
+    cause: /transposed/,
+  },
+  {
+    name: "output truncated to bf16",
+    model: "llama",
+    ops: after(
+      "linear",
+      (out) => void out.forEach((value, i) => {
+        out[i] = truncated(value, 16);
+      }),
+      named(/down_proj/),
+    ),
+    guilty: at("mlp\\.down_proj:out"),
+    cause: /truncated to bf16/,
+  },
+  {
+    name: "output scaled",
+    model: "qwen2",
+    ops: after(
+      "linear",
+      (out) => void out.forEach((value, i) => {
+        out[i] = value * 2;
+      }),
+      named(/layers\.2\.self_attn\.v_proj/),
+    ),
+    guilty: /^0\/model\.layers\.2\.self_attn\.v_proj:out$/,
+    cause: /times 2/,
+  },
+  {
+    name: "rows one token late",
+    model: "qwen2",
+    ops: after("linear", (out, { shape }) => void out.copyWithin(shape[1], 0, out.length - shape[1]), named(/gate_proj/)),
+    guilty: at("mlp\\.gate_proj:out"),
+    cause: /token/,
+  },
+  {
+    name: "gate and up exchanged",
+    model: "llama",
+    ops: (ops) => ({ glu: (gate, up, options) => ops.glu(up, gate, options) }),
+    guilty: at("mlp\\.down_proj:in"),
+    cause: /gate and up exchanged/,
+  },
+  {
+    name: "another activation",
+    model: "gemma2",
+    ops: (ops) => ({ glu: (gate, up, options) => ops.glu(gate, up, { ...options, activation: "silu" }) }),
+    guilty: at("mlp\\.down_proj:in"),
+    cause: /silu/,
+  },
+  {
+    name: "residual lost",
+    model: "mistral",
+    ops: (ops) => {
+      let count = 0;
+      return { add: (a, b) => (count++ === 0 ? ops.add(b, b) : ops.add(a, b)) };
+    },
+    guilty: at("post_attention_layernorm:in"),
+  },
+  {
+    name: "embedding not scaled",
+    model: "gemma2",
+    ops: (ops) => ({ embed: (step, table) => ops.embed(step, table) }),
+    guilty: /^0\/model\.embed_tokens:out$/,
+    cause: /embedding.*scale|√/,
+  },
+  {
+    name: "the next token's embedding",
+    model: "llama",
+    write: written(/\.tokens$/, (tokens) => tokens.map((token) => token + 1)),
+    guilty: /^0\/model\.embed_tokens:/,
+  },
+  {
+    name: "head tied to the embedding though it is not",
+    model: "llama",
+    ops(ops) {
+      let table: Weight;
+      return {
+        embed(step, weight, options) {
+          table = weight;
+          return ops.embed(step, weight, options);
+        },
+        linear: (x, weight, bias) => ops.linear(x, weight.name === "lm_head.weight" ? table : weight, bias),
+      };
+    },
+    guilty: /^0\/lm_head:out$|^0\/:logits$/,
+    cause: /tied/,
+  },
+  {
+    name: "no soft-cap of logits",
+    model: "gemma2",
+    ops: () => ({ softcap: (x) => x }),
+    guilty: /^0\/:logits$/,
+    cause: /soft-cap/,
+  },
+  {
+    name: "positions all zero",
+    model: "qwen3",
+    write: written(/^step\d+\.positions$/, (positions) => positions.fill(0)),
+    guilty: at("self_attn:(k_cache|v_cache|probs|ctx)"),
+  },
+  {
+    name: "NaN in one row",
+    model: "phi3",
+    ops: after(
+      "linear",
+      (out, { shape }) => {
+        if (shape[0] > 5) out[5 * shape[1] + 3] = Number.NaN;
+      },
+      named(/layers\.1\.self_attn\.o_proj/),
+    ),
+    guilty: /^0\/model\.layers\.1\.self_attn\.o_proj:out$/,
+    verdict: "non-finite",
+  },
+];
+
+export const DEFECTS: readonly Defect[] = [...ropes, ...attentions, ...experts, ...formats, ...rows];
+export type { Launch };
