@@ -7,5 +7,7 @@ await using chat = model.chat({ system: "You tell short stories.", temperature: 
 
 for (const text of ["Tell me a story about a fox.", "And what happened then?"]) {
   const { text: answer, usage } = await chat.send(text).result();
-  console.log(`> ${text}\n${answer}\n(${usage.cachedTokens} of ${usage.promptTokens} prompt tokens were there already)\n`);
+  console.log(
+    `> ${text}\n${answer}\n(${usage.cachedTokens} of ${usage.promptTokens} prompt tokens were there already)\n`,
+  );
 }

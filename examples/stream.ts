@@ -7,7 +7,9 @@ await using model = await load(process.argv[2] ?? "demo");
 
 const events = new TransformStream<Piece, string>({
   transform({ type, text, tokens }, out) {
-    out.enqueue(`event: ${type}\ndata: ${JSON.stringify({ text, logprobs: tokens.map((token) => token.logprob) })}\n\n`);
+    out.enqueue(
+      `event: ${type}\ndata: ${JSON.stringify({ text, logprobs: tokens.map((token) => token.logprob) })}\n\n`,
+    );
   },
 });
 

@@ -158,11 +158,7 @@ async function askForLogits(context: CallContext, { logits, ids }: LogitsQuestio
   return (await context.ask({ logits: copy, ids } satisfies LogitsQuestion, [copy.buffer])) as Float32Array;
 }
 
-async function loadModel(
-  source: Source,
-  options: LoadRequest["options"],
-  context: CallContext,
-): Promise<Loaded> {
+async function loadModel(source: Source, options: LoadRequest["options"], context: CallContext): Promise<Loaded> {
   const startedAt = performance.now();
   const open = await openModel(source);
   try {

@@ -34,7 +34,10 @@ export interface RunnerOptions {
   readonly contextLength?: number;
   /** Sequences that can be on the device at once. Default 8. */
   readonly maxSequences?: number;
-  /** Positions that the full-attention layers hold for all sequences together. Default `contextLength`. */
+  /**
+   * Positions that the full-attention layers hold for all sequences together. Default: every sequence's whole context as far
+   * as 512 MiB go, at least one.
+   */
   readonly kvTokens?: number;
   /** Most rows in one step. Default 256. */
   readonly prefillChunk?: number;
@@ -80,6 +83,8 @@ export interface Traced {
 
 /** Positions per KV page: small enough to share prefixes, large enough that a page is a long read. */
 const PAGE_SIZE = 64;
+/** Bytes that keys and values of full-attention layers may take by default; pages that were never used cost no memory. */
+const KV_BUDGET = 2 ** 29;
 const BUCKETS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
 interface Rope {
@@ -150,7 +155,14 @@ export class Runner {
 
     const layers = Array.from({ length: config.numHiddenLayers }, (_, i) => architecture.kv(config, i));
     this.hasFullLayers = layers.some((layer) => layer.window === undefined);
-    const kvTokens = positive("kvTokens", options.kvTokens ?? this.contextLength);
+    const positionBytes = layers.reduce((sum, { kvHeads, headDim, window }) => {
+      return sum + (window === undefined ? 2 * 4 * kvHeads * headDim : 0);
+    }, 0);
+    const affordable = Math.max(this.contextLength, Math.floor(KV_BUDGET / Math.max(1, positionBytes)));
+    const kvTokens = positive(
+      "kvTokens",
+      options.kvTokens ?? Math.min(this.maxSequences * this.contextLength, affordable),
+    );
     this.totalPages = this.hasFullLayers ? Math.max(Math.ceil(kvTokens / PAGE_SIZE), this.pagesPerSequence) : 0;
     this.rollbackLimit = layers.every((layer) => layer.window === undefined)
       ? Number.POSITIVE_INFINITY

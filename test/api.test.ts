@@ -124,7 +124,9 @@ describe("sampling options", () => {
     const stopped = await tiny.generate(IDS, { temperature: 0, stopTokenIds: [c] }).result();
     expect(ids(stopped.tokens)).toEqual([a, b]);
     expect(stopped).toMatchObject({ finishReason: "stop", stopToken: c, usage: { completionTokens: 2 } });
-    const later = await tiny.generate(IDS, { temperature: 0, stopTokenIds: [c], minNewTokens: 5, maxNewTokens: 8 }).result();
+    const later = await tiny
+      .generate(IDS, { temperature: 0, stopTokenIds: [c], minNewTokens: 5, maxNewTokens: 8 })
+      .result();
     expect(later.tokens.length).toBeGreaterThanOrEqual(5);
     expect(ids(later.tokens)).not.toContain(c);
     // Token 2 is the model's end of sequence.
@@ -261,7 +263,10 @@ describe("options that are wrong throw at once", () => {
       [new Map(), {}, "FILE_MISSING"],
     ];
     for (const [source, options, code] of wrong) {
-      await expect(load(source as string, options), `${String(source)} ${JSON.stringify(options)}`).rejects.toMatchObject({ code });
+      await expect(
+        load(source as string, options),
+        `${String(source)} ${JSON.stringify(options)}`,
+      ).rejects.toMatchObject({ code });
     }
   });
 });
@@ -283,14 +288,20 @@ describe("text", () => {
     const whole = await demo.generate("Once upon a time", { temperature: 0, maxNewTokens: 30 }).text();
     const stop = whole.slice(9, 16);
     const result = await demo.generate("Once upon a time", { temperature: 0, maxNewTokens: 30, stop: [stop] }).result();
-    expect(result).toMatchObject({ text: whole.slice(0, whole.indexOf(stop)), finishReason: "stop-string", stopString: stop });
+    expect(result).toMatchObject({
+      text: whole.slice(0, whole.indexOf(stop)),
+      finishReason: "stop-string",
+      stopString: stop,
+    });
   });
 
   test("template variables and tools reach the template", async () => {
     const ask = [{ role: "user" as const, content: "Hi" }];
     const tokens = async (options: GenerateOptions) =>
       (await demo.generate(ask, { maxNewTokens: 1, ...options }).result()).usage.promptTokens;
-    expect(await tokens({ templateVariables: { reasoning_effort: "very very high" } })).toBeGreaterThan(await tokens({}));
+    expect(await tokens({ templateVariables: { reasoning_effort: "very very high" } })).toBeGreaterThan(
+      await tokens({}),
+    );
     expect(await tokens({ addGenerationPrompt: false })).toBeLessThan(await tokens({}));
   });
 });
@@ -317,7 +328,9 @@ describe("streams", () => {
     const generation = model.generate(IDS, GREEDY);
     for await (const piece of generation) if (piece.tokens.length > 0) break;
     expect(await generation.result()).toMatchObject({ finishReason: "abort", tokens: { length: 1 } });
-    expect(await model.generate(IDS, { ...GREEDY, maxNewTokens: 2 }).result()).toMatchObject({ finishReason: "length" });
+    expect(await model.generate(IDS, { ...GREEDY, maxNewTokens: 2 }).result()).toMatchObject({
+      finishReason: "length",
+    });
   });
 
   test("a consumer that does not pull stops the decoding", async () => {
@@ -385,7 +398,11 @@ describe("aborts", () => {
   test("of load", async () => {
     await expect(load(TINY, { signal: AbortSignal.abort(new Error("early")) })).rejects.toThrow("early");
     const abort = new AbortController();
-    const loading = load("demo", { device: "cpu", signal: abort.signal, onProgress: () => abort.abort(new Error("late")) });
+    const loading = load("demo", {
+      device: "cpu",
+      signal: abort.signal,
+      onProgress: () => abort.abort(new Error("late")),
+    });
     await expect(loading).rejects.toThrow("late");
   });
 });
@@ -488,12 +505,17 @@ describe("info, devices, logs", () => {
     // 3 full layers of 512 positions and 3 sliding ones of 64; 2 heads of 32 channels; keys and values in f32
     expect(memory.kv).toBe(3 * (512 + 64) * 2 * 32 * 2 * 4);
     expect(memory.total).toBe(memory.weights + memory.kv);
-    expect(tensors.find((tensor) => tensor.name === "lm_head.weight")).toMatchObject({ shape: [4096, 256], format: "bf16" });
+    expect(tensors.find((tensor) => tensor.name === "lm_head.weight")).toMatchObject({
+      shape: [4096, 256],
+      format: "bf16",
+    });
   });
 
   test("auto says in one line what it took, and only to who listens", async () => {
     const lines: string[] = [];
-    await using model = await load(TINY, { logger: { info: (line) => lines.push(line), warn: (line) => lines.push(line) } });
+    await using model = await load(TINY, {
+      logger: { info: (line) => lines.push(line), warn: (line) => lines.push(line) },
+    });
     expect(model.info.device).toBe("cpu");
     expect(lines).toHaveLength(1);
     expect(lines[0]).toMatch(/cpu .*webgpu/);
@@ -503,7 +525,8 @@ describe("info, devices, logs", () => {
     const devices = await listDevices();
     expect(devices.map((device) => device.name).sort()).toEqual(["ascend", "cpu", "reference", "tfjs", "webgpu"]);
     expect(devices.filter((device) => device.chosen).map((device) => device.name)).toEqual(["cpu"]);
-    for (const { available, detail } of devices) expect(available || detail.includes("not") || detail.includes("no ")).toBe(true);
+    for (const { available, detail } of devices)
+      expect(available || detail.includes("not") || detail.includes("no ")).toBe(true);
   });
 
   test("progress reaches the end", async () => {

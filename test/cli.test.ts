@@ -21,7 +21,10 @@ interface Outcome {
   err: string;
 }
 
-function start(args: readonly string[], env: NodeJS.ProcessEnv = {}): { child: ChildProcess; outcome: Promise<Outcome> } {
+function start(
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+): { child: ChildProcess; outcome: Promise<Outcome> } {
   const child = spawn(process.execPath, args, { cwd: root, env: { ...process.env, VERNIER_DEBUG: "", ...env } });
   const outcome = Promise.all([
     new Promise<number | null>((resolve) => child.on("close", resolve)),
@@ -106,13 +109,35 @@ describe("generate", () => {
   });
 
   test("text streams to stdout, the speed to stderr", async () => {
-    const { code, out, err } = await vernier(["generate", "--prompt", "Once upon", "--temperature", "0", "--max-new-tokens", "10"]);
+    const { code, out, err } = await vernier([
+      "generate",
+      "--prompt",
+      "Once upon",
+      "--temperature",
+      "0",
+      "--max-new-tokens",
+      "10",
+    ]);
     expect(code).toBe(0);
     expect(out).toMatch(/^[^\n]+\n$/);
     expect(err).toMatch(/^10 tokens, [\d.]+ tokens\/s/);
-    const whole = await vernier([
-      ...["generate", "--prompt", "-", "--temperature", "0", "--max-new-tokens", "10", "--no-stream", "--stop", "zzz"],
-    ], { input: "Once upon" });
+    const whole = await vernier(
+      [
+        ...[
+          "generate",
+          "--prompt",
+          "-",
+          "--temperature",
+          "0",
+          "--max-new-tokens",
+          "10",
+          "--no-stream",
+          "--stop",
+          "zzz",
+        ],
+      ],
+      { input: "Once upon" },
+    );
     expect(whole.out).toBe(out);
   });
 
@@ -163,7 +188,10 @@ describe("chat", () => {
     const flags = ["--temperature", "0", "--max-new-tokens", "60", "--json"];
     const { code, out } = await vernier(["chat", ...flags], { input: "Hello\nHello\n\n/reset\nHello\n/exit\nHello\n" });
     expect(code).toBe(0);
-    const answers = out.trimEnd().split("\n").map((text) => JSON.parse(text));
+    const answers = out
+      .trimEnd()
+      .split("\n")
+      .map((text) => JSON.parse(text));
     expect(answers).toHaveLength(3);
     expect(answers[0].usage.cachedTokens).toBe(0);
     expect(answers[1].usage.cachedTokens).toBeGreaterThan(0);
@@ -180,7 +208,9 @@ describe("chat", () => {
 
 describe("other commands", () => {
   test("demo tells the story that PyTorch tells", async () => {
-    const samples: { output_ids: number[] }[] = JSON.parse(readFileSync(join(root, "weights/demo/samples.json"), "utf8"));
+    const samples: { output_ids: number[] }[] = JSON.parse(
+      readFileSync(join(root, "weights/demo/samples.json"), "utf8"),
+    );
     const { code, out } = await vernier(["demo", "--max-new-tokens", "40", "--json"]);
     expect(code).toBe(0);
     expect(line(out).tokens).toEqual(samples[0].output_ids.slice(0, 40));

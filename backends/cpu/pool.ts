@@ -12,9 +12,13 @@ import {
   CONTROL_WAKEUPS,
   SCRATCH_BYTES,
   TABLE_BYTES,
+  TABLE_F16_MASK,
+  TABLE_F16_SCALE,
   TABLE_FP4,
   TABLE_FP4_HIGH,
   TABLE_FP4_LOW,
+  TABLE_HIGH_HALF,
+  TABLE_NIBBLE,
 } from "../../kernels/wasm/layout.ts";
 import { DeviceError } from "../../src/errors.ts";
 import type { Heap } from "./heap.ts";
@@ -143,7 +147,13 @@ function writeTables(bytes: Uint8Array<ArrayBufferLike>): void {
     // The upper half of the f32 is the value as bfloat16.
     bytes[TABLE_FP4_LOW + code] = bytes[TABLE_FP4 + 4 * code + 2];
     bytes[TABLE_FP4_HIGH + code] = bytes[TABLE_FP4 + 4 * code + 3];
+    bytes[TABLE_NIBBLE + code] = 15;
   });
+  for (let lane = 0; lane < 16; lane += 4) {
+    view.setUint32(TABLE_HIGH_HALF + lane, 0xffff0000, true);
+    view.setUint32(TABLE_F16_MASK + lane, 0x8fffe000, true);
+    view.setFloat32(TABLE_F16_SCALE + lane, 2 ** 112, true);
+  }
 }
 
 /** The worker's file has this file's extension: .ts in the repository, .js in the package. */

@@ -92,7 +92,7 @@ export function expertsUp(
       const tile = task % tiles;
       useExpert(task / tiles, chosen, experts, groups);
       const at = weight + <usize>(expert * weightTiles + tile) * bytes;
-      const b = bias === 0 ? 0 : bias + ((<usize>(expert * biasStride + tile * TILE)) << 2);
+      const b: usize = bias === 0 ? 0 : bias + ((<usize>(expert * biasStride + tile * TILE)) << 2);
       const outs = min(perTile, width - tile * perTile);
       for (let s = 0; s < count; s += ROW_BLOCK) {
         const n = min(ROW_BLOCK, count - s);

@@ -72,8 +72,12 @@ export const CONTROL_TABLES = 320;
 export const TABLE_FP4_LOW = 0; // u8 [16]: low bytes of the FP4 values as bfloat16
 export const TABLE_FP4_HIGH = 16; // u8 [16]: high bytes
 export const TABLE_FP4 = 32; // f32 [16]
-export const TABLE_BYTES = 96;
-export const CONTROL_BYTES = 448;
+export const TABLE_HIGH_HALF = 96; // u32 [4]: 0xffff0000
+export const TABLE_NIBBLE = 112; // u8 [16]: 15
+export const TABLE_F16_MASK = 128; // u32 [4]: 0x8fffe000, sign, exponent and mantissa of a half moved into an f32
+export const TABLE_F16_SCALE = 144; // f32 [4]: 2^112, the difference of their exponent biases
+export const TABLE_BYTES = 160;
+export const CONTROL_BYTES = 480;
 
 // --- A KV cache descriptor: i32 words.
 export const CACHE_KEYS = 0; // pointer: f32 [G, segments, d, 16], a segment is 16 slots

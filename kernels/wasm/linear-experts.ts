@@ -72,7 +72,7 @@ export function linearExperts(
       const tile = task % tiles;
       useExpert(task / tiles, chosen, experts, groups);
       const at = weight + <usize>(expert * tiles + tile) * bytes;
-      const b = bias === 0 ? 0 : bias + ((<usize>(expert * biasStride + tile * TILE)) << 2);
+      const b: usize = bias === 0 ? 0 : bias + ((<usize>(expert * biasStride + tile * TILE)) << 2);
       const width = min(TILE, outs - tile * TILE);
       for (let s = 0; s < count; s += ROW_BLOCK) {
         const n = min(ROW_BLOCK, count - s);

@@ -13,8 +13,12 @@ import {
   SCRATCH_PANEL,
   SCRATCH_ROWS,
   SCRATCH_TOTALS,
+  TABLE_F16_MASK,
+  TABLE_F16_SCALE,
   TABLE_FP4_HIGH,
   TABLE_FP4_LOW,
+  TABLE_HIGH_HALF,
+  TABLE_NIBBLE,
   TILE,
 } from "./layout";
 import { madd } from "./math";
@@ -93,7 +97,7 @@ function dotBf16(w: usize, count: i32, x: usize, totals: usize): void {
     a5 = zero,
     a6 = zero,
     a7 = zero;
-  const mask = i32x4.splat(0xffff0000);
+  const mask = v128.load(tables, TABLE_HIGH_HALF);
   for (const end = w + <usize>count * (2 * TILE); w < end; w += 2 * TILE, x += 4) {
     const s = v128.load32_splat(x);
     let v = v128.load(w);
@@ -122,8 +126,8 @@ function dotF16(w: usize, count: i32, x: usize, totals: usize): void {
     a5 = zero,
     a6 = zero,
     a7 = zero;
-  const mask = i32x4.splat(0x8fffe000);
-  const scale = i32x4.splat(0x77800000);
+  const mask = v128.load(tables, TABLE_F16_MASK);
+  const scale = v128.load(tables, TABLE_F16_SCALE);
   for (const end = w + <usize>count * (2 * TILE); w < end; w += 2 * TILE, x += 4) {
     const s = v128.load32_splat(x);
     let v = v128.load(w);
@@ -179,8 +183,8 @@ function dotMxfp4(w: usize, count: i32, x: usize, totals: usize, scales: usize):
     a5 = zero,
     a6 = zero,
     a7 = zero;
-  const mask = i32x4.splat(0xffff0000);
-  const nibble = i8x16.splat(15);
+  const mask = v128.load(tables, TABLE_HIGH_HALF);
+  const nibble = v128.load(tables, TABLE_NIBBLE);
   const lows = v128.load(tables, TABLE_FP4_LOW);
   const highs = v128.load(tables, TABLE_FP4_HIGH);
   for (const end = w + <usize>count * (TILE / 2); w < end; w += TILE / 2, x += 4) {

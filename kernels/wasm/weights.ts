@@ -185,15 +185,15 @@ export function unpackPanel(format: i32, from: usize, count: i32, panel: usize):
   let to = panel;
   const end = panel + <usize>count * (4 * TILE);
   if (format === BF16) {
-    const mask = i32x4.splat(0xffff0000);
+    const mask = v128.load(tables, TABLE_HIGH_HALF);
     for (; to < end; to += 32, from += 16) {
       const v = v128.load(from);
       v128.store(to, i32x4.shl(v, 16));
       v128.store(to, v128.and(v, mask), 16);
     }
   } else if (format === F16) {
-    const mask = i32x4.splat(0x8fffe000);
-    const scale = i32x4.splat(0x77800000);
+    const mask = v128.load(tables, TABLE_F16_MASK);
+    const scale = v128.load(tables, TABLE_F16_SCALE);
     for (; to < end; to += 32, from += 16) {
       const v = v128.load(from);
       v128.store(to, f32x4.mul(halfLow(v, mask), scale));
@@ -208,8 +208,8 @@ export function unpackPanel(format: i32, from: usize, count: i32, panel: usize):
       v128.store(to, f32x4.convert_i32x4_s(i32x4.shr_s(v, 24)), 48);
     }
   } else {
-    const mask = i32x4.splat(0xffff0000);
-    const nibble = i8x16.splat(15);
+    const mask = v128.load(tables, TABLE_HIGH_HALF);
+    const nibble = v128.load(tables, TABLE_NIBBLE);
     const lows = v128.load(tables, TABLE_FP4_LOW);
     const highs = v128.load(tables, TABLE_FP4_HIGH);
     for (; to < end; to += 128, from += 16) {

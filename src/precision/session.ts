@@ -34,11 +34,6 @@ export async function openSession(options: SessionOptions): Promise<Session> {
   const { source, device, threads, fusion, promptLength, length, sample = false, onProgress } = options;
   const open = await openModel(source);
   try {
-    const limit = open.config.maxPositionEmbeddings;
-    if (length > limit) {
-      const message = `the prompt and its continuation have ${length} positions, the model was made for ${limit}`;
-      throw new OptionError("INPUT_TOO_LONG", message, { limit, actual: length });
-    }
     const samples = sample ? await sampleWeights(open.checkpoint, open.architecture, open.config) : new Map();
     const { backend, name } = await createBackend(device, { threads });
     try {

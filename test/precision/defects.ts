@@ -1,13 +1,13 @@
 // A collection of the mistakes that inference engines make, each done to a correct engine from outside, with the tap where it
 // must be found and, where `explain` can tell, what it must say.
 import { f32, HostTensor, HostWeight, i32, kv } from "../../backends/reference/ops.ts";
+import { type KvAddress, kvSlot } from "../../kernels/reference/kv-append.ts";
 import type { AttentionOptions, BaseOps, KvCache, Step, Tensor, Weight, WeightSource } from "../../src/backend.ts";
 import type { BaseConfig } from "../../src/model.ts";
 import type { GptOssConfig } from "../../src/models/gpt_oss.ts";
 import type { LlamaConfig } from "../../src/models/llama.ts";
 import type { RopeSpec } from "../../src/rope.ts";
 import { decodeWeight } from "../../weights/decode.ts";
-import { type KvAddress, kvSlot } from "../../kernels/reference/kv-append.ts";
 import type { Damage, Launch } from "./rig.ts";
 
 export interface Defect extends Damage {
@@ -121,7 +121,10 @@ const attention =
 
 /** Pairs of channels of a head, rotated as `rotate` says. */
 const rope =
-  (rotate: (a: number, b: number, c: number, s: number) => [number, number], pair: "half" | "neighbours" | "head"): Ops =>
+  (
+    rotate: (a: number, b: number, c: number, s: number) => [number, number],
+    pair: "half" | "neighbours" | "head",
+  ): Ops =>
   (ops, launch) => ({
     rope(x, table, step, options) {
       const out = ops.rope(x, table, step, options);
@@ -212,7 +215,6 @@ const written =
     label.test(tensor.label) ? change(data) : data;
 
 const decoding = (label: string) => label === "trace 1";
-const expertBias = (weight: Weight): weight is HostWeight => weight instanceof HostWeight;
 
 // ---------------------------------------------------------------------------------------------- the collection
 
@@ -393,10 +395,13 @@ const attentions: Defect[] = [
       attention(q, cache, step, options) {
         const { values: all, spec } = kv(cache);
         const width = spec.kvHeads * spec.headDim;
-        const shift = (by: number) => launch(() => void all.copyWithin(by > 0 ? width : 0, by > 0 ? 0 : width));
-        shift(-1);
+        let kept = all.slice();
+        launch(() => {
+          kept = all.slice();
+          all.copyWithin(0, width);
+        });
         const out = ops.attention(q, cache, step, options);
-        shift(1);
+        launch(() => all.set(kept));
         return out;
       },
     }),
@@ -415,11 +420,9 @@ const attentions: Defect[] = [
     model: "mistral",
     ops: (ops, launch, label) =>
       decoding(label)
-        ? attention({ slot: ({ ring = 1 }, position) => (position % ring === 3 ? (position + 1) % ring : position % ring) })(
-            ops,
-            launch,
-            label,
-          )
+        ? attention({
+            slot: ({ ring = 1 }, position) => (position % ring === 20 ? (position + 1) % ring : position % ring),
+          })(ops, launch, label)
         : {},
     guilty: /^1\/model\.layers\.0\.self_attn:(probs|ctx)$/,
   },
@@ -435,9 +438,13 @@ const attentions: Defect[] = [
   {
     name: "context rounded to f16 on the way",
     model: "llama",
-    ops: after("attention", (context) => void context.forEach((value, i) => {
-      context[i] = Math.f16round(value);
-    })),
+    ops: after(
+      "attention",
+      (context) =>
+        void context.forEach((value, i) => {
+          context[i] = Math.f16round(value);
+        }),
+    ),
     guilty: at("self_attn:ctx"),
     cause: /rounded to f16/,
   },
@@ -496,7 +503,7 @@ const experts: Defect[] = [
       let pending: { bias: HostWeight } | undefined;
       return {
         linearExperts(x, routing, weight, bias) {
-          if (!/down_proj/.test(weight.name) || bias === undefined || !expertBias(bias))
+          if (!/down_proj/.test(weight.name) || !(bias instanceof HostWeight))
             return ops.linearExperts(x, routing, weight, bias);
           pending = { bias };
           return ops.linearExperts(x, routing, weight);
@@ -580,7 +587,8 @@ const experts: Defect[] = [
     source: values(/mlp\.experts\.down_proj$/, (all, [experts, rows, columns]) => {
       const out = all.slice();
       for (let e = 0; e < experts * rows * columns; e += rows * columns) {
-        for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) out[e + r * columns + c] = all[e + c * columns + r];
+        for (let r = 0; r < rows; r++)
+          for (let c = 0; c < columns; c++) out[e + r * columns + c] = all[e + c * columns + r];
       }
       return out;
     }),
@@ -648,7 +656,7 @@ const rows: Defect[] = [
   },
   {
     name: "norm: no ε, in one layer",
-    model: "qwen3",
+    model: "llama",
     ops: (ops) => ({
       rmsNorm: (x, weight, options) =>
         ops.rmsNorm(x, weight, /layers\.1\.input_layernorm/.test(weight.name) ? { ...options, eps: 0 } : options),
@@ -670,9 +678,12 @@ const rows: Defect[] = [
       rmsNorm(x, weight, options) {
         const out = ops.rmsNorm(x, weight, options);
         const data = (weight as HostWeight).data;
-        launch(() => void f32(out).forEach((value, i, all) => {
-          all[i] = value / (1 + data[i % data.length]);
-        }));
+        launch(
+          () =>
+            void f32(out).forEach((value, i, all) => {
+              all[i] = value / (1 + data[i % data.length]);
+            }),
+        );
         return out;
       },
     }),
@@ -704,7 +715,9 @@ const rows: Defect[] = [
   {
     name: "norm of heads left out",
     model: "qwen3",
-    ops: (ops) => ({ rmsNorm: (x, weight, options) => (/q_norm/.test(weight.name) ? x : ops.rmsNorm(x, weight, options)) }),
+    ops: (ops) => ({
+      rmsNorm: (x, weight, options) => (/q_norm/.test(weight.name) ? x : ops.rmsNorm(x, weight, options)),
+    }),
     guilty: at("self_attn\\.q_norm:out"),
     cause: /left out/,
   },
@@ -712,7 +725,8 @@ const rows: Defect[] = [
     name: "bias of k missing in one layer",
     model: "llama",
     ops: (ops) => ({
-      linear: (x, weight, bias) => ops.linear(x, weight, /layers\.1\.self_attn\.k_proj/.test(weight.name) ? undefined : bias),
+      linear: (x, weight, bias) =>
+        ops.linear(x, weight, /layers\.1\.self_attn\.k_proj/.test(weight.name) ? undefined : bias),
     }),
     guilty: /^0\/model\.layers\.1\.self_attn\.k_proj:out$/,
     cause: /no bias/,
@@ -720,12 +734,9 @@ const rows: Defect[] = [
   {
     name: "the last element of each dot product dropped",
     model: "mistral",
-    ops: after(
-      "linear",
-      () => {},
-      () => false,
+    source: values(/o_proj\.weight$/, (all, [, columns]) =>
+      all.map((value, i) => (i % columns === columns - 1 ? 0 : value)),
     ),
-    source: values(/o_proj\.weight$/, (all, [, columns]) => all.map((value, i) => (i % columns === columns - 1 ? 0 : value))),
     guilty: at("self_attn\\.o_proj:out"),
     cause: /last .*dropped/,
   },
@@ -745,7 +756,9 @@ const rows: Defect[] = [
   {
     name: "a weight transposed",
     model: "mistral",
-    source: values(/layers\.0\.self_attn\.q_proj\.weight$/, (all, [n]) => all.map((_, i) => all[(i % n) * n + Math.floor(i / n)])),
+    source: values(/layers\.0\.self_attn\.q_proj\.weight$/, (all, [n]) =>
+      all.map((_, i) => all[(i % n) * n + Math.floor(i / n)]),
+    ),
     guilty: at("self_attn\\.q_proj:out"),
     cause: /transposed/,
   },
@@ -754,9 +767,10 @@ const rows: Defect[] = [
     model: "llama",
     ops: after(
       "linear",
-      (out) => void out.forEach((value, i) => {
-        out[i] = truncated(value, 16);
-      }),
+      (out) =>
+        void out.forEach((value, i) => {
+          out[i] = truncated(value, 16);
+        }),
       named(/down_proj/),
     ),
     guilty: at("mlp\\.down_proj:out"),
@@ -767,9 +781,10 @@ const rows: Defect[] = [
     model: "qwen2",
     ops: after(
       "linear",
-      (out) => void out.forEach((value, i) => {
-        out[i] = value * 2;
-      }),
+      (out) =>
+        void out.forEach((value, i) => {
+          out[i] = value * 2;
+        }),
       named(/layers\.2\.self_attn\.v_proj/),
     ),
     guilty: /^0\/model\.layers\.2\.self_attn\.v_proj:out$/,
@@ -778,7 +793,11 @@ const rows: Defect[] = [
   {
     name: "rows one token late",
     model: "qwen2",
-    ops: after("linear", (out, { shape }) => void out.copyWithin(shape[1], 0, out.length - shape[1]), named(/gate_proj/)),
+    ops: after(
+      "linear",
+      (out, { shape }) => void out.copyWithin(shape[1], 0, out.length - shape[1]),
+      named(/gate_proj/),
+    ),
     guilty: at("mlp\\.gate_proj:out"),
     cause: /token/,
   },

@@ -2,8 +2,8 @@
 // done from outside, by wrapping the operations of the reference backend, its buffers, weights or config; nothing in the
 // product knows of it.
 import { fileURLToPath } from "node:url";
-import { createRecording, HostTensor, type Recording } from "../../backends/reference/ops.ts";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
+import { createRecording, HostTensor, type Recording } from "../../backends/reference/ops.ts";
 import type { Backend, BaseOps, Program, Tensor, WeightSource } from "../../src/backend.ts";
 import type { BaseConfig } from "../../src/model.ts";
 import { Reference } from "../../src/precision/reference.ts";
@@ -11,7 +11,7 @@ import { sampleWeights, type WeightSample } from "../../src/precision/trust.ts";
 import { Runner } from "../../src/runner.ts";
 import type { Checkpoint } from "../../weights/checkpoint.ts";
 import { openDirectory } from "../../weights/directory.ts";
-import { openModel } from "../models/references.ts";
+import { type Case, openModel } from "../models/references.ts";
 
 export const MODELS = fileURLToPath(new URL("../data/models/", import.meta.url));
 
@@ -63,9 +63,14 @@ export interface Opened extends AsyncDisposable {
 }
 
 /** A reference model and its dump, on a backend. Two positions more than the dump needs: some damage counts wrong. */
-export async function openPair(model: string, backend: Backend, damage: Damage = {}, base = "dump.f32"): Promise<Opened> {
-  const folder = model.includes("/") ? model : MODELS + model;
-  const reference = await Reference.open(await openDirectory(folder), base);
+export async function openPair(
+  model: string | Pick<Case, "model" | "dumps" | "base">,
+  backend: Backend,
+  damage: Damage = {},
+): Promise<Opened> {
+  const one = typeof model === "string" ? { model: MODELS + model, dumps: MODELS + model, base: "dump.f32" } : model;
+  const folder = one.model;
+  const reference = await Reference.open(await openDirectory(one.dumps), one.base);
   const { checkpoint, architecture, config: read } = await openModel(folder);
   const config = damage.config?.(read) ?? read;
   const { source = (plain) => plain } = damage;

@@ -1,0 +1,271 @@
+// How fast the cpu backend's kernels are: products with weights of each format, beside the rate at which the same threads can
+// read memory, and each fused op beside its base ops. A table for people, then one JSON line for scripts.
+//
+//   npm run bench:kernels -- [--threads n] [--variant relaxed|simd|single] [--only text]
+import { parseArgs } from "node:util";
+import { type CpuBackend, type CpuOptions, createCpuBackend } from "../backends/cpu/index.ts";
+import {
+  type FusedOps,
+  type Ops,
+  type Routing,
+  type Shape,
+  type Step,
+  sizeOf,
+  type Tensor,
+  type Weight,
+  type WeightFormat,
+  type WeightSource,
+} from "../src/backend.ts";
+import { lower } from "../src/ops.ts";
+import { Taps } from "../src/tap.ts";
+
+const { values: flags } = parseArgs({
+  options: { threads: { type: "string" }, variant: { type: "string" }, only: { type: "string", default: "" } },
+});
+const options: CpuOptions = {
+  threads: flags.threads === undefined ? undefined : Number(flags.threads),
+  variant: flags.variant as CpuOptions["variant"],
+};
+
+/** Bytes of a weight per element, scales left out. */
+const BYTES: Record<WeightFormat, number> = { f32: 4, f16: 2, bf16: 2, int8: 1, mxfp4: 0.5 };
+
+/** What does not fit a cache: products over so many bytes of weights read memory, as they do in a model. */
+const LARGE = 192 << 20;
+
+// ---------------------------------------------------------------------------------------------- inputs
+
+let seed = 1;
+function random(): number {
+  seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+  return seed / 2 ** 32;
+}
+
+/** A block of plausible values of a format, which weights repeat. */
+function block(format: WeightFormat): Uint8Array {
+  const bytes = new Uint8Array(1 << 16);
+  switch (format) {
+    case "f32":
+      new Float32Array(bytes.buffer).forEach((_, i, all) => {
+        all[i] = random() - 0.5;
+      });
+      return bytes;
+    case "f16":
+    case "bf16": // any sign and mantissa, one exponent
+      new Uint16Array(bytes.buffer).forEach((_, i, all) => {
+        all[i] = (format === "f16" ? 0x3000 : 0x3e00) | (random() * 0x80) | (random() < 0.5 ? 0x8000 : 0);
+      });
+      return bytes;
+    case "int8":
+    case "mxfp4":
+      return bytes.map(() => random() * 256);
+    default:
+      return format satisfies never;
+  }
+}
+
+function source(format: WeightFormat, shape: Shape): WeightSource {
+  const values = block(format);
+  const columns = shape.at(-1)!;
+  const rows = sizeOf(shape) / columns;
+  const scales = { f32: 0, f16: 0, bf16: 0, int8: 4 * rows, mxfp4: (rows * columns) / 32 }[format];
+  return {
+    name: `bench.${format}.weight`,
+    shape,
+    format,
+    byteLength: (plane) => (plane === "data" ? sizeOf(shape) * BYTES[format] : scales),
+    async read(plane, _, byteLength) {
+      const bytes = new Uint8Array(byteLength);
+      if (plane === "data") {
+        for (let at = 0; at < byteLength; at += values.length) {
+          bytes.set(values.subarray(0, byteLength - at), at);
+        }
+      } else if (format === "mxfp4") bytes.fill(120);
+      else new Float32Array(bytes.buffer).fill(0.01);
+      return bytes;
+    },
+  };
+}
+
+/** A backend and what a case puts on it. */
+class Bench {
+  readonly backend: CpuBackend;
+
+  constructor(backend: CpuBackend) {
+    this.backend = backend;
+  }
+
+  weight(format: WeightFormat, ...shape: number[]): Promise<Weight> {
+    return this.backend.loadWeight(source(format, shape));
+  }
+
+  /** So many that they do not fit a cache. */
+  async weights(format: WeightFormat, ...shape: number[]): Promise<Weight[]> {
+    const copies = Math.ceil(LARGE / (sizeOf(shape) * BYTES[format]));
+    return Promise.all(Array.from({ length: copies }, () => this.weight(format, ...shape)));
+  }
+
+  floats(...shape: number[]): Tensor {
+    return this.#put(
+      shape,
+      Float32Array.from({ length: sizeOf(shape) }, () => random() - 0.5),
+    );
+  }
+
+  ints(values: readonly number[], shape: Shape = [values.length]): Tensor {
+    return this.#put(shape, Int32Array.from(values));
+  }
+
+  #put(shape: Shape, values: Float32Array | Int32Array): Tensor {
+    const tensor = this.backend.alloc(shape, values instanceof Float32Array ? "f32" : "i32", "bench");
+    this.backend.write(tensor, new Uint8Array(values.buffer));
+    return tensor;
+  }
+
+  /** One row at position 0. */
+  step(): Step {
+    const [count, zero, pages] = [this.ints([1]), () => this.ints([0]), this.ints([0], [1, 1])];
+    const [tokens, positions, sequences, ropeRows, selected] = [zero(), zero(), zero(), zero(), zero()];
+    return { rows: 1, count, tokens, positions, sequences, pages, ropeRows, selected };
+  }
+
+  /** Milliseconds of one run: the median of as many as fit half a second, at least 7. */
+  async time(build: (ops: Ops) => Record<string, Tensor>, fusion: "on" | "off" = "on"): Promise<number> {
+    const lowering = { taps: new Taps(), fusion, headNorms: "perHead", keys: 0 } as const;
+    const program = await this.backend.record("bench", (ops) => build(lower(ops, lowering)));
+    const warm = performance.now() + 150;
+    do this.backend.run(program);
+    while (performance.now() < warm);
+    const times: number[] = [];
+    for (let spent = 0; times.length < 7 || spent < 500; ) {
+      const start = performance.now();
+      this.backend.run(program);
+      times.push(performance.now() - start);
+      spent += times.at(-1)!;
+    }
+    this.backend.release(program);
+    return times.sort((a, b) => a - b)[times.length >> 1];
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- results
+
+interface Row {
+  readonly name: string;
+  readonly ms: number;
+  /** Bytes of weights read per second, 10⁹. */
+  readonly gbs?: number;
+  /** Of what the probe reads. */
+  readonly share?: number;
+  /** Multiply-adds per second, 10⁹. */
+  readonly gmacs?: number;
+  /** Time of the base ops over the fused op's. */
+  readonly speedup?: number;
+}
+
+const rows: Row[] = [];
+
+/** Runs a case on a backend of its own, unless `--only` leaves it out. */
+async function measure(name: string, run: (bench: Bench) => Promise<Omit<Row, "name">>): Promise<Row | undefined> {
+  if (!name.includes(flags.only) && !name.startsWith("probe")) return undefined;
+  const backend = await createCpuBackend(options);
+  const row = { name, ...(await run(new Bench(backend))) };
+  await backend.dispose();
+  rows.push(row);
+  const cells = [
+    row.gbs === undefined ? "" : `${row.gbs.toFixed(1)} GB/s`,
+    row.share === undefined ? "" : `${(100 * row.share).toFixed(0)} %`,
+    row.gmacs === undefined ? "" : `${row.gmacs.toFixed(1)} GMAC/s`,
+    row.speedup === undefined ? "" : `× ${row.speedup.toFixed(2)}`,
+  ];
+  const [label, time] = [name.padEnd(44), `${row.ms.toFixed(3)} ms`.padStart(12)];
+  process.stdout.write(`${label}${time}${cells.map((cell) => cell.padStart(13)).join("")}\n`);
+  return row;
+}
+
+const { description } = (await createCpuBackend(options).then((backend) => backend.dispose().then(() => backend))).caps;
+process.stdout.write(`cpu: ${description}\n\n`);
+
+// argmax does next to nothing with what it reads, and all threads take part: how fast they can read at all.
+const probe = await measure("probe: stream read", async (bench) => {
+  const x = bench.floats(64, LARGE / 256);
+  const ms = await bench.time((ops) => ({ out: ops.argmax(x) }));
+  return { ms, gbs: LARGE / ms / 1e6, share: 1 };
+});
+
+/** `batch` rows times weights [outs, columns]. */
+async function product(format: WeightFormat, batch: number, outs: number, columns: number): Promise<void> {
+  await measure(`linear ${format} ${batch} × [${outs}, ${columns}]`, async (bench) => {
+    // Many rows are bound by arithmetic: one weight is enough.
+    const weights =
+      batch > 4 ? [await bench.weight(format, outs, columns)] : await bench.weights(format, outs, columns);
+    const x = bench.floats(batch, columns);
+    const all = await bench.time((ops) => ({ out: weights.map((weight) => ops.linear(x, weight)).at(-1)! }));
+    const ms = all / weights.length;
+    const gbs = weights[0].byteLength / ms / 1e6;
+    return { ms, gbs, share: gbs / probe!.gbs!, gmacs: (batch * outs * columns) / ms / 1e6 };
+  });
+}
+
+/** One fused op, native and lowered. */
+async function fused(
+  op: keyof FusedOps,
+  what: string,
+  make: (bench: Bench) => Promise<(ops: Ops) => Tensor>,
+): Promise<void> {
+  await measure(`${op} ${what}`, async (bench) => {
+    const build = await make(bench);
+    const record = (ops: Ops) => ({ out: build(ops) });
+    const ms = await bench.time(record);
+    return { ms, speedup: (await bench.time(record, "off")) / ms };
+  });
+}
+
+for (const format of ["f32", "bf16", "f16", "int8", "mxfp4"] as const) {
+  await product(format, 1, 3072, 1024); // Qwen3-0.6B, gate and up
+  await product(format, 1, 4096, 14336); // Llama-3-8B, down
+  await product(format, 4, 4096, 4096);
+  await product(format, 64, 4096, 4096);
+  await product(format, 256, 3072, 1024);
+}
+
+// Decode steps of one row, in the shapes of Qwen3-0.6B (bf16) and gpt-oss-20b (MXFP4).
+await fused("addNorm", "1 × 1024", async (bench) => {
+  const [x, weight] = [bench.floats(1, 1024), await bench.weight("f32", 1024)];
+  return (ops) => ops.addNorm(x, x, weight, { eps: 1e-6 })[1];
+});
+await fused("qkv", "bf16 1 × 1024, 16 + 2 · 8 heads", async (bench) => {
+  const [q, k, v] = await Promise.all([2048, 1024, 1024].map((outs) => bench.weight("bf16", outs, 1024)));
+  const headNorm = await bench.weight("f32", 128);
+  const spec = { label: "bench", kvHeads: 8, headDim: 128, sequences: 1, pageSize: 16, pages: 1 };
+  const [cache, step, x] = [bench.backend.allocKv(spec), bench.step(), bench.floats(1, 1024)];
+  const rope = { cos: bench.floats(1, 64), sin: bench.floats(1, 64), rotaryDim: 128 };
+  const heads = { heads: 16, kvHeads: 8, headDim: 128, norm: { eps: 1e-6 } };
+  return (ops) => ops.qkv(x, { q, k, v, qNorm: headNorm, kNorm: headNorm }, cache, rope, step, heads);
+});
+await fused("gateUp", "bf16 1 × [3072, 1024]", async (bench) => {
+  const [gate, up] = [await bench.weight("bf16", 3072, 1024), await bench.weight("bf16", 3072, 1024)];
+  const x = bench.floats(1, 1024);
+  return (ops) => ops.gateUp(x, gate, up, { activation: "silu" });
+});
+
+const routing = (bench: Bench): Routing => ({
+  weights: bench.floats(1, 4),
+  experts: bench.ints([3, 9, 17, 30], [1, 4]),
+});
+await fused("expertsUp", "mxfp4 1 × 4 of [32, 5760, 2880]", async (bench) => {
+  const weight = await bench.weight("mxfp4", 32, 5760, 2880);
+  const [x, chosen] = [bench.floats(1, 2880), routing(bench)];
+  return (ops) => ops.expertsUp(x, chosen, weight, { activation: "swiglu_oai", layout: "interleaved" });
+});
+await fused("expertsDown", "mxfp4 1 × 4 of [32, 2880, 2880]", async (bench) => {
+  const weight = await bench.weight("mxfp4", 32, 2880, 2880);
+  const [x, chosen] = [bench.floats(4, 2880), routing(bench)];
+  return (ops) => ops.expertsDown(x, chosen, weight);
+});
+await fused("linearArgmax", "bf16 1 × [151936, 1024]", async (bench) => {
+  const [x, weight] = [bench.floats(1, 1024), await bench.weight("bf16", 151936, 1024)];
+  return (ops) => ops.linearArgmax(x, weight);
+});
+
+process.stdout.write(`\n${JSON.stringify({ bench: "kernels", device: description, node: process.version, rows })}\n`);
