@@ -2,7 +2,6 @@
 // threads or without, with relaxed SIMD or plain SIMD128. Does nothing when they are newer than their sources. Node only.
 import { readdirSync, statSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import asc from "assemblyscript/asc";
 
 const root = new URL("../", import.meta.url);
 const sources = new URL("kernels/wasm/", root);
@@ -28,6 +27,8 @@ const newest = Math.max(
 for (const [variant, flags] of Object.entries(VARIANTS)) {
   const file = new URL(`kernels.${variant}.wasm`, output);
   if (modified(file) > newest) continue;
+  // Loaded only when there is something to compile: it takes longer than to find out.
+  const { default: asc } = await import("assemblyscript/asc");
   const entry = fileURLToPath(new URL("program.ts", sources));
   const { error, stderr } = await asc.main([
     entry,

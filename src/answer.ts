@@ -200,12 +200,11 @@ export class Answer implements Job, AsyncIterableIterator<TokenEvent> {
     const { promptLength, cached, generated } = this.sequence;
     const { started = 0, admitted, first, last } = this.#times;
     const now = performance.now();
-    const completionTokens = generated - (this.#stopToken === undefined ? 0 : 1);
     this.#emit({
       kind: "finish",
       finishReason,
       ...(this.#stopToken === undefined ? {} : { stopToken: this.#stopToken }),
-      usage: { promptTokens: promptLength, cachedTokens: cached, completionTokens },
+      usage: { promptTokens: promptLength, cachedTokens: cached, completionTokens: generated },
       timings: {
         queueMs: (admitted ?? now) - started,
         prefillMs: admitted === undefined ? 0 : (first ?? now) - admitted,

@@ -2,7 +2,7 @@
 // everything that can go wrong with a worker. Knows nothing of what is asked.
 //
 // A worker keeps Node's event loop alive only while a request is open: a model that is idle lets the process end.
-import { DeviceError, errorFromData, errorToData } from "./errors.ts";
+import { DeviceError, errorFromData, errorToData, OptionError } from "./errors.ts";
 import type { FromWorker, ToWorker } from "./protocol.ts";
 
 /** How many items a stream may be ahead of its consumer. Decoding stops when nobody has pulled for so many. */
@@ -113,8 +113,8 @@ export class Client {
     try {
       this.#link.post(message(id));
     } catch (error) {
-      this.#settle(id); // something in the argument cannot be cloned: a function in a message, say
-      pending.onError(error);
+      this.#settle(id);
+      pending.onError(notSendable(error));
     }
     return id;
   }
@@ -172,6 +172,12 @@ export class Client {
     this.#link.hold(false);
     for (const request of pending) request.onError(this.#failure);
   }
+}
+
+/** A function in a message, say. */
+function notSendable(cause: unknown): OptionError {
+  const message = `an argument cannot be sent to the model's worker: ${(cause as Error).message}; give plain data only`;
+  return new OptionError("INPUT_CLONE", message, { cause });
 }
 
 function crash(cause: unknown): DeviceError {
@@ -265,7 +271,8 @@ export async function startWorker(): Promise<Link> {
 
 async function nodeLink(url: URL): Promise<Link> {
   const { Worker } = await import("node:worker_threads");
-  const worker = new Worker(url, { name: "vernier" });
+  // Flags that this process was started with (`--input-type`, a debugger's) are not meant for it.
+  const worker = new Worker(url, { name: "vernier", execArgv: [] });
   return {
     post: (message) => worker.postMessage(message),
     connect: (onMessage, onFailure) => {

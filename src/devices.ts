@@ -67,15 +67,19 @@ function chooseAuto(): { chosen: Name; passed: readonly Name[] } {
 }
 
 /** All devices, also those that are missing. Loads no model and starts no thread. */
-export async function listDevices(): Promise<DeviceInfo[]> {
+export function listDevices(): Promise<DeviceInfo[]> {
   const { chosen } = chooseAuto();
-  return Promise.all(
-    (Object.keys(DEVICES) as Name[]).map(async (name) => {
-      const device = DEVICES[name];
-      const available = device.missing?.() === undefined;
-      return { name, available, chosen: name === chosen, detail: await device.describe() };
-    }),
-  );
+  return Promise.all((Object.keys(DEVICES) as Name[]).map((name) => describeDevice(name, name === chosen)));
+}
+
+async function describeDevice(name: Name, chosen: boolean): Promise<DeviceInfo> {
+  const device = DEVICES[name];
+  try {
+    return { name, available: device.missing?.() === undefined, chosen, detail: await device.describe() };
+  } catch (error) {
+    if (!(error instanceof DeviceError)) throw error;
+    return { name, available: false, chosen: false, detail: error.message }; // a feature of the machine is missing
+  }
 }
 
 /**

@@ -45,39 +45,34 @@ export async function* generateText(
     return new ChoiceInTheMaking(model, tokens, { index: i, channels, stop: request.options.stop });
   });
 
-  let firstAt: number | undefined;
   const stop = () => {
     for (const choice of choices) choice.stop();
   };
-  for await (const piece of interleave(
-    choices.map((choice) => choice.pieces()),
-    stop,
-  )) {
-    firstAt ??= performance.now();
-    yield piece;
-  }
+  const sources = choices.map((choice) => choice.pieces());
+  for await (const piece of interleave(sources, stop)) yield piece;
 
+  const timeToFirstTokenMs = Math.min(...choices.map((choice) => choice.firstAt ?? performance.now())) - startedAt;
+  return summarizeChoices(choices, { promptTokens: ids.length, loadMs: model.loadMs, timeToFirstTokenMs });
+}
+
+function summarizeChoices(
+  choices: readonly ChoiceInTheMaking[],
+  known: { promptTokens: number; loadMs: number; timeToFirstTokenMs: number },
+): GenerationEnd {
+  const { promptTokens, ...times } = known;
   const finishes = choices.map((choice) => choice.finish!);
-  const counts = choices.map((choice) => choice.tokens);
-  const completionTokens = counts.reduce((sum, n) => sum + n, 0);
+  const completionTokens = choices.reduce((sum, choice) => {
+    return sum + choice.tokens + (choice.end?.stopToken === undefined ? 0 : 1);
+  }, 0);
+  const decoded = choices.reduce((sum, choice) => sum + Math.max(0, choice.tokens - 1), 0);
   const prefillMs = Math.max(...finishes.map(({ timings }) => timings.prefillMs));
   const decodeMs = Math.max(...finishes.map(({ timings }) => timings.decodeMs));
-  const decoded = counts.reduce((sum, n) => sum + Math.max(0, n - 1), 0);
+  const tokensPerSecond = decodeMs > 0 ? (1000 * decoded) / decodeMs : 0;
+  const { cachedTokens } = finishes[0].usage;
   return {
     ends: choices.map((choice) => choice.end!),
-    usage: {
-      promptTokens: ids.length,
-      completionTokens,
-      cachedTokens: finishes[0].usage.cachedTokens,
-      totalTokens: ids.length + completionTokens,
-    },
-    timings: {
-      loadMs: model.loadMs,
-      timeToFirstTokenMs: (firstAt ?? performance.now()) - startedAt,
-      prefillMs,
-      decodeMs,
-      tokensPerSecond: decodeMs > 0 ? (1000 * decoded) / decodeMs : 0,
-    },
+    usage: { promptTokens, completionTokens, cachedTokens, totalTokens: promptTokens + completionTokens },
+    timings: { ...times, prefillMs, decodeMs, tokensPerSecond },
   };
 }
 
@@ -156,6 +151,8 @@ interface ChoiceOptions {
 class ChoiceInTheMaking {
   /** Tokens so far, without the stop token. */
   tokens = 0;
+  /** When the first token came. */
+  firstAt: number | undefined;
   finish: TokenFinish | undefined;
   end: ChoiceEnd | undefined;
   readonly #model: TextModel;
@@ -205,6 +202,7 @@ class ChoiceInTheMaking {
       }
       if (stopString !== undefined) continue; // the surplus of a step that was under way
       this.tokens++;
+      this.firstAt ??= performance.now();
       waiting.push(tokenInfo(event));
       yield* pieces(text.push(event.token));
     }

@@ -44,7 +44,7 @@ export interface ToolCall {
 
 export interface Usage {
   promptTokens: number;
-  /** All tokens that were generated, of all choices; stop tokens are not counted. */
+  /** All tokens that were generated, of all choices, a stop token included. */
   completionTokens: number;
   /** Prompt tokens whose keys and values were there already. */
   cachedTokens: number;
@@ -98,10 +98,13 @@ export interface GenerationEnd {
   timings: Timings;
 }
 
-/** Where pieces come from. `next` gives undefined at the end, then `last` is there; `drain` ends it early and frees it. */
+/** Where pieces come from. `next` gives undefined at the end, then `last` is there. */
 export interface PieceSource {
   readonly last: GenerationEnd | undefined;
   next(): Promise<Piece | undefined>;
+  /** Ends it early; pieces that are on their way still come. */
+  cancel(): void;
+  /** Cancels, drops what still comes, and resolves when all is freed. */
   drain(): Promise<void>;
 }
 
@@ -124,6 +127,7 @@ export class Generation implements AsyncIterable<Piece> {
   readonly #hooks: GenerationHooks;
   readonly #result = Promise.withResolvers<GenerationResult>();
   readonly #choices: Choice[] = [];
+  #source: PieceSource | undefined;
   #started = false;
 
   constructor(hooks: GenerationHooks) {
@@ -163,8 +167,10 @@ export class Generation implements AsyncIterable<Piece> {
           else controller.enqueue(value);
         },
         cancel: async (reason) => {
+          this.#source?.cancel(); // a pull may be under way, and return() waits for it
           await pieces.return();
-          this.#result.reject(reason); // for a stream that was cancelled before its first pull
+          // For a stream that was cancelled before its first pull:
+          this.#result.reject(reason ?? new DOMException("the stream was cancelled", "AbortError"));
         },
       },
       { highWaterMark: 0 },
@@ -172,11 +178,11 @@ export class Generation implements AsyncIterable<Piece> {
   }
 
   async *#pull(): AsyncGenerator<Piece, void, undefined> {
-    let source: PieceSource | undefined;
     let outcome: GenerationResult | undefined;
     let failed = false;
     try {
-      source = this.#hooks.start();
+      const source = this.#hooks.start();
+      this.#source = source;
       for (let piece = await source.next(); piece !== undefined; piece = await source.next()) {
         this.#keep(piece);
         yield piece;
@@ -187,8 +193,8 @@ export class Generation implements AsyncIterable<Piece> {
       this.#result.reject(error);
       throw error;
     } finally {
-      if (outcome === undefined) await source?.drain();
-      if (!failed && source?.last !== undefined) outcome = this.#outcome(source.last);
+      if (outcome === undefined) await this.#source?.drain();
+      if (!failed && this.#source?.last !== undefined) outcome = this.#outcome(this.#source.last);
       this.#hooks.ended?.(outcome);
       if (outcome !== undefined) this.#result.resolve(outcome);
     }

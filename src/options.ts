@@ -56,10 +56,10 @@ export type Prompt = string | readonly ChatMessage[] | readonly number[] | Int32
  * @param ids prompt and answer so far.
  * @returns the logits to use, or nothing if `logits` was changed in place.
  */
-export type LogitsProcessor = (
-  logits: Float32Array,
-  ids: readonly number[],
-) => Float32Array | undefined | void | Promise<Float32Array | undefined | void>;
+export type LogitsProcessor = (logits: Float32Array, ids: readonly number[]) => MaybeLogits | Promise<MaybeLogits>;
+
+// biome-ignore lint/suspicious/noConfusingVoidType: a function that changes logits in place may be written without a return
+type MaybeLogits = Float32Array | undefined | void;
 
 /** How tokens are chosen. Defaults are those of the model's generation_config.json, then the ones named here. */
 export interface SamplingOptions {

@@ -1,9 +1,11 @@
 // The library as a program uses it, through a real worker: PyTorch's tokens, every option, streams, chats, aborts,
 // disposal, the caller's event loop, and nothing left behind.
+import { spawn } from "node:child_process";
 import { mkdtempSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { monitorEventLoopDelay } from "node:perf_hooks";
+import { text as readAll } from "node:stream/consumers";
 import { setTimeout as sleep } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
@@ -123,7 +125,7 @@ describe("sampling options", () => {
     const [a, b, c] = golden.greedy;
     const stopped = await tiny.generate(IDS, { temperature: 0, stopTokenIds: [c] }).result();
     expect(ids(stopped.tokens)).toEqual([a, b]);
-    expect(stopped).toMatchObject({ finishReason: "stop", stopToken: c, usage: { completionTokens: 2 } });
+    expect(stopped).toMatchObject({ finishReason: "stop", stopToken: c, usage: { completionTokens: 3 } });
     const later = await tiny
       .generate(IDS, { temperature: 0, stopTokenIds: [c], minNewTokens: 5, maxNewTokens: 8 })
       .result();
@@ -356,6 +358,13 @@ describe("streams", () => {
     await reader.read();
     await reader.cancel();
     expect(await cancelled.result()).toMatchObject({ finishReason: "abort" });
+    const pulling = tiny.generate(IDS, GREEDY);
+    const waiting = pulling.toReadableStream().getReader();
+    const read = waiting.read();
+    await sleep(0); // the pull is under way
+    await waiting.cancel();
+    await read;
+    expect(await pulling.result()).toMatchObject({ finishReason: "abort" });
     const unread = tiny.generate(IDS, GREEDY);
     await unread.toReadableStream().cancel("not wanted");
     await expect(unread.result()).rejects.toBe("not wanted");
@@ -546,6 +555,22 @@ describe("info, devices, logs", () => {
 });
 
 describe("being a good guest", () => {
+  test("an idle model does not keep the process alive, a running generation does", async () => {
+    const script = `
+      import { load } from "${new URL("../src/index.ts", import.meta.url)}";
+      const model = await load("${TINY}", { device: "cpu", threads: 2 });
+      const { tokens } = await model.generate([5, 6], { maxNewTokens: 3, ignoreEos: true }).result();
+      console.log(tokens.length);`;
+    const child = spawn(process.execPath, ["--input-type=module", "--eval", script], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    const [out, code] = await Promise.all([
+      readAll(child.stdout),
+      new Promise((resolve) => child.on("close", resolve)),
+    ]);
+    expect({ out, code }).toEqual({ out: "3\n", code: 0 });
+  });
+
   // Other processes can delay any thread, so one good run of three counts; a loop that is blocked has none.
   test("the caller's event loop stays free", { retry: 2 }, async () => {
     const delay = monitorEventLoopDelay({ resolution: 1 });

@@ -97,7 +97,7 @@ describe.each(BACKENDS)("%s", (_, options) => {
     expect(first.finish).toMatchObject({
       finishReason: "stop",
       stopToken: stop,
-      usage: { completionTokens: first.tokens.length },
+      usage: { completionTokens: first.tokens.length + 1 },
     });
     expect(second.tokens).toEqual(mockGreedy(b, 20, runner));
     expectBalance(engine);

@@ -186,7 +186,7 @@ describe("text", () => {
     expect(pieces.flatMap((piece) => piece.tokens.map((token) => token.id))).toEqual(tokens);
     expect(end).toMatchObject({
       ends: [{ finishReason: "stop", stopToken: EOS }],
-      usage: { promptTokens: 1, completionTokens: 9, cachedTokens: 2, totalTokens: 10 },
+      usage: { promptTokens: 1, completionTokens: 10, cachedTokens: 2, totalTokens: 11 },
       timings: { loadMs: 1, prefillMs: 5, decodeMs: 100, tokensPerSecond: 80 },
     });
   });
@@ -269,7 +269,7 @@ describe("several answers", () => {
     expect([0, 1, 2].map((i) => text("text", i))).toEqual(["first", "the se", "no 3"]);
     expect(end.ends.map((choice) => choice.finishReason)).toEqual(["stop", "length", "stop"]);
     expect(requests.map((request) => request.seed)).toEqual([40, 41, 42]);
-    expect(end.usage).toMatchObject({ promptTokens: 1, completionTokens: 15, totalTokens: 16 });
+    expect(end.usage).toMatchObject({ promptTokens: 1, completionTokens: 17, totalTokens: 18 });
   });
 
   test("when one fails, the others end", async () => {

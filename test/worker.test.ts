@@ -85,7 +85,10 @@ describe("calls", () => {
 
   test("what cannot be cloned is an error of that call only", async () => {
     const { client, held } = rig({ echo: async (value: unknown) => value });
-    await expect(client.call("echo", () => 1)).rejects.toThrow(/clone/);
+    await expect(client.call("echo", () => 1)).rejects.toMatchObject({
+      code: "INPUT_CLONE",
+      message: expect.stringContaining("clone"),
+    });
     expect(held()).toBe(false);
     expect(await client.call("echo", 7)).toBe(7);
   });

@@ -7,7 +7,7 @@ import type { ModelFile, ModelFiles } from "./files.ts";
 import { INDEX_FILE, indexFault, readIndex } from "./index-file.ts";
 import { MXFP4_NAN_SCALE } from "./mxfp4.ts";
 import { readHeader, type SafetensorsDType, type SafetensorsTensor } from "./safetensors.ts";
-import { concatenated, planeBytes, transposed, widened } from "./sources.ts";
+import { alike, concatenated, transposed } from "./sources.ts";
 
 const SINGLE_FILE = "model.safetensors";
 
@@ -15,8 +15,8 @@ export interface CheckpointTensor {
   readonly name: string;
   /** Logical shape: that of the values, however they are packed. */
   readonly shape: Shape;
-  /** As stored; `MXFP4` for a pair of blocks and scales. */
-  readonly dtype: SafetensorsDType | "MXFP4";
+  /** As stored, in the format's own words; `MXFP4` and `INT8` for values and scales in tensors of their own. */
+  readonly dtype: string;
   /** undefined: not a format that weights can have. */
   readonly format?: WeightFormat;
   /** In the file, all planes. */
@@ -41,9 +41,16 @@ export interface Checkpoint {
   close(): Promise<void>;
 }
 
-/** A tensor and where its planes are. */
-interface Stored extends CheckpointTensor {
-  readonly planes: Partial<Record<WeightPlane, { file: ModelFile; tensor: SafetensorsTensor }>>;
+/** A tensor and its values, which are undefined exactly when its format is. */
+export interface StoredTensor extends CheckpointTensor {
+  readonly source?: WeightSource;
+  /** [.., out, in] already, whatever the table of the architecture says of transposed tensors. */
+  readonly asLinear?: boolean;
+}
+
+/** A tensor of a safetensors file. */
+export interface FileTensor extends SafetensorsTensor {
+  readonly file: ModelFile;
 }
 
 /**
@@ -57,7 +64,7 @@ export async function openCheckpoint(files: ModelFiles): Promise<Checkpoint> {
   };
   try {
     const tensors = await readTensors(files, opened);
-    return makeCheckpoint(files.label, packed(tensors), close);
+    return makeCheckpoint(files.label, joined(tensors), close);
   } catch (error) {
     await close();
     throw error;
@@ -65,19 +72,19 @@ export async function openCheckpoint(files: ModelFiles): Promise<Checkpoint> {
 }
 
 /** Every tensor of every file, as stored. */
-async function readTensors(files: ModelFiles, opened: ModelFile[]): Promise<Map<string, Stored>> {
-  const tensors = new Map<string, Stored>();
+async function readTensors(files: ModelFiles, opened: ModelFile[]): Promise<Map<string, FileTensor>> {
+  const tensors = new Map<string, FileTensor>();
 
   async function add(file: ModelFile): Promise<void> {
     opened.push(file);
     for (const tensor of (await readHeader(file)).tensors.values()) {
-      const { name, shape, dtype, byteLength } = tensor;
-      const other = tensors.get(name)?.planes.data?.file.name;
+      const { name } = tensor;
+      const other = tensors.get(name)?.file.name;
       if (other !== undefined) {
         const message = `tensor ${quote(name)} is in two shards, ${quote(other)} and ${quote(file.name)}`;
         throw indexFault("INDEX_DUPLICATE", message, { tensor: name });
       }
-      tensors.set(name, { name, shape, dtype, format: FORMATS[dtype], byteLength, planes: { data: { file, tensor } } });
+      tensors.set(name, { ...tensor, file });
     }
   }
 
@@ -91,7 +98,7 @@ async function readTensors(files: ModelFiles, opened: ModelFile[]): Promise<Map<
   const shardOf = await readIndex(index).finally(() => index.close());
   for (const shard of new Set(shardOf.values())) await add(await openShard(files, shard));
   for (const [name, shard] of shardOf) {
-    if (tensors.get(name)?.planes.data?.file.name === shard) continue;
+    if (tensors.get(name)?.file.name === shard) continue;
     const message = `tensor ${quote(name)} is not in ${quote(shard)}; get both files again`;
     throw indexFault("INDEX_TENSOR_MISSING", message, { tensor: name });
   }
@@ -144,53 +151,85 @@ async function noWeights(files: ModelFiles): Promise<VernierError> {
 /** Dtypes that are weight formats as they are. */
 const FORMATS: Partial<Record<SafetensorsDType, WeightFormat>> = { F32: "f32", F16: "f16", BF16: "bf16" };
 
+/** Tensors as they are, and packed ones put together. */
+function joined(tensors: ReadonlyMap<string, FileTensor>): ReadonlyMap<string, StoredTensor> {
+  const stored = new Map([...tensors].map(([name, tensor]) => [name, asStored(tensor)]));
+  joinMxfp4(tensors, stored);
+  return stored;
+}
+
+function asStored({ file, byteOffset, ...tensor }: FileTensor): StoredTensor {
+  const format = FORMATS[tensor.dtype];
+  if (format === undefined) return tensor;
+  const { name, shape, byteLength } = tensor;
+  const source: WeightSource = {
+    name,
+    shape,
+    format,
+    byteLength: (plane) => (plane === "data" ? byteLength : 0),
+    read: (_, from, length) => {
+      assert(from >= 0 && from + length <= byteLength, `${name}: ${from} + ${length}`);
+      return file.read(byteOffset + from, length);
+    },
+  };
+  return { ...tensor, format, source };
+}
+
 /** Joins `<name>_blocks` u8 [.., G, 16] and `<name>_scales` u8 [.., G] to `<name>` mxfp4 [.., 32 · G] (gpt-oss). */
-function packed(tensors: ReadonlyMap<string, Stored>): ReadonlyMap<string, Stored> {
-  const joined = new Map(tensors);
+function joinMxfp4(tensors: ReadonlyMap<string, FileTensor>, stored: Map<string, StoredTensor>): void {
   for (const blocks of tensors.values()) {
     if (!blocks.name.endsWith("_blocks")) continue;
     const name = blocks.name.slice(0, -"_blocks".length);
     const scales = tensors.get(`${name}_scales`);
     if (scales === undefined || tensors.has(name) || blocks.dtype !== "U8" || scales.dtype !== "U8") continue;
     if (scales.shape.length === 0 || String(blocks.shape) !== String([...scales.shape, 16])) continue;
-    joined.delete(blocks.name);
-    joined.delete(scales.name);
-    joined.set(name, {
+    stored.delete(blocks.name);
+    stored.delete(scales.name);
+    const shape = [...scales.shape.slice(0, -1), scales.shape[scales.shape.length - 1] * 32];
+    stored.set(name, {
       name,
-      shape: [...scales.shape.slice(0, -1), scales.shape[scales.shape.length - 1] * 32],
+      shape,
       dtype: "MXFP4",
       format: "mxfp4",
       byteLength: blocks.byteLength + scales.byteLength,
-      planes: { data: blocks.planes.data, scales: scales.planes.data },
+      asLinear: true,
+      source: mxfp4Source(name, shape, { data: blocks, scales }),
     });
   }
-  return joined;
 }
 
-function makeCheckpoint(label: string, tensors: ReadonlyMap<string, Stored>, close: () => Promise<void>): Checkpoint {
-  /** One part of a weight, read as stored. */
-  function part(name: string, weight: string): WeightSource {
+function mxfp4Source(name: string, shape: Shape, planes: Record<WeightPlane, FileTensor>): WeightSource {
+  return {
+    name,
+    shape,
+    format: "mxfp4",
+    byteLength: (plane) => planes[plane].byteLength,
+    async read(plane, from, length) {
+      const tensor = planes[plane];
+      assert(from >= 0 && from + length <= tensor.byteLength, `${name}: ${plane} ${from} + ${length}`);
+      const bytes = await tensor.file.read(tensor.byteOffset + from, length);
+      if (plane === "scales") requireScales(bytes, from, tensor);
+      return bytes;
+    },
+  };
+}
+
+/**
+ * A checkpoint from tensors, whatever files they come from.
+ * @param close called once nothing of it is read any more.
+ */
+export function makeCheckpoint(
+  label: string,
+  tensors: ReadonlyMap<string, StoredTensor>,
+  close: () => Promise<void>,
+): Checkpoint {
+  /** One part of a weight. */
+  function part(name: string, weight: string, isTransposed: boolean): WeightSource {
     const stored = tensors.get(name);
     if (stored === undefined) throw missing(tensors, name, weight);
-    const { shape, format, planes } = stored;
-    if (format === undefined) throw unsupported(tensors, stored);
-    return {
-      name,
-      shape,
-      format,
-      byteLength: (plane) => planeBytes(format, shape, plane),
-      async read(plane, byteOffset, byteLength) {
-        const stored = planes[plane];
-        const size = planeBytes(format, shape, plane);
-        assert(
-          stored !== undefined && byteOffset >= 0 && byteOffset + byteLength <= size,
-          `${name}: ${plane} ${byteOffset} + ${byteLength}`,
-        );
-        const bytes = await stored.file.read(stored.tensor.byteOffset + byteOffset, byteLength);
-        if (format === "mxfp4" && plane === "scales") requireScales(bytes, byteOffset, stored);
-        return bytes;
-      },
-    };
+    if (stored.source === undefined) throw unsupported(tensors, stored);
+    const turn = isTransposed && stored.asLinear !== true && stored.shape.length >= 2;
+    return turn ? transposed(stored.source) : stored.source;
   }
 
   return {
@@ -201,15 +240,7 @@ function makeCheckpoint(label: string, tensors: ReadonlyMap<string, Stored>, clo
 
     source(name, spec) {
       const names = spec.from ?? [name];
-      const parts = sameFormat(
-        name,
-        names.map((from) => {
-          const stored = part(from, name);
-          return spec.transposed === true && stored.format !== "mxfp4" && stored.shape.length >= 2
-            ? transposed(stored)
-            : stored;
-        }),
-      );
+      const parts = alike(names.map((from) => part(from, name, spec.transposed === true)));
       requireShape(name, spec, parts);
       return parts.length === 1 ? { ...parts[0], name } : concatenated(name, spec.shape, parts);
     },
@@ -224,11 +255,7 @@ function makeCheckpoint(label: string, tensors: ReadonlyMap<string, Stored>, clo
 }
 
 /** MXFP4 scale 0xFF is NaN, and no block of a sane model has it. */
-function requireScales(
-  bytes: Uint8Array,
-  byteOffset: number,
-  { file, tensor }: { file: ModelFile; tensor: SafetensorsTensor },
-): void {
+function requireScales(bytes: Uint8Array, byteOffset: number, { file, ...tensor }: FileTensor): void {
   const at = bytes.indexOf(MXFP4_NAN_SCALE);
   if (at < 0) return;
   const index = byteOffset + at;
@@ -239,17 +266,6 @@ function requireScales(
     offset: tensor.byteOffset + index,
     actual: index,
   });
-}
-
-/** 16-bit floats of different kinds, or mixed with f32, are widened to f32; packed formats mix with nothing. */
-function sameFormat(weight: string, parts: readonly WeightSource[]): readonly WeightSource[] {
-  const formats = [...new Set(parts.map((part) => part.format))];
-  if (formats.length <= 1) return parts;
-  if (formats.includes("mxfp4") || formats.includes("int8")) {
-    const message = `weight ${quote(weight)} is made of tensors of different formats (${formats.join(", ")}), which cannot be joined`;
-    throw new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { tensor: weight, actual: formats.join(", ") });
-  }
-  return parts.map((part) => (part.format === "f32" ? part : widened(part)));
 }
 
 /** One part has the shape that is asked for; several have its rows between them. */
@@ -298,7 +314,10 @@ function methodOf(tensors: ReadonlyMap<string, unknown>, parameter: string): str
   return mark?.[1];
 }
 
-function unsupported(tensors: ReadonlyMap<string, Stored>, { name, dtype, shape }: Stored): UnsupportedModelError {
+function unsupported(
+  tensors: ReadonlyMap<string, unknown>,
+  { name, dtype, shape }: CheckpointTensor,
+): UnsupportedModelError {
   const method = methodOf(tensors, name);
   const how = method === undefined ? "" : `, quantized by ${method}`;
   const message = `tensor ${quote(name)} is ${dtype} [${shape}]${how}: this engine reads F32, F16, BF16 and MXFP4 weights; use a version of the model in one of these`;
@@ -306,7 +325,7 @@ function unsupported(tensors: ReadonlyMap<string, Stored>, { name, dtype, shape 
 }
 
 /** A tensor that is not there: packed by another method, half of a packed pair, or simply absent. */
-function missing(tensors: ReadonlyMap<string, Stored>, name: string, weight: string): UnsupportedModelError {
+function missing(tensors: ReadonlyMap<string, CheckpointTensor>, name: string, weight: string): UnsupportedModelError {
   const stem = name.replace(/\.weight$/, "");
   const other = tensors.get(`${stem}.qweight`) ?? tensors.get(`${stem}.weight_packed`);
   if (other !== undefined) return unsupported(tensors, other);

@@ -2,12 +2,12 @@
 // hold at most one matrix. Knows nothing of files or of where names come from.
 import { type Shape, sizeOf, type WeightFormat, type WeightPlane, type WeightSource } from "../src/backend.ts";
 import { assert } from "../src/errors.ts";
-import { decodeRows, rowBytes, rowsOf } from "./decode.ts";
+import { decodeWeight, rowBytes, rowsOf } from "./decode.ts";
 
-/** Bytes of a plane of a weight without INT8 groups. */
-export function planeBytes(format: WeightFormat, shape: Shape, plane: WeightPlane): number {
+/** Bytes of a plane of a weight. */
+export function planeBytes(format: WeightFormat, shape: Shape, plane: WeightPlane, group?: number): number {
   const { rows, columns } = rowsOf(shape);
-  return rows * rowBytes(format, columns)[plane];
+  return rows * rowBytes(format, columns, group)[plane];
 }
 
 /** The rows of the parts one after the other, as one weight of `shape`. All parts have the same format. */
@@ -95,20 +95,30 @@ function transpose(bytes: Uint8Array, rows: number, columns: number, elementByte
   return new Uint8Array(to.buffer);
 }
 
-/** f16 or bf16 seen as f32. */
+/** Any format seen as f32: nothing is lost, since what a stored value means is an f32. */
 export function widened(source: WeightSource): WeightSource {
-  const { name, format, shape } = source;
-  assert(format === "f16" || format === "bf16", `widened: ${name} is ${format}`);
+  const { name, shape } = source;
+  const { columns } = rowsOf(shape);
+  const size = sizeOf(shape) * 4;
   return {
     name,
     shape,
     format: "f32",
-    byteLength: (plane) => (plane === "data" ? sizeOf(shape) * 4 : 0),
+    byteLength: (plane) => (plane === "data" ? size : 0),
     async read(plane, byteOffset, byteLength) {
-      const from = Math.floor(byteOffset / 4);
-      const to = Math.ceil((byteOffset + byteLength) / 4);
-      const values = decodeRows(format, { data: await source.read(plane, from * 2, (to - from) * 2) });
-      return new Uint8Array(values.buffer, byteOffset - from * 4, byteLength);
+      assert(plane === "data", `widened: ${name} has no ${plane}`);
+      const rowLength = columns * 4;
+      const from = Math.floor(byteOffset / rowLength);
+      const values = await decodeWeight(source, from, Math.ceil((byteOffset + byteLength) / rowLength));
+      const start = byteOffset - from * rowLength;
+      return new Uint8Array(values.buffer, values.byteOffset, values.byteLength).subarray(start, start + byteLength);
     },
   };
+}
+
+/** The parts in one format: their own if they agree, f32 if they do not. */
+export function alike(parts: readonly WeightSource[]): readonly WeightSource[] {
+  const [{ format, group }] = parts;
+  if (parts.every((part) => part.format === format && part.group === group)) return parts;
+  return parts.map((part) => (part.format === "f32" ? part : widened(part)));
 }

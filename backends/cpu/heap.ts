@@ -1,6 +1,6 @@
 // The one WebAssembly memory of a cpu backend and who has which part of it. Grows as needed, up to 4 GiB; knows nothing of what
 // is stored.
-import { assert, InsufficientMemoryError } from "../../src/errors.ts";
+import { assert, DisposedError, InsufficientMemoryError } from "../../src/errors.ts";
 
 const PAGE = 65536;
 /** Addresses are 32 bits wide. */
@@ -13,7 +13,7 @@ const BASE = ALIGNMENT;
 const align = (bytes: number) => Math.ceil(Math.max(bytes, 1) / ALIGNMENT) * ALIGNMENT;
 
 export class Heap {
-  readonly memory: WebAssembly.Memory;
+  #memory: WebAssembly.Memory | undefined;
   /** Sizes of the blocks in use, by address. */
   readonly #used = new Map<number, number>();
   /** Gaps by rising address, never adjacent. */
@@ -26,13 +26,19 @@ export class Heap {
 
   constructor(shared: boolean) {
     try {
-      this.memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared });
+      this.#memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared });
     } catch (cause) {
       const message = "cpu: the address space has no room for a WebAssembly memory; dispose other models first";
       throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit: LIMIT, cause });
     }
     this.#u8 = new Uint8Array(this.memory.buffer);
     this.#gaps.push({ address: BASE, bytes: PAGE - BASE });
+  }
+
+  /** Throws DisposedError once released. */
+  get memory(): WebAssembly.Memory {
+    if (this.#memory !== undefined) return this.#memory;
+    throw new DisposedError("DISPOSED", "cpu: the backend was disposed; create another one");
   }
 
   /** Bytes allocated now. */
@@ -85,6 +91,20 @@ export class Heap {
     if (after !== undefined && gap.address + gap.bytes === after.address) {
       gap.bytes += after.bytes;
       this.#gaps.splice(this.#gaps.indexOf(after), 1);
+    }
+  }
+
+  /** Lets go of the memory; nothing can be read, written or allocated afterwards. */
+  release(): void {
+    if (this.#memory === undefined) return;
+    this.#memory = undefined;
+    this.#u8 = new Uint8Array();
+    // V8 does not count shared memory when it decides whether to collect garbage: many models one after the other would add
+    // up. It does count this buffer, which takes no memory as nothing is written to it.
+    try {
+      new ArrayBuffer(this.#end);
+    } catch {
+      // No room to ask in; then something else will make it collect.
     }
   }
 

@@ -183,6 +183,7 @@ export class CpuBackend implements Backend {
   async dispose(): Promise<void> {
     this.#disposed = true;
     await this.#pool.dispose();
+    this.#heap.release();
   }
 
   #check(): void {

@@ -31,6 +31,11 @@ function check(source: WeightSource): void {
   throw new UnsupportedModelError("UNSUPPORTED_SHAPE", message, { tensor: name, actual: `[${shape}]` });
 }
 
+function notFinite({ name, format }: WeightSource): UnsupportedModelError {
+  const message = `${name}: some of its ${format} values are infinite or not a number; the checkpoint is damaged, or was converted from values beyond ${format}`;
+  return new UnsupportedModelError("UNSUPPORTED_VALUE", message, { tensor: name });
+}
+
 /** Where source bytes are put before they are packed; grown to the largest chunk, shared by all loads. */
 export class Staging {
   readonly #heap: Heap;
@@ -107,7 +112,8 @@ async function loadTiles(heap: Heap, kernels: Kernels, staging: Staging, source:
       const scalesAt = at + Math.ceil(data.length / 4) * 4;
       heap.u8.set(data, at);
       if (scales !== undefined) heap.u8.set(scales, scalesAt);
-      kernels.pack(FORMAT_CODES[format], at, scalesAt, rows, columns, group, to);
+      const packed = kernels.pack(FORMAT_CODES[format], at, scalesAt, rows, columns, group, to);
+      if (packed === 0) throw notFinite(source);
     }
   } catch (error) {
     heap.free(address);
@@ -134,7 +140,7 @@ async function loadVector(heap: Heap, kernels: Kernels, staging: Staging, source
   const packedAt = Math.ceil((scalesAt + (scales?.length ?? 0)) / 64) * 64;
   heap.u8.set(data, at);
   if (scales !== undefined) heap.u8.set(scales, scalesAt);
-  kernels.pack(FORMAT_CODES[format], at, scalesAt, 1, count, group, packedAt);
+  if (kernels.pack(FORMAT_CODES[format], at, scalesAt, 1, count, group, packedAt) === 0) throw notFinite(source);
   kernels.unpackRow(FORMAT_CODES[format], packedAt, count, group, 0, 0, count, 1, address);
   return new CpuWeight({ name, shape, format, storedAs: "f32", byteLength }, address, count);
 }

@@ -10,7 +10,8 @@ export interface Kernels {
   run(program: number): number;
   /** A helper thread's life. */
   help(): void;
-  pack(format: number, data: number, scales: number, rows: number, columns: number, group: number, to: number): void;
+  /** 0 if a value of the format cannot be packed. */
+  pack(format: number, data: number, scales: number, rows: number, columns: number, group: number, to: number): number;
   unpackRow(
     format: number,
     weight: number,

@@ -20,7 +20,7 @@ import {
   TABLE_HIGH_HALF,
   TABLE_NIBBLE,
 } from "../../kernels/wasm/layout.ts";
-import { DeviceError } from "../../src/errors.ts";
+import { assert, DeviceError } from "../../src/errors.ts";
 import type { Heap } from "./heap.ts";
 import type { Kernels } from "./module.ts";
 
@@ -55,12 +55,12 @@ const FP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6];
 
 export class Pool {
   readonly threads: number;
-  readonly kernels: Kernels;
   readonly #heap: Heap;
   readonly #control: number;
+  #kernels: Kernels | undefined;
   #workers: Thread[] = [];
   #lost = false;
-  #stopping = false;
+  #stopped: Promise<void> | undefined;
 
   private constructor(heap: Heap, module: WebAssembly.Module, options: PoolOptions) {
     this.threads = options.threads;
@@ -73,8 +73,8 @@ export class Pool {
     words[CONTROL_SCRATCH / 4] = scratch;
     writeTables(heap.u8.subarray(this.#control + CONTROL_TABLES).subarray(0, TABLE_BYTES));
     const instance = new WebAssembly.Instance(module, { env: { memory: heap.memory } });
-    this.kernels = instance.exports as unknown as Kernels;
-    this.kernels.join(this.#control, 0, this.threads);
+    this.#kernels = instance.exports as unknown as Kernels;
+    this.#kernels.join(this.#control, 0, this.threads);
   }
 
   static async start(heap: Heap, module: WebAssembly.Module, options: PoolOptions): Promise<Pool> {
@@ -95,6 +95,11 @@ export class Pool {
     return pool;
   }
 
+  get kernels(): Kernels {
+    assert(this.#kernels !== undefined, "cpu: kernels were used after they were disposed");
+    return this.#kernels;
+  }
+
   /** How often helpers woke up to look for work: does not grow while nothing is run. */
   get wakeups(): number {
     return this.#heap.i32(this.#control, CONTROL_TABLES / 4)[CONTROL_WAKEUPS / 4];
@@ -110,7 +115,7 @@ export class Pool {
   }
 
   #onEnd(): void {
-    if (this.#stopping) return;
+    if (this.#stopped !== undefined) return;
     this.#lost = true;
     // The others may be waiting for what the lost one was doing: they look at this every 0.1 s.
     Atomics.store(this.#heap.i32(this.#control, CONTROL_TABLES / 4), CONTROL_FAILED / 4, 1);
@@ -122,9 +127,14 @@ export class Pool {
     return this.#workers[index].ended;
   }
 
-  async dispose(): Promise<void> {
-    if (this.#stopping) return;
-    this.#stopping = true;
+  /** Idempotent; resolves when all workers have ended. */
+  dispose(): Promise<void> {
+    this.#stopped ??= this.#stop();
+    return this.#stopped;
+  }
+
+  async #stop(): Promise<void> {
+    this.#kernels = undefined;
     if (this.#workers.length === 0) return;
     const words = this.#heap.i32(this.#control, CONTROL_TABLES / 4);
     Atomics.store(words, CONTROL_STOP / 4, 1);

@@ -1,7 +1,7 @@
 // attention: softmax over a row's own keys, segment by segment (16 slots) with a running maximum, in order of position. The
 // segments depend on positions only, so a row's result does not depend on the other rows of the step.
 
-import { keySegment, slotOf, valueSegment } from "./kv";
+import { keySegment, slotOf, valueSegment } from "./kv-append";
 import { ATTENTION_ROWS, CACHE_HEAD_DIM, CACHE_KV_HEADS, CACHE_PAGE_SIZE, CACHE_STRIDE, SCRATCH_MISC } from "./layout";
 import { exp1, exp2, exp4, madd, sum4, tanh2 } from "./math";
 import { softcap4 } from "./softcap";

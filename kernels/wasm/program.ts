@@ -10,7 +10,7 @@ import { embed } from "./embed";
 import { expertsDown, expertsUp, gateUp } from "./feed-forward";
 import { gatherRows } from "./gather-rows";
 import { glu } from "./glu";
-import { kvAppend, qkvHeads } from "./kv";
+import { kvAppend, qkvHeads } from "./kv-append";
 import {
   OP_ADD,
   OP_ADD_NORM,

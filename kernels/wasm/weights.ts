@@ -1,7 +1,22 @@
 // Packed weights. A tile is 32 output rows; for each column k their 32 values lie side by side, ordered so that unpacking
 // a register gives rows 4j … 4j + 3 as lanes of vector j. INT8 and MXFP4 put the 32 scales of a group before its columns.
 // All loads of a product are then one stream. Knows nothing of threads or of what the values are multiplied with.
-import { BF16, F16, F32, INT8, MXFP4, SCRATCH_SCALES, TABLE_FP4, TABLE_FP4_HIGH, TABLE_FP4_LOW, TILE } from "./layout";
+import {
+  BF16,
+  F16,
+  F32,
+  INT8,
+  MXFP4,
+  SCRATCH_SCALES,
+  TABLE_F16_MASK,
+  TABLE_F16_SCALE,
+  TABLE_FP4,
+  TABLE_FP4_HIGH,
+  TABLE_FP4_LOW,
+  TABLE_HIGH_HALF,
+  TABLE_NIBBLE,
+  TILE,
+} from "./layout";
 import { scratch, tables } from "./threads";
 
 /** Bytes of one column of a tile. */
@@ -86,8 +101,19 @@ function packGroup(
   }
 }
 
-/** Packs `rows` rows in checkpoint layout into tiles at `to`. */
-export function pack(format: i32, data: usize, scales: usize, rows: i32, columns: i32, group: i32, to: usize): void {
+function allFinite(halves: usize, count: usize): bool {
+  for (const end = halves + (count << 1); halves < end; halves += 2) {
+    if ((load<u16>(halves) & 0x7c00) === 0x7c00) return false;
+  }
+  return true;
+}
+
+/**
+ * Packs `rows` rows in checkpoint layout into tiles at `to`. False: a half is infinite or NaN, which the products, for speed,
+ * do not tell from a number.
+ */
+export function pack(format: i32, data: usize, scales: usize, rows: i32, columns: i32, group: i32, to: usize): bool {
+  if (format === F16 && !allFinite(data, <usize>rows * columns)) return false;
   let rowBytes = <usize>columns;
   if (format === F32) rowBytes <<= 2;
   else if (format === F16 || format === BF16) rowBytes <<= 1;
@@ -103,12 +129,11 @@ export function pack(format: i32, data: usize, scales: usize, rows: i32, columns
       to += groupBytes;
     }
   }
+  return true;
 }
 
-/** A half as f32, subnormals, infinities and NaNs included. */
-export function half(bits: u32): f32 {
-  const exponent = bits & 0x7c00;
-  if (exponent === 0x7c00) return reinterpret<f32>(((bits & 0x8000) << 16) | 0x7f800000 | ((bits & 0x3ff) << 13));
+/** A finite half as f32, subnormals included. */
+function half(bits: u32): f32 {
   const magnitude = reinterpret<f32>((bits & 0x7fff) << 13) * reinterpret<f32>(0x77800000); // · 2^112
   return (bits & 0x8000) !== 0 ? -magnitude : magnitude;
 }

@@ -5,6 +5,7 @@ import type { Chat } from "../chat.ts";
 import { VernierError } from "../errors.ts";
 import type { ChatOptions } from "../options.ts";
 import {
+  AnswerPrinter,
   dim,
   EXIT,
   generateOptions,
@@ -107,18 +108,8 @@ class Talk {
     this.#warned = false;
     try {
       const answer = this.#chat.send(text, { signal: this.#answering.signal, stopOnAbort: true });
-      let thinking = false;
-      for await (const piece of answer) {
-        if (this.#json) continue;
-        if (piece.type === "reasoning") {
-          if (this.#person) process.stdout.write(dim(piece.text));
-          thinking = true;
-        } else {
-          if (thinking && this.#person) process.stdout.write("\n");
-          thinking = false;
-          process.stdout.write(piece.text);
-        }
-      }
+      const printer = new AnswerPrinter();
+      for await (const piece of answer) if (!this.#json) printer.print(piece);
       const result = await answer.result();
       if (this.#json) {
         const { text: said, reasoning, finishReason, usage, timings, tokens } = result;

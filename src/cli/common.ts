@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { type Command, Option } from "commander";
 import { escapeControl, OptionError, VernierError } from "../errors.ts";
-import type { GenerationResult } from "../generation.ts";
+import type { GenerationResult, Piece } from "../generation.ts";
 import { load, type Model } from "../language-model.ts";
 import { DEVICES, type DeviceName, type GenerateOptions, type LoadOptions } from "../options.ts";
 import { ProgressBar } from "./progress.ts";
@@ -169,6 +169,18 @@ export function printJson(value: unknown): void {
 /** Dimmed where a terminal shows it. */
 export function dim(text: string, out: NodeJS.WriteStream = process.stdout): string {
   return out.isTTY ? `\x1b[2m${text}\x1b[22m` : text;
+}
+
+/** Prints an answer as it comes. What the model thinks is for people only: dimmed on a terminal, left out elsewhere. */
+export class AnswerPrinter {
+  #thinking = false;
+
+  readonly print = ({ type, text }: Piece): void => {
+    if (type === "reasoning" && !process.stdout.isTTY) return;
+    const separator = this.#thinking && type === "text" ? "\n" : "";
+    this.#thinking = type === "reasoning";
+    process.stdout.write(separator + (this.#thinking ? dim(text) : text));
+  };
 }
 
 export function printSpeed({ usage, timings }: GenerationResult): void {

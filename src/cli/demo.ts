@@ -1,6 +1,7 @@
 // `vernier demo`: the embedded model tells a story. Node only.
 import { Command } from "commander";
 import {
+  AnswerPrinter,
   dim,
   generateOptions,
   interruptible,
@@ -35,9 +36,8 @@ async function run(flags: Flags, signal: AbortSignal): Promise<void> {
   if (!flags.json)
     process.stdout.write(dim(`${model.info.device}: ${model.info.deviceDescription}\n> ${flags.prompt}\n\n`));
   const generation = model.generate([{ role: "user", content: flags.prompt }], options);
-  for await (const piece of generation) {
-    if (!flags.json && piece.type === "text") process.stdout.write(piece.text);
-  }
+  const printer = new AnswerPrinter();
+  for await (const piece of generation) if (!flags.json) printer.print(piece);
   const result = await generation.result();
   if (flags.json) {
     const { text, reasoning, finishReason, usage, timings } = result;

@@ -1,15 +1,19 @@
 // `vernier diff`: a device against a PyTorch dump, or against another device; prints the first wrong operation. Node only.
+import { writeFile } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
-import { OptionError } from "../errors.ts";
+import { ModelFileError, OptionError, type VernierError } from "../errors.ts";
 import { DEVICES, type DeviceName } from "../options.ts";
-import { type DiffReport, diff } from "../precision/diff.ts";
+import { csv } from "../precision/csv.ts";
+import { type DiffReport, diff, type Headline } from "../precision/diff.ts";
 import { dump } from "../precision/dump.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
+import { Collector, layoutOf } from "../precision/report/collect.ts";
+import { writeReport } from "../precision/report/write.ts";
 import { checkIds, openSession } from "../precision/session.ts";
-import { printJson, readIds } from "./common.ts";
+import { printJson, readIds, report } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -26,6 +30,8 @@ interface Flags {
   fusion: "on" | "off";
   allowMissing?: boolean;
   strict?: boolean;
+  csv?: string;
+  html?: string;
   json?: boolean;
 }
 
@@ -43,30 +49,54 @@ export function diffCommand(): Command {
     .option("--decode <n>", "with --a and --b: greedy steps after the prompt", Number, 4)
     .option("--threads <n>", "CPU threads", Number)
     .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES).default("f32"))
-    .option("--isolated", "replay every layer and operation from the reference's input even when nothing failed")
+    .option("--isolated", "replay every layer and operation from the reference's input (default)")
+    .option("--no-isolated", "replay only what failed: quicker, and blind to small errors that others hide")
     .option("--force-routing", "take the reference's choice of experts")
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
     .option("--allow-missing", "a reference with holes may pass")
     .option("--strict", "warnings count (exit code 7)")
+    .option("--csv <file>", "also write a table with msprobe's column names")
+    .option("--html <file>", "also write a report with charts: one file, to look at and to attach")
     .option("--json", "print one line of JSON and nothing else")
     .action(run);
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
+  try {
+    await compare(model, flags);
+  } catch (error) {
+    // A dump that cannot even be read is not comparable.
+    const damaged = error instanceof ModelFileError && error.file === `${basename(flags.reference ?? "")}.safetensors`;
+    if (!(damaged && /^ST_/.test(error.code)) && !/^REF_/.test((error as VernierError).code)) throw error;
+    report(error);
+    process.exitCode = EXIT_CODES["not-comparable"];
+  }
+}
+
+async function compare(model: string, flags: Flags): Promise<void> {
   const { fusion } = flags;
   const judged = flags.b ?? flags.device;
   await using reference = await openReference(model, flags);
   await using session = await open(model, flags, judged, reference.manifest.prompt_len, reference.manifest.ids.length);
-  const report = await diff(session.runner, reference, {
+  const collector =
+    flags.html === undefined ? undefined : new Collector(layoutOf(session.runner, reference.manifest.prompt_len));
+  const result = await diff(session.runner, reference, {
+    observe: collector?.observe,
     samples: session.samples,
     computeClass: flags.class,
     isolated: flags.isolated,
     forceRouting: flags.forceRouting,
   });
   const against = flags.reference === undefined ? { a: flags.a } : { reference: flags.reference };
-  if (flags.json) printJson({ model, ...against, device: session.device, fusion, ...flatten(report) });
-  else process.stdout.write(table(report));
-  process.exitCode = exitCode(report, flags);
+  if (flags.json) printJson({ model, ...against, device: session.device, fusion, ...flatten(result) });
+  else process.stdout.write(table(result));
+  if (flags.csv !== undefined) await writeFile(flags.csv, csv(result, reference.manifest));
+  if (flags.html !== undefined && collector !== undefined) {
+    const { forceRouting = false } = flags;
+    const subject = { model, reference: flags.reference, other: flags.a, fusion, forceRouting, version: version() };
+    await writeReport(flags.html, result, collector, reference, session, subject);
+  }
+  process.exitCode = exitCode(result, flags);
 }
 
 async function openReference(model: string, flags: Flags): Promise<Reference> {
@@ -96,7 +126,8 @@ async function open(model: string, flags: Flags, device: DeviceName, promptLengt
 
 function exitCode(report: DiffReport, { allowMissing, strict }: Flags): number {
   if (report.verdict === "incomplete" && allowMissing) return 0;
-  if (report.verdict === "pass" && strict && report.taps.some(({ verdict }) => verdict === "warn")) return 7;
+  const warned = report.taps.some(({ verdict, isolated }) => verdict === "warn" || isolated?.verdict === "warn");
+  if (report.verdict === "pass" && strict && warned) return 7;
   return EXIT_CODES[report.verdict];
 }
 
@@ -111,28 +142,35 @@ function flatten(report: DiffReport): object {
   return { ...report, taps };
 }
 
-/** What failed, the ten worst of the rest, the logits. */
+/** What failed, the worst of the rest, then the headline numbers of every layer and of the logits. */
 function table(report: DiffReport): string {
   const { taps, logits } = report;
-  const failed = taps.filter(({ verdict }) => verdict === "fail" || verdict === "non-finite");
+  const failed = taps.filter(
+    ({ key, verdict }) => report.guilty.includes(key) || verdict === "fail" || verdict === "non-finite",
+  );
   const worst = taps.filter((tap) => !failed.includes(tap)).toSorted((a, b) => b.metrics.nmse - a.metrics.nmse);
-  const shown = [...failed.slice(0, 30), ...worst.slice(0, 10)];
   const number = (value: number | undefined) => (value === undefined ? "–" : value.toExponential(2)).padStart(9);
-  const lines = shown.map(({ key, metrics, isolated, verdict, worst: place }) => {
+  const row = ({ key, metrics, isolated, verdict, worst: place }: DiffReport["taps"][number]) => {
     const mark = report.guilty.includes(key) ? "guilty" : report.propagated.includes(key) ? "propagated" : verdict;
     const own = isolated?.metrics.nmseUpdate ?? isolated?.metrics.nmse;
-    return `${mark.padEnd(10)} ${number(own)} ${number(metrics.nmse)} ${number(1 - metrics.cosine)} ${number(metrics.mae)} ${number(metrics.mre)}  ${key}  (${place})`;
-  });
-  const head = `verdict: ${report.verdict}${report.reason === undefined ? "" : `: ${report.reason}`}\n`;
-  const guilty = report.firstGuilty === null ? "" : `first guilty: ${report.firstGuilty}\n`;
-  const header = `${"".padEnd(10)} ${"isolated".padStart(9)} ${"accum.".padStart(9)} ${"1−cos".padStart(9)} ${"MAE".padStart(9)} ${"MRE".padStart(9)}  tap\n`;
-  const rest = failed.length > 30 ? `… and ${failed.length - 30} more\n` : "";
-  const tail =
-    logits === null
-      ? ""
-      : `logits: mean absolute error ${logits.mae.toExponential(2)}, mean relative error ${(100 * logits.mre).toPrecision(3)} %, cosine ${logits.cosine.toFixed(9)}, NMSE ${logits.nmse.toExponential(2)}, KL ${logits.kl.toExponential(2)}, top-1 ${(100 * logits.top1).toFixed(1)} %, greedy ids ${logits.greedyEqual ? "equal" : "differ"}\n`;
-  const notes = report.notes.map((note) => `note: ${note}\n`).join("");
-  return (
-    head + guilty + (shown.length > 0 ? header + lines.map((line) => `${line}\n`).join("") + rest : "") + tail + notes
-  );
+    const numbers = [own, metrics.nmse, 1 - metrics.cosine, metrics.mae, metrics.mre].map(number).join(" ");
+    return `${mark.padEnd(10)} ${numbers}  ${key}  (${isolated?.worst ?? place})\n`;
+  };
+  const titles = ["isolated", "accum.", "1−cos", "MAE", "MRE"].map((title) => title.padStart(9)).join(" ");
+  const lines = [`verdict: ${report.verdict}${report.reason === undefined ? "" : `: ${report.reason}`}\n`];
+  if (report.firstGuilty !== null) lines.push(`first guilty: ${report.firstGuilty}\n`);
+  if (taps.length > 0) lines.push(`${"NMSE".padEnd(10)} ${titles}  tap\n`);
+  lines.push(...failed.slice(0, 30).map(row));
+  if (failed.length > 30) lines.push(`… and ${failed.length - 30} more\n`);
+  lines.push(...worst.slice(0, 10).map(row));
+  const named = ({ meanAbsoluteError, meanRelativeError, cosine }: Headline) =>
+    `mean absolute error ${meanAbsoluteError.toExponential(2)}, mean relative error ${(100 * meanRelativeError).toPrecision(3)} %, cosine ${cosine.toFixed(9)}`;
+  for (const layer of report.headline.layers) lines.push(`${layer.key}: ${named(layer)}\n`);
+  if (logits !== null && report.headline.logits !== null) {
+    const { nmse, kl, top1, greedyEqual } = logits;
+    const rest = `NMSE ${nmse.toExponential(2)}, KL ${kl.toExponential(2)}, top-1 ${(100 * top1).toFixed(1)} %`;
+    lines.push(`logits: ${named(report.headline.logits)}, ${rest}, greedy ids ${greedyEqual ? "equal" : "differ"}\n`);
+  }
+  lines.push(...report.notes.map((note) => `note: ${note}\n`));
+  return lines.join("");
 }

@@ -5,7 +5,7 @@ import { OptionError } from "../errors.ts";
 import type { Choice, GenerationResult } from "../generation.ts";
 import type { GenerateOptions, Prompt } from "../options.ts";
 import {
-  dim,
+  AnswerPrinter,
   generateOptions,
   interruptible,
   loadModel,
@@ -48,10 +48,8 @@ async function run(source: string | undefined, flags: Flags, signal: AbortSignal
   const generation = model.generate(prompt, options);
   const streaming = flags.stream && !flags.json && (flags.n ?? 1) === 1;
   if (streaming) {
-    for await (const piece of generation) {
-      if (piece.type === "text") process.stdout.write(piece.text);
-      else if (process.stdout.isTTY) process.stdout.write(dim(piece.text));
-    }
+    const printer = new AnswerPrinter();
+    for await (const piece of generation) printer.print(piece);
     process.stdout.write("\n");
   }
   const result = await generation.result();
@@ -74,7 +72,7 @@ async function readPrompt(flags: Flags): Promise<Prompt> {
   return readIds(flags.ids!);
 }
 
-/** The machine interface: `tokens` are all ids before the stop token, which is in `stopToken`. */
+/** The machine interface: `tokens` are all generated ids, the stop token that ended them included (also in `stopToken`). */
 function toJson(result: GenerationResult, options: GenerateOptions): object {
   const { usage, timings, choices } = result;
   const first = choiceJson(result, options);
@@ -88,7 +86,7 @@ function toJson(result: GenerationResult, options: GenerateOptions): object {
 
 function choiceJson(choice: Choice, { logprobs, topLogprobs }: GenerateOptions): object {
   const { tokens, text, reasoning, finishReason, stopToken, stopString, toolCalls } = choice;
-  const ids = tokens.map((token) => token.id);
+  const ids = [...tokens.map((token) => token.id), ...(stopToken === undefined ? [] : [stopToken])];
   const scored = (logprobs ?? topLogprobs !== undefined) ? { logprobs: tokens } : {};
   return { tokens: ids, text, reasoning, finishReason, stopToken, stopString, toolCalls, ...scored };
 }

@@ -3,11 +3,13 @@ import type { Gate } from "./gates.ts";
 import {
   type At,
   cosine,
+  distance,
   maxAbs,
   meanAbs,
   meanRelative,
   nmse,
   nonfiniteMismatch,
+  relativeErrors,
   relativeL1,
   type Values,
   worstColumn,
@@ -18,8 +20,13 @@ export interface Metrics {
   readonly nmse: number;
   readonly cosine: number;
   readonly mae: number;
-  /** Mean relative error outside the small-value domain. */
+  /** Mean and largest relative error outside the small-value domain, and the shares of elements below 1 ‰ and 5 ‰. */
   readonly mre: number;
+  readonly maxRelative: number;
+  readonly withinThousandth: number;
+  readonly withinFiveThousandths: number;
+  /** ‖a − r‖₂ */
+  readonly distance: number;
   readonly relL1: number;
   readonly maxAbs: number;
   /** Where `maxAbs` is, as an index into the tensor. */
@@ -49,6 +56,9 @@ export interface Sides {
   /** The reference's input of a layer, for `nmseUpdate`, and the input that the side under test had. */
   readonly inputs?: { readonly actual: Values; readonly expected: Values };
 }
+
+/** Sees both sides of every comparison while they are in memory. `key` has its step. */
+export type Observe = (mode: "accumulated" | "isolated", key: string, sides: Sides, judged: Judged) => void;
 
 export function judge(sides: Sides, gate: Gate): Judged {
   const metrics = measure(sides);
@@ -87,11 +97,16 @@ export function differentChoices(actual: Values, expected: Values, k: number): n
 function measure({ actual, expected, shape, inputs }: Sides): Metrics {
   const width = Math.max(1, shape.at(-1) ?? 1);
   const largest = maxAbs(actual, expected);
+  const { largest: maxRelative, withinThousandth, withinFiveThousandths } = relativeErrors(actual, expected);
   return {
     nmse: nmse(actual, expected),
     cosine: cosine(actual, expected),
     mae: meanAbs(actual, expected),
     mre: meanRelative(actual, expected),
+    maxRelative,
+    withinThousandth,
+    withinFiveThousandths,
+    distance: distance(actual, expected),
     relL1: relativeL1(actual, expected),
     maxAbs: largest.value,
     maxAbsIndex: largest.index,

@@ -1,8 +1,7 @@
 // diff: runs a model on a reference's ids, judges every tap, and finds the first operation that is wrong. Accumulated errors
 // say that something is wrong; replaying each layer, then each operation, from the reference's own inputs says what.
-import { OptionError } from "../errors.ts";
 import type { Runner } from "../runner.ts";
-import { differentChoices, judge, type Sides } from "./compare.ts";
+import { differentChoices, judge, type Observe, type Sides } from "./compare.ts";
 import { type DumpTensor, dump, type StepOptions, traceStep } from "./dump.ts";
 import {
   accumulatedGate,
@@ -30,6 +29,8 @@ export interface DiffOptions {
   readonly isolated?: boolean;
   /** Take the reference's choice of experts everywhere, so that a flipped near-tie does not hide the rest. */
   readonly forceRouting?: boolean;
+  /** Sees the tensors of every comparison, which the report itself does not keep. */
+  readonly observe?: Observe;
 }
 
 export interface TapReport extends Reported {
@@ -88,7 +89,7 @@ export interface DiffReport {
 }
 
 export async function diff(runner: Runner, reference: Reference, options: DiffOptions): Promise<DiffReport> {
-  const { computeClass = "f32", forceRouting = false, isolated: everything = true } = options;
+  const { computeClass = "f32", forceRouting = false, isolated: everything = true, observe } = options;
   const { manifest } = reference;
   const empty = {
     firstGuilty: null,
@@ -114,13 +115,27 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const run = await dump(runner, { ids: prompt, decode: forced.length, forced, wants, tappedSteps, replace });
   const actual = new Map(run.tensors.map((tensor) => [tensor.key, tensor]));
 
+  const misshapen = manifest.order.find((full) => {
+    const mine = actual.get(full);
+    return mine !== undefined && mine.shape.join() !== manifest.tensors[full].shape.join();
+  });
+  if (misshapen !== undefined) {
+    const [theirs, mine] = [manifest.tensors[misshapen].shape, actual.get(misshapen)!.shape];
+    return {
+      ...empty,
+      verdict: "not-comparable",
+      reason: `${misshapen} is [${theirs}] in the dump and [${mine}] here`,
+    };
+  }
+
   const taps: TapReport[] = [];
   const unobserved = missingPorts(runner, reference);
   for (const full of manifest.order) {
     const { key } = split(full);
     const mine = actual.get(full);
     if (mine === undefined) unobserved.push(full);
-    else taps.push(await compareTap(reference, full, mine, accumulatedGate(kindOf(key), computeClass), actual));
+    else
+      taps.push(await compareTap(reference, full, mine, accumulatedGate(kindOf(key), computeClass), actual, observe));
   }
   if (taps.length === 0)
     return { ...empty, verdict: "incomplete", reason: "no tap of the reference could be compared", unobserved };
@@ -134,7 +149,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   let isolation: Isolation = { guilty: [], isolated: new Map(), notes: [] };
   if (failing.length > 0 || everything) {
     const suspected = (everything ? taps : failing).map(({ key }) => key);
-    isolation = await isolate(runner, reference, computeClass, suspected);
+    isolation = await isolate(runner, reference, computeClass, suspected, observe);
     notes.push(...isolation.notes);
   }
   const { guilty, isolated } = isolation;
@@ -189,14 +204,10 @@ async function compareTap(
   mine: DumpTensor,
   gate: Gate,
   actual: ReadonlyMap<string, DumpTensor>,
+  observe?: Observe,
 ): Promise<TapReport> {
   const { key } = split(full);
   const expected = await reference.read(full);
-  if (expected.values.length !== mine.values.length) {
-    throw new OptionError("REF_SHAPE", `${full}: [${expected.shape}] in the reference, [${mine.shape}] here`, {
-      field: full,
-    });
-  }
   const kind = kindOf(key);
   const inputKey = full.replace(/:out$/, ":in");
   const input = kind === "layer" && reference.has(inputKey) ? actual.get(inputKey) : undefined;
@@ -204,7 +215,14 @@ async function compareTap(
     actual: input.values,
     expected: (await reference.read(inputKey)).values,
   };
-  return { key: full, kind, shape: expected.shape, ...report(full, mine.values, expected, gate, inputs) };
+  const reported = report(full, mine.values, expected, gate, inputs);
+  observe?.(
+    "accumulated",
+    full,
+    { actual: mine.values, expected: expected.values, shape: expected.shape, inputs },
+    reported,
+  );
+  return { key: full, kind, shape: expected.shape, ...reported };
 }
 
 // ---------------------------------------------------------------------------------------------- logits

@@ -2,7 +2,7 @@
 // device's, and says which of them are wrong by themselves. Knows the runner and names, not what a verdict is worth.
 import type { Runner, TraceOptions } from "../runner.ts";
 import type { TapLayout } from "../tap.ts";
-import { type Judged, judge, type Sides, sliceName } from "./compare.ts";
+import { type Judged, judge, type Observe, type Sides, sliceName } from "./compare.ts";
 import { type DumpTensor, traceStep } from "./dump.ts";
 import { type ComputeClass, type Gate, isolatedGate, kindOf } from "./gates.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
@@ -57,6 +57,7 @@ export async function isolate(
   reference: Reference,
   computeClass: ComputeClass,
   suspected: readonly string[],
+  observe?: Observe,
 ): Promise<Isolation> {
   const result: Isolation = { guilty: [], isolated: new Map(), notes: [] };
   for (const step of reference.tappedSteps) {
@@ -71,6 +72,12 @@ export async function isolate(
         const inputs = input && { actual: input, expected: input };
         const judged = report(full, values, expected, isolatedGate(kindOf(key), computeClass), inputs);
         result.isolated.set(full, judged);
+        observe?.(
+          "isolated",
+          full,
+          { actual: values, expected: expected.values, shape: expected.shape, inputs },
+          judged,
+        );
         if (failed(judged)) wrong.push(key);
       }
       return wrong;
@@ -147,9 +154,9 @@ export class Replay {
   }
 }
 
-/** The layer that a tap belongs to, or its module outside of layers. */
+/** The layer that a tap belongs to, or its module outside of layers; the logits are the head's. */
 export function blockOf(key: string): string {
-  return /^model\.layers\.\d+/.exec(key)?.[0] ?? key.split(":")[0];
+  return /^model\.layers\.\d+/.exec(key)?.[0] ?? (key === ":logits" ? "lm_head" : key.split(":")[0]);
 }
 
 /**
@@ -161,7 +168,7 @@ function blame(failed: readonly string[]): string[] {
   return failed.filter((key) => {
     const [path, port] = key.split(":");
     const has = (other: string) => bad.has(other);
-    const sources: string[] = [];
+    const sources: string[] = port === "logits" ? ["lm_head:out"] : [];
     const projections = [...bad].filter((other) => other.startsWith(`${path}.`) && /(q|k|v|qkv)_proj:out$/.test(other));
     if (path.endsWith("self_attn")) {
       const tables = [...bad].filter((other) => other.startsWith("model.rotary_emb:"));

@@ -155,6 +155,36 @@ export function meanRelative(a: Values, r: Values): number {
   return count === 0 ? 0 : sum / count;
 }
 
+export interface RelativeErrors {
+  readonly largest: number;
+  /** Shares of elements below 1 ‰ and 5 ‰. */
+  readonly withinThousandth: number;
+  readonly withinFiveThousandths: number;
+}
+
+/** |a − r| / |r| outside the small-value domain. */
+export function relativeErrors(a: Values, r: Values): RelativeErrors {
+  const small = smallValue(r);
+  let [largest, thousandth, five, count] = [0, 0, 0, 0];
+  for (let i = 0; i < r.length; i++) {
+    if (!(Math.abs(r[i]) > small)) continue;
+    const error = Math.abs(a[i] - r[i]) / Math.abs(r[i]);
+    count++;
+    if (!(error <= largest)) largest = error;
+    if (error < 0.001) thousandth++;
+    if (error < 0.005) five++;
+  }
+  if (count === 0) return { largest: 0, withinThousandth: 1, withinFiveThousandths: 1 };
+  return { largest, withinThousandth: thousandth / count, withinFiveThousandths: five / count };
+}
+
+/** ‖a − r‖₂ */
+export function distance(a: Values, r: Values): number {
+  let squares = 0;
+  for (let i = 0; i < r.length; i++) squares += Object.is(a[i], r[i]) ? 0 : (a[i] - r[i]) ** 2;
+  return Math.sqrt(squares);
+}
+
 /** Σ|a − r| / Σ|r| */
 export function relativeL1(a: Values, r: Values): number {
   let error = 0;

@@ -59,7 +59,7 @@ export async function distrust(
   return (await implausible(reference)) ?? (await otherWeights(reference, samples));
 }
 
-/** A dump that did not dump: other ids than it says, constant tensors, one layer's tensor for two, rows that are missing. */
+/** A dump that did not dump: other ids or bytes than it says, constant tensors, one tensor for two, missing rows. */
 async function implausible(reference: Reference): Promise<string | undefined> {
   const { manifest } = reference;
   const { ids, prompt_len } = manifest;
@@ -70,24 +70,42 @@ async function implausible(reference: Reference): Promise<string | undefined> {
       return "the ids that the dump's manifest lists are not those that its embedding was fed";
     }
   }
-  const layers: ReferenceTensor[] = [];
+  /** Tensors of the same port, by port. */
+  const alike = new Map<string, ReferenceTensor[]>();
   for (const key of manifest.order) {
+    const tensor = await reference.read(key);
+    const wrong = await altered(tensor, manifest.tensors[key].sha256);
+    if (wrong !== undefined) return wrong;
     const rows = key.startsWith("0/") ? prompt_len : 1;
-    if (/:(logits)$|layers\.\d+:out$|embed_tokens:out$|norm:out$/.test(key)) {
-      const tensor = await reference.read(key);
-      const shape = manifest.tensors[key].shape;
-      const tokens = shape.length === 3 ? shape[1] : rows;
-      if (tokens !== rows) return `${key} has ${tokens} rows, the step has ${rows}: the dump is cut off`;
-      if (tensor.values.every((value) => value === tensor.values[0]))
-        return `${key} is constant: the dump did not record it`;
-      if (/^0\/model\.layers\.\d+:out$/.test(key)) layers.push(tensor);
+    const { shape } = tensor;
+    if (/:(in|out|logits)$/.test(key) && shape.length === 3 && shape[1] !== rows) {
+      return `${key} has ${shape[1]} rows, the step has ${rows}: the dump is cut off`;
     }
-  }
-  for (const [i, a] of layers.entries()) {
-    const twin = layers.slice(0, i).find((b) => b.values.every((value, j) => value === a.values[j]));
-    if (twin !== undefined) return `${a.key} and ${twin.key} are the same numbers: the dump recorded one of them twice`;
+    if (!describesValues(key) || tensor.values.length < 8) continue;
+    if (tensor.values.every((value) => value === tensor.values[0]))
+      return `${key} is constant: the dump did not record it`;
+    const port = key.replace(/layers\.\d+/, "layers.*");
+    const others = alike.get(port) ?? [];
+    const twin = others.find((other) => other.values.every((value, i) => value === tensor.values[i]));
+    if (twin !== undefined) return `${key} and ${twin.key} are the same numbers: the dump recorded one of them twice`;
+    alike.set(port, [...others, tensor]);
   }
   return undefined;
+}
+
+/** Tensors that depend on weights and tokens in every element: two of them are never alike, and none is constant. */
+function describesValues(key: string): boolean {
+  return !/embed_tokens:in$|rotary_emb:|\.mlp\.(router|gate):out\.[12]$|\.mlp:out\.1$|:(probs|out\.1)$/.test(key);
+}
+
+async function altered({ key, values }: ReferenceTensor, sha256: string | undefined): Promise<string | undefined> {
+  if (sha256 === undefined) return undefined;
+  const bytes = new Uint8Array(values.buffer as ArrayBuffer, values.byteOffset, values.byteLength);
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex === sha256
+    ? undefined
+    : `${key} has other bytes than the manifest's sha256: the dump was changed or is damaged`;
 }
 
 /** Linear layers whose output in the dump is not what this checkpoint's weight makes of the dump's input. */

@@ -23,7 +23,7 @@ interface Node {
   token?: AddedToken;
 }
 
-const WORD = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}]/u;
+const WORD = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]/u;
 const SPACE = /\p{White_Space}/u;
 
 export class AddedTokens {

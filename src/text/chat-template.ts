@@ -39,6 +39,7 @@ const LIMITS = { prefix: "TPL", maxBytes: 4 * 2 ** 20 } as const;
 /** tokenizer_config.json lists all added tokens too. */
 const CONFIG_LIMITS = { prefix: "TPL", maxBytes: 16 * 2 ** 20, maxDepth: 32 } as const;
 const MAX_RAISED = 1024;
+const MAX_FORMAT = 256;
 /** A mark that transformers appends to a message that is to be continued, to find it again in the text. */
 const CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG ";
 const SPECIAL = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] as const;
@@ -49,12 +50,20 @@ const SPECIAL = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
  */
 export async function loadChatTemplate(files: ModelFiles): Promise<ChatTemplate | undefined> {
   const hasConfig = await files.has(CONFIG_FILE);
-  const config = new Fields(hasConfig ? await readJson(files, CONFIG_FILE, CONFIG_LIMITS) : {}, CONFIG_FILE, "TPL_CONFIG");
+  const config = new Fields(
+    hasConfig ? await readJson(files, CONFIG_FILE, CONFIG_LIMITS) : {},
+    CONFIG_FILE,
+    "TPL_CONFIG",
+  );
   if (await files.has(TEMPLATE_FILE)) {
     return createChatTemplate(await readText(files, TEMPLATE_FILE, LIMITS), config, TEMPLATE_FILE);
   }
   if (await files.has(LEGACY_FILE)) {
-    const legacy = new Fields(await readJson(files, LEGACY_FILE, { ...LIMITS, maxDepth: 32 }), LEGACY_FILE, "TPL_CONFIG");
+    const legacy = new Fields(
+      await readJson(files, LEGACY_FILE, { ...LIMITS, maxDepth: 32 }),
+      LEGACY_FILE,
+      "TPL_CONFIG",
+    );
     return createChatTemplate(legacy.get("chat_template"), config, LEGACY_FILE);
   }
   const inside = config.get("chat_template") ?? undefined;
@@ -102,7 +111,8 @@ function render({ template, file, tokens }: Source, messages: readonly ChatMessa
   checkMessages(messages);
   const { tools, documents, addGenerationPrompt = false, continueFinalMessage = false, now, variables } = options;
   if (addGenerationPrompt && continueFinalMessage) {
-    const message = "addGenerationPrompt and continueFinalMessage exclude each other: a message is continued or a new one begun";
+    const message =
+      "addGenerationPrompt and continueFinalMessage exclude each other: a message is continued or a new one begun";
     throw new OptionError("OPTION_TEMPLATE", message, { field: "continueFinalMessage" });
   }
   const conversation = continueFinalMessage ? withMark(messages) : messages;
@@ -119,7 +129,7 @@ function render({ template, file, tokens }: Source, messages: readonly ChatMessa
     };
     for (const [name, value] of Object.entries(input)) globals.set(name, fromJs(value, size));
     // Measured on the templates of the tests: 5 to 60 steps per node of the conversation, each character copied 5 to 20 times.
-    const budget = new Budget(1_000_000 + 2_000 * size.nodes + size.chars, 2 ** 24 + 256 * size.chars);
+    const budget = new Budget(1_000_000 + 2_000 * size.nodes + 4 * size.chars, 2 ** 24 + 256 * size.chars);
     globals.set("raise_exception", raise(budget));
     globals.set("strftime_now", clock(now));
     const text = renderTemplate(template, globals, budget);
@@ -136,7 +146,11 @@ function raise(budget: Budget): Callable {
 }
 
 function clock(now: Date | undefined): Callable {
-  return ([format]) => (typeof format === "string" ? strftime(now ?? new Date(), format) : fail("strftime_now needs a format"));
+  return ([format]) => {
+    if (typeof format !== "string" || format.length > MAX_FORMAT)
+      return fail(`strftime_now needs a format of at most ${MAX_FORMAT} characters`);
+    return strftime(now ?? new Date(), format);
+  };
 }
 
 function parseFrom(file: string, source: string): Template {

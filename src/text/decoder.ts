@@ -87,8 +87,13 @@ function collect(config: Fields, out: (() => Step)[], state: { fused: boolean })
       if (content.length !== 1) config.fail("content", "one character");
       const start = config.count("start", 0);
       const stop = config.count("stop", 0);
-      if (start > MAX_STRIP || stop > MAX_STRIP) config.fail(start > MAX_STRIP ? "start" : "stop", `at most ${MAX_STRIP}`);
-      out.push(state.fused ? () => stripAll(content, start, stop) : () => perPiece((piece) => stripOne(piece, content, start, stop)));
+      if (start > MAX_STRIP || stop > MAX_STRIP)
+        config.fail(start > MAX_STRIP ? "start" : "stop", `at most ${MAX_STRIP}`);
+      out.push(
+        state.fused
+          ? () => stripAll(content, start, stop)
+          : () => perPiece((piece) => stripOne(piece, content, start, stop)),
+      );
       return;
     }
     default:

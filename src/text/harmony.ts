@@ -76,7 +76,8 @@ export class HarmonyParser {
   }
 
   #onMarker(marker: Marker): HarmonyPiece[] {
-    const pieces = this.#state === "content" && (marker === "message" || marker === "constrain") ? [] : this.#closePart();
+    const pieces =
+      this.#state === "content" && (marker === "message" || marker === "constrain") ? [] : this.#closePart();
     switch (marker) {
       case "start":
         this.#openHeader("role");

@@ -8,16 +8,16 @@ import {
   contains,
   type Dict,
   equals,
-  fail,
   Float,
+  fail,
   float,
   isFloat,
   isList,
   isNumber,
   iterate,
   keyOf,
-  lengthOf,
   Loop,
+  lengthOf,
   Namespace,
   TemplateFailure,
   toJson,
@@ -50,7 +50,9 @@ export class Arguments {
 
   integer(index: number, name: string, fallback?: number): number {
     const value = this.get(index, name, fallback);
-    return isNumber(value) && !isFloat(value) ? toNumber(value) : fail(`${name}: expected an integer, got ${typeName(value)}`);
+    return isNumber(value) && !isFloat(value)
+      ? toNumber(value)
+      : fail(`${name}: expected an integer, got ${typeName(value)}`);
   }
 
   flag(index: number, name: string): boolean {
@@ -77,7 +79,8 @@ type Test = (value: Value, args: Arguments, budget: Budget) => boolean;
 const SPACE = /[\p{White_Space}\u001c-\u001f]/u;
 
 export const FILTERS: Readonly<Record<string, Filter>> = {
-  abs: (value) => (isNumber(value) ? like(value, Math.abs(toNumber(value))) : fail(`bad operand type for abs(): '${typeName(value)}'`)),
+  abs: (value) =>
+    isNumber(value) ? like(value, Math.abs(toNumber(value))) : fail(`bad operand type for abs(): '${typeName(value)}'`),
   batch: (value, args, budget) => {
     const size = args.integer(0, "linecount");
     if (size < 1) fail("linecount: expected 1 or more");
@@ -227,7 +230,9 @@ export const FILTERS: Readonly<Record<string, Filter>> = {
 
 /** Filters of Jinja that no chat template is known to use. */
 export const UNSUPPORTED_FILTERS: ReadonlySet<string> = new Set(
-  "attr filesizeformat forceescape format pprint random slice striptags truncate urlencode urlize wordwrap xmlattr".split(" "),
+  "attr filesizeformat forceescape format pprint random slice striptags truncate urlencode urlize wordwrap xmlattr".split(
+    " ",
+  ),
 );
 
 export const TESTS: Readonly<Record<string, Test>> = {
@@ -264,12 +269,21 @@ export const TESTS: Readonly<Record<string, Test>> = {
 };
 
 export function filterNamed(name: string): Filter {
-  if (UNSUPPORTED_FILTERS.has(name)) throw new TemplateFailure("TPL_UNSUPPORTED", `the filter "${name}" is not supported`);
-  return Object.hasOwn(FILTERS, name) ? FILTERS[name] : fail(`No filter named '${name}'.`);
+  if (UNSUPPORTED_FILTERS.has(name))
+    throw new TemplateFailure("TPL_UNSUPPORTED", `the filter "${name}" is not supported`);
+  const filter = Object.hasOwn(FILTERS, name) ? FILTERS[name] : fail(`No filter named '${name}'.`);
+  return (value, args, budget) => {
+    budget.read(value);
+    return filter(value, args, budget);
+  };
 }
 
 export function testNamed(name: string): Test {
-  return Object.hasOwn(TESTS, name) ? TESTS[name] : fail(`No test named '${name}'.`);
+  const test = Object.hasOwn(TESTS, name) ? TESTS[name] : fail(`No test named '${name}'.`);
+  return (value, args, budget) => {
+    budget.read(value);
+    return test(value, args, budget);
+  };
 }
 
 type StringMethod = (text: string, args: Arguments, budget: Budget) => Value;
@@ -278,13 +292,16 @@ const STRING_METHODS: Readonly<Record<string, StringMethod>> = {
   capitalize: (text, _, budget) => budget.text(capitalize(text)),
   center: (text, args, budget) => center(text, args.integer(0, "width"), budget),
   count: (text, args, budget) => {
+    const sub = args.text(0, "sub");
+    budget.search(text, sub);
     budget.allocate(text.length);
-    return text.split(args.text(0, "sub")).length - 1;
+    return text.split(sub).length - 1;
   },
   endswith: (text, args) => affixes(args).some((affix) => text.endsWith(affix)),
   find: (text, args, budget) => {
-    budget.step(text.length >> 6);
-    const at = text.indexOf(args.text(0, "sub"));
+    const sub = args.text(0, "sub");
+    budget.search(text, sub);
+    const at = text.indexOf(sub);
     return at <= 0 ? at : lengthOf(text.slice(0, at), budget);
   },
   isalnum: (text) => /^[\p{L}\p{N}]+$/u.test(text),
@@ -309,7 +326,8 @@ const STRING_METHODS: Readonly<Record<string, StringMethod>> = {
     const affix = args.text(0, "suffix");
     return budget.text(text.endsWith(affix) ? text.slice(0, text.length - affix.length) : text);
   },
-  replace: (text, args, budget) => replace(text, args.text(0, "old"), args.text(1, "new"), args.integer(2, "count", -1), budget),
+  replace: (text, args, budget) =>
+    replace(text, args.text(0, "old"), args.text(1, "new"), args.integer(2, "count", -1), budget),
   rsplit: (text, args, budget) => split(text, args, { fromEnd: true }, budget),
   rstrip: (text, args, budget) => strip(text, args.get(0, "chars"), "end", budget),
   split: (text, args, budget) => split(text, args, { fromEnd: false }, budget),
@@ -336,7 +354,10 @@ export function getAttribute(object: Value, name: string, budget: Budget): Value
   if (object instanceof Loop) return object.get(name);
   if (typeof object === "string" && Object.hasOwn(STRING_METHODS, name)) {
     const method = STRING_METHODS[name];
-    return bound((args) => method(object, args, budget));
+    return bound((args) => {
+      budget.read(object);
+      return method(object, args, budget);
+    });
   }
   if (object instanceof Map) {
     if (!Object.hasOwn(DICT_METHODS, name)) return object.get(name);
@@ -375,7 +396,12 @@ function attribute(path: Value, fallback?: Value): (item: Value) => Value {
     for (const part of parts) {
       const key = typeof part === "string" && /^\d+$/.test(part) ? Number(part) : part;
       if (value === undefined) return fail(`${String(path)}: the value has no such attribute`);
-      value = value instanceof Namespace ? value.fields.get(String(key)) : value instanceof Map || isList(value) ? item0(value, key) : undefined;
+      value =
+        value instanceof Namespace
+          ? value.fields.get(String(key))
+          : value instanceof Map || isList(value)
+            ? item0(value, key)
+            : undefined;
       if (value === undefined && fallback !== undefined) value = fallback;
     }
     return value;
@@ -401,7 +427,12 @@ function select(
   return budget.list(iterate(value, budget).filter((item) => test(key(item), rest, budget) === keep));
 }
 
-function sort(items: readonly Value[], key: (item: Value) => Value, reverse: boolean, budget: Budget): readonly Value[] {
+function sort(
+  items: readonly Value[],
+  key: (item: Value) => Value,
+  reverse: boolean,
+  budget: Budget,
+): readonly Value[] {
   budget.allocate(2 * items.length);
   const keyed = items.map((item) => ({ item, key: key(item) }));
   keyed.sort((a, b) => (reverse ? compare(b.key, a.key, budget) : compare(a.key, b.key, budget)));
@@ -410,7 +441,10 @@ function sort(items: readonly Value[], key: (item: Value) => Value, reverse: boo
 
 function extreme(value: Value, sign: 1 | -1, budget: Budget): Value {
   const items = iterate(value, budget);
-  return items.reduce((best, item) => (sign * compare(fold(item, true), fold(best, true), budget) > 0 ? item : best), items[0]);
+  return items.reduce(
+    (best, item) => (sign * compare(fold(item, true), fold(best, true), budget) > 0 ? item : best),
+    items[0],
+  );
 }
 
 function fold(value: Value, foldCase: boolean): Value {
@@ -432,16 +466,22 @@ export function join(items: readonly string[], separator: string, budget: Budget
 }
 
 function replace(text: string, from: string, to: string, count: number, budget: Budget): string {
+  budget.search(text, from);
   budget.allocate(text.length);
   // An empty pattern matches before every character and at the end.
   const parts = from === "" ? ["", ...text, ""] : text.split(from);
   const matches = Math.min(count < 0 ? Infinity : count, parts.length - 1);
   budget.allocate(text.length + matches * to.length);
-  return parts.slice(0, matches + 1).join(to) + parts.slice(matches + 1).map((part) => from + part).join("");
+  return (
+    parts.slice(0, matches + 1).join(to) +
+    parts
+      .slice(matches + 1)
+      .map((part) => from + part)
+      .join("")
+  );
 }
 
 function strip(text: string, chars: Value, side: "start" | "end" | "both", budget: Budget): string {
-  budget.step(text.length >> 6);
   const set = chars === undefined || chars === null ? undefined : new Set(toText(chars, budget));
   const strips = (char: string) => (set === undefined ? SPACE.test(char) : set.has(char));
   let start = 0;
@@ -467,6 +507,7 @@ function split(text: string, args: Arguments, { fromEnd }: { fromEnd: boolean },
     return fail("split() with maxsplit needs a separator");
   }
   if (typeof separator !== "string" || separator === "") return fail("empty separator");
+  budget.search(text, separator);
   const parts = text.split(separator);
   if (most < 0 || parts.length <= most + 1) return parts;
   if (fromEnd) return [parts.slice(0, parts.length - most).join(separator), ...parts.slice(parts.length - most)];
@@ -494,7 +535,8 @@ function indent(text: string, args: Arguments, budget: Budget): string {
 /** A number of spaces, or the text itself. */
 function indentation(width: Value, budget: Budget): string {
   if (typeof width === "string") return width;
-  if (!isNumber(width) || isFloat(width)) return fail(`indent: expected an integer or a string, got ${typeName(width)}`);
+  if (!isNumber(width) || isFloat(width))
+    return fail(`indent: expected an integer or a string, got ${typeName(width)}`);
   budget.allocate(Math.max(0, toNumber(width)));
   return " ".repeat(Math.max(0, toNumber(width)));
 }
@@ -522,7 +564,9 @@ function escapeHtml(text: string, budget: Budget): string {
 function affixes(args: Arguments): string[] {
   const value = args.get(0, "prefix");
   const list = isList(value) ? value : [value];
-  return list.map((item) => (typeof item === "string" ? item : fail(`expected a string or a tuple of them, got ${typeName(item)}`)));
+  return list.map((item) =>
+    typeof item === "string" ? item : fail(`expected a string or a tuple of them, got ${typeName(item)}`),
+  );
 }
 
 function isCased(text: string, convert: (text: string) => string): boolean {

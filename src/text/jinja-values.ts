@@ -114,6 +114,16 @@ export class Budget {
     if (!(this.#steps >= 0)) throw new TemplateFailure("TPL_FUEL", "the template takes too many steps");
   }
 
+  /** Call before text is gone through, which takes about as long as one step per 16 characters. */
+  read(text: Value): void {
+    if (typeof text === "string") this.step(text.length >> 4);
+  }
+
+  /** Call before `text` is searched for `pattern`: in the worst case JavaScript compares every character with every other. */
+  search(text: string, pattern: string): void {
+    this.step(((text.length >> 4) + 1) * ((pattern.length >> 4) + 1));
+  }
+
   /** Call before a value of `size` characters or items is made. */
   allocate(size: number): void {
     this.#size -= size;
@@ -176,6 +186,7 @@ export function typeName(value: Value): string {
 
 export function equals(a: Value, b: Value, budget: Budget, depth = 0): boolean {
   budget.step();
+  if (typeof a === "string") budget.read(a);
   if (a === b) return true;
   if (isNumber(a) && isNumber(b)) return toNumber(a) === toNumber(b);
   if (depth > MAX_VALUE_DEPTH) tooDeep();
@@ -183,7 +194,9 @@ export function equals(a: Value, b: Value, budget: Budget, depth = 0): boolean {
     return a.length === b.length && a.every((item, index) => equals(item, b[index], budget, depth + 1));
   }
   if (a instanceof Map && b instanceof Map) {
-    return a.size === b.size && [...a].every(([key, value]) => b.has(key) && equals(value, b.get(key), budget, depth + 1));
+    return (
+      a.size === b.size && [...a].every(([key, value]) => b.has(key) && equals(value, b.get(key), budget, depth + 1))
+    );
   }
   return false;
 }
@@ -192,7 +205,7 @@ export function contains(container: Value, item: Value, budget: Budget): boolean
   if (container === undefined) return false;
   if (typeof container === "string") {
     if (typeof item !== "string") fail(`'in <string>' requires string as left operand, not ${typeName(item)}`);
-    budget.step(container.length >> 6);
+    budget.search(container, item);
     return container.includes(item);
   }
   if (container instanceof Map) return container.has(keyOf(item));
@@ -222,7 +235,7 @@ export function iterate(value: Value, budget: Budget): readonly Value[] {
 /** Length as Python counts: strings in code points. */
 export function lengthOf(value: Value, budget: Budget): number {
   if (typeof value === "string") {
-    budget.step(value.length >> 6);
+    budget.read(value);
     // A surrogate pair is one character.
     let pairs = 0;
     for (let at = 0; at < value.length; at++) if (value.charCodeAt(at) >> 10 === 0x36) pairs++;
@@ -251,7 +264,9 @@ function repr(value: Value, budget: Budget, depth: number): string {
   if (typeof value === "string") return budget.text(stringRepr(value));
   if (isList(value)) return budget.text(`[${value.map((item) => repr(item, budget, depth + 1)).join(", ")}]`);
   if (value instanceof Map) {
-    const entries = [...value].map(([key, item]) => `${repr(key, budget, depth + 1)}: ${repr(item, budget, depth + 1)}`);
+    const entries = [...value].map(
+      ([key, item]) => `${repr(key, budget, depth + 1)}: ${repr(item, budget, depth + 1)}`,
+    );
     return budget.text(`{${entries.join(", ")}}`);
   }
   if (value instanceof Namespace) return "<Namespace>";

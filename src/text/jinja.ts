@@ -2,9 +2,19 @@
 // the process) and follows JavaScript where Python decides otherwise. Knows nothing of messages or files.
 
 import * as library from "@huggingface/jinja";
-import { Arguments, FILTERS, filterNamed, getAttribute, getItem, join, TESTS, testNamed, UNSUPPORTED_FILTERS } from "./jinja-builtins.ts";
 import {
-  Budget,
+  Arguments,
+  FILTERS,
+  filterNamed,
+  getAttribute,
+  getItem,
+  join,
+  TESTS,
+  testNamed,
+  UNSUPPORTED_FILTERS,
+} from "./jinja-builtins.ts";
+import {
+  type Budget,
   type Callable,
   compare,
   contains,
@@ -30,7 +40,7 @@ import {
 /** UTF-16 units. The largest template in use has 20,000. */
 const MAX_TEMPLATE = 2 ** 20;
 /** The library's lexer takes quadratic time on a run of white space. */
-const MAX_SPACE_RUN = 512;
+const MAX_SPACE_RUN = 256;
 const MAX_CALL_DEPTH = 100;
 const MAX_RANGE = 100_000;
 
@@ -86,7 +96,10 @@ export function parseTemplate(source: string): Template {
     throw new TemplateFailure("TPL_SIZE", `the template has ${source.length} characters, the limit is ${MAX_TEMPLATE}`);
   }
   if (longestSpace(source) > MAX_SPACE_RUN) {
-    throw new TemplateFailure("TPL_SIZE", `the template has more than ${MAX_SPACE_RUN} characters of white space in a row`);
+    throw new TemplateFailure(
+      "TPL_SIZE",
+      `the template has more than ${MAX_SPACE_RUN} characters of white space in a row`,
+    );
   }
   let seen = 0;
   try {
@@ -105,7 +118,8 @@ export function parseTemplate(source: string): Template {
     if (error instanceof TemplateFailure) throw error;
     if (error instanceof RangeError) throw new TemplateFailure("TPL_DEPTH", "the template is nested too deep");
     const message = error instanceof TypeError ? "a block or an expression is not closed" : (error as Error).message;
-    const unsupported = /^Unknown statement type: (include|import|from|extends|block|autoescape|trans|with|do|raw)$/.exec(message);
+    const unsupported =
+      /^Unknown statement type: (include|import|from|extends|block|autoescape|trans|with|do|raw)$/.exec(message);
     if (unsupported) throw new TemplateFailure("TPL_UNSUPPORTED", `the statement "${unsupported[1]}" is not supported`);
     const line = lineOfToken(source, seen);
     throw new TemplateFailure("TPL_SYNTAX", line === undefined ? message : `line ${line}: ${message}`);
@@ -115,9 +129,8 @@ export function parseTemplate(source: string): Template {
 function longestSpace(source: string): number {
   let [longest, run] = [0, 0];
   for (let at = 0; at < source.length; at++) {
-    run = source.charCodeAt(at) <= 0x20 || source.charCodeAt(at) > 0x7f ? run + 1 : 0;
-    if (run > longest && /\s/.test(source[at])) longest = run;
-    else if (run > 0 && !/\s/.test(source[at])) run = 0;
+    run = /\s/.test(source[at]) ? run + 1 : 0;
+    longest = Math.max(longest, run);
   }
   return longest;
 }
@@ -129,7 +142,9 @@ const MAX_LOCATED = 65_536;
 function lineOfToken(source: string, token: number): number | undefined {
   if (token === 0 || source.length > MAX_LOCATED) return undefined;
   const before = tokenize(source, { trim_blocks: true, lstrip_blocks: true }).slice(0, token + 1);
-  const tags = before.filter(({ type }) => type === "OpenStatement" || type === "OpenExpression" || type === "Comment").length;
+  const tags = before.filter(
+    ({ type }) => type === "OpenStatement" || type === "OpenExpression" || type === "Comment",
+  ).length;
   const pattern = /\{#[\s\S]*?#\}|\{[%{](?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?![%}]\})[\s\S])*/g;
   const found = [...source.matchAll(pattern)][tags - 1];
   return found && source.slice(0, found.index).split("\n").length;
@@ -164,9 +179,12 @@ function filterName(filter: Named | Call): string {
 class Scope {
   readonly #names = new Map<string, Value>();
   readonly #outer: Scope | undefined;
+  /** How many scopes a name may have to be looked for in. */
+  readonly depth: number;
 
   constructor(outer?: Scope) {
     this.#outer = outer;
+    this.depth = outer === undefined ? 0 : outer.depth + 1;
   }
 
   get(name: string): Value {
@@ -220,7 +238,8 @@ class Rendering {
       if (step === 0) return fail("range() arg 3 must not be zero");
       const count = Math.max(0, Math.ceil((stop - start) / step));
       // Jinja's sandbox has the same limit.
-      if (count > MAX_RANGE) throw new TemplateFailure("TPL_FUEL", `range() of ${count} items, the limit is ${MAX_RANGE}`);
+      if (count > MAX_RANGE)
+        throw new TemplateFailure("TPL_FUEL", `range() of ${count} items, the limit is ${MAX_RANGE}`);
       budget.allocate(count);
       return Array.from({ length: count }, (_, index) => start + index * step);
     };
@@ -343,12 +362,18 @@ class Rendering {
         throw new TemplateFailure("TPL_DEPTH", `macros call each other more than ${MAX_CALL_DEPTH} deep`);
       }
       const inner = new Scope(scope);
-      const names = parameters.map((parameter) => (parameter.type === "KeywordArgumentExpression" ? parameter.key : parameter));
+      const names = parameters.map((parameter) =>
+        parameter.type === "KeywordArgumentExpression" ? parameter.key : parameter,
+      );
       for (const [index, parameter] of parameters.entries()) {
         const name = (names[index] as Named).value;
         if (index < args.length) inner.set(name, args[index]);
         else if (kwargs.has(name)) inner.set(name, kwargs.get(name));
-        else inner.set(name, parameter.type === "KeywordArgumentExpression" ? this.#value(parameter.value, inner) : undefined);
+        else
+          inner.set(
+            name,
+            parameter.type === "KeywordArgumentExpression" ? this.#value(parameter.value, inner) : undefined,
+          );
       }
       const taken = new Set(names.map((name) => (name as Named).value));
       inner.set("varargs", this.#budget.list(args.slice(parameters.length)));
@@ -370,6 +395,7 @@ class Rendering {
       case "FloatLiteral":
         return float(node.value);
       case "Identifier":
+        this.#budget.step(scope.depth >> 3);
         return scope.get(node.value);
       case "ArrayLiteral":
       case "TupleLiteral":
@@ -424,7 +450,8 @@ class Rendering {
     const items = iterate(object, this.#budget);
     const [start, stop, step] = [bound(node.start), bound(node.stop), bound(node.step) ?? 1];
     if (step === 0) fail("slice step cannot be zero");
-    const clamp = (index: number, low: number, high: number) => Math.min(high, Math.max(low, index < 0 ? index + items.length : index));
+    const clamp = (index: number, low: number, high: number) =>
+      Math.min(high, Math.max(low, index < 0 ? index + items.length : index));
     const [low, high] = step > 0 ? [0, items.length] : [-1, items.length - 1];
     const from = start === undefined ? (step > 0 ? low : high) : clamp(start, low, high);
     const to = stop === undefined ? (step > 0 ? high : low) : clamp(stop, low, high);

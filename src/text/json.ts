@@ -29,7 +29,11 @@ export async function readText(files: ModelFiles, name: string, { prefix, maxByt
 }
 
 /** Throws ModelFileError <prefix>_DEPTH, <prefix>_JSON. */
-export async function readJson(files: ModelFiles, name: string, limits: TextLimits & { maxDepth: number }): Promise<unknown> {
+export async function readJson(
+  files: ModelFiles,
+  name: string,
+  limits: TextLimits & { maxDepth: number },
+): Promise<unknown> {
   const text = await readText(files, name, limits);
   if (depthOf(text) > limits.maxDepth) {
     const message = `${name}: nested more than ${limits.maxDepth} deep`;

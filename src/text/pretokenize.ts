@@ -14,6 +14,9 @@ const BEHAVIORS: readonly Behavior[] = ["Removed", "Isolated", "MergedWithPrevio
 
 const WHITE_SPACE = /\p{White_Space}/gu;
 const PUNCTUATION = /[\p{P}$+<=>^`|~]/gu;
+/** What `\w+|[^\w\s]+` means in Rust (Unicode TS 18, annex C). */
+const WORD_OR_NOT =
+  /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}\p{White_Space}]+/gu;
 const GPT2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 /** Throws ModelFileError TOK_CONFIG, TOK_REGEX. */
@@ -32,7 +35,7 @@ export function compileNormalizer(config: Fields): Normalize {
     case "Lowercase":
       return (text) => text.toLowerCase();
     case "StripAccents":
-      return (text) => text.replace(/\p{Mn}/gu, "");
+      return (text) => text.replace(/\p{M}/gu, "");
     case "Strip": {
       const left = config.boolean("strip_left", true);
       const right = config.boolean("strip_right", true);
@@ -74,7 +77,7 @@ export function compilePreTokenizer(config: Fields): PreTokenize {
     case "Punctuation":
       return splitter(PUNCTUATION, behaviorOf(config, "Isolated"));
     case "Whitespace":
-      return splitter(/[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{White_Space}]+/gu, "Removed", true);
+      return splitter(WORD_OR_NOT, "Removed", true);
     case "WhitespaceSplit":
       return splitter(WHITE_SPACE, "Removed");
     case "BertPreTokenizer": {

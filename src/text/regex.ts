@@ -45,7 +45,9 @@ export function linearRegex(pattern: string, field: string): RegExp {
   if (pattern.length > MAX_PATTERN) {
     fail(field, `the pattern has ${pattern.length} characters, the limit is ${MAX_PATTERN}`, MAX_PATTERN);
   }
-  const alternatives = splitAlternatives(pattern, field);
+  // Some files write line ends as such, others escape them.
+  const spelled = pattern.replaceAll("\r", "\\r").replaceAll("\n", "\\n");
+  const alternatives = splitAlternatives(spelled, field);
   for (let index = 0; index < alternatives.length; ) {
     const known = KNOWN_GROUPS.find((group) => group.every((part, offset) => alternatives[index + offset] === part));
     if (known === undefined) checkAlternative(alternatives[index], field);
@@ -53,7 +55,7 @@ export function linearRegex(pattern: string, field: string): RegExp {
   }
   let translated: RegExp | null;
   try {
-    translated = new SplitPreTokenizer({ pattern: { Regex: longS(pattern) }, behavior: "Isolated" }).pattern;
+    translated = new SplitPreTokenizer({ pattern: { Regex: longS(spelled) }, behavior: "Isolated" }).pattern;
   } catch (cause) {
     throw new ModelFileError("TOK_REGEX", `${field}: the pattern has a syntax error`, { field, cause });
   }
@@ -116,9 +118,11 @@ function checkAlternative(text: string, field: string): void {
     const isGroup = text[at] === "(";
     const quantifier = /^(?:[?*+]|\{\d+(?:,\d*)?\})/.exec(text.slice(end))?.[0] ?? "";
     const [least, most] = repeats(quantifier);
-    if (/^[?+*{]/.test(text.slice(end + quantifier.length))) fail(field, `"${text}" has a lazy or possessive quantifier`);
+    if (/^[?+*{]/.test(text.slice(end + quantifier.length)))
+      fail(field, `"${text}" has a lazy or possessive quantifier`);
     if (isGroup && quantifier !== "" && quantifier !== "?") fail(field, `"${text}" repeats a group`);
-    if (unbounded && least > 0) fail(field, `"${text}" goes on after a repetition without bound, so it could backtrack`);
+    if (unbounded && least > 0)
+      fail(field, `"${text}" goes on after a repetition without bound, so it could backtrack`);
     if (Number.isFinite(most) ? most > MAX_REPEAT : least > MAX_REPEAT) fail(field, `"${text}" repeats too often`);
     if (!Number.isFinite(most)) unbounded = true;
     if (least > 0) consumes = true;

@@ -75,12 +75,15 @@ function checkTruncation(root: Fields): void {
 function readVocab(model: Fields, vocabSize: number, tokens: (string | undefined)[]): Map<string, number> {
   const entries = model.object("vocab").entries();
   const limit = Math.min(vocabSize, MAX_VOCAB);
-  if (entries.length > limit) refuse("TOK_VOCAB", "model.vocab", `${entries.length} tokens, but the model has ${limit} rows`);
+  if (entries.length > limit)
+    refuse("TOK_VOCAB", "model.vocab", `${entries.length} tokens, but the model has ${limit} rows`);
   const vocab = new Map<string, number>();
   for (const [token, id] of entries) {
     const at = `model.vocab[${JSON.stringify(token.slice(0, 40))}]`;
-    if (!isId(id, limit)) refuse("TOK_VOCAB", at, `expected an id from 0 to ${limit - 1}, got ${String(id).slice(0, 40)}`);
-    if (tokens[id] !== undefined) refuse("TOK_VOCAB", at, `id ${id} belongs to ${JSON.stringify(tokens[id].slice(0, 40))} too`);
+    if (!isId(id, limit))
+      refuse("TOK_VOCAB", at, `expected an id from 0 to ${limit - 1}, got ${String(id).slice(0, 40)}`);
+    if (tokens[id] !== undefined)
+      refuse("TOK_VOCAB", at, `id ${id} belongs to ${JSON.stringify(tokens[id].slice(0, 40))} too`);
     vocab.set(token, id);
     tokens[id] = token;
   }
@@ -121,8 +124,10 @@ function readAdded(
 function addedToken(fields: Fields, vocabSize: number): AddedToken {
   const content = fields.string("content");
   const id = fields.get("id");
-  if (content === "" || content.length > MAX_ADDED_LENGTH) fields.fail("content", `1 to ${MAX_ADDED_LENGTH} characters`);
-  if (!isId(id, Math.min(vocabSize, MAX_VOCAB))) fields.fail("id", `an id from 0 to ${vocabSize - 1}, a row of the embedding`);
+  if (content === "" || content.length > MAX_ADDED_LENGTH)
+    fields.fail("content", `1 to ${MAX_ADDED_LENGTH} characters`);
+  if (!isId(id, Math.min(vocabSize, MAX_VOCAB)))
+    fields.fail("id", `an id from 0 to ${vocabSize - 1}, a row of the embedding`);
   const special = fields.boolean("special", false);
   return {
     id,
@@ -139,7 +144,8 @@ function readModel(model: Fields, vocab: ReadonlyMap<string, number>): BpeSpec {
   for (const name of ["continuing_subword_prefix", "end_of_word_suffix"]) {
     if ((model.get(name) ?? "") !== "") model.fail(name, "nothing (such models are not supported)");
   }
-  if ((model.get("dropout") ?? 0) !== 0) model.fail("dropout", "null or 0: the same text must always give the same ids");
+  if ((model.get("dropout") ?? 0) !== 0)
+    model.fail("dropout", "null or 0: the same text must always give the same ids");
   const unk = model.get("unk_token") ?? undefined;
   const unkId = unk === undefined ? undefined : vocab.get(model.string("unk_token"));
   if (unk !== undefined && unkId === undefined) model.fail("unk_token", "a token of the vocabulary");
@@ -211,7 +217,9 @@ function readAffixes(config: Fields | undefined, tokens: readonly (string | unde
 
 function pairId(config: Fields, name: string, tokens: readonly (string | undefined)[]): number {
   const [token, id] = config.list(name);
-  return isId(id, tokens.length) && tokens[id] === token ? id : config.fail(name, "a token of the vocabulary and its id");
+  return isId(id, tokens.length) && tokens[id] === token
+    ? id
+    : config.fail(name, "a token of the vocabulary and its id");
 }
 
 function readTemplate(config: Fields, tokens: readonly (string | undefined)[]): [number[], number[]] {

@@ -56,7 +56,6 @@ export interface Tokenizer {
 const CONFIG_FILE = "tokenizer_config.json";
 const SPECIAL_FILE = "special_tokens_map.json";
 const MAX_CONFIG_BYTES = 16 * 2 ** 20;
-/** The regular expression engine of V8 gives up on single pieces of about three times this. */
 const MAX_TEXT = 2 ** 24;
 const NAMED = ["bos_token", "eos_token", "unk_token", "pad_token"] as const;
 
@@ -100,6 +99,8 @@ class BpeTokenizer implements Tokenizer {
   readonly #raw = new AddedTokens();
   readonly #normalized = new AddedTokens();
   readonly #idOf: ReadonlyMap<string, number>;
+  /** What tokens decode from, where it is not their text: a token found in normalised text is written normalised. */
+  readonly #written = new Map<number, string>();
 
   constructor(spec: TokenizerSpec, config: Fields, vocabSize: number) {
     this.vocabSize = vocabSize;
@@ -109,8 +110,13 @@ class BpeTokenizer implements Tokenizer {
     [this.bosToken, this.eosToken, this.unkToken, this.padToken] = [bos, eos, unk, pad];
     this.#added = withNamed(spec, [bos, eos, unk, pad]);
     for (const token of this.#added) {
-      if (!token.normalized) this.#raw.add(token.content, token);
-      else this.#normalized.add(spec.normalize?.(token.content) ?? token.content, token);
+      if (!token.normalized) {
+        this.#raw.add(token.content, token);
+        continue;
+      }
+      const pattern = spec.normalize?.(token.content) ?? token.content;
+      if (pattern !== "") this.#normalized.add(pattern, token);
+      this.#written.set(token.id, pattern);
     }
     this.specialIds = new Set(this.#added.filter(({ special }) => special).map(({ id }) => id));
     const ids = new Map(spec.bpe.vocab);
@@ -156,7 +162,8 @@ class BpeTokenizer implements Tokenizer {
     return {
       push: (id) => {
         const token = this.#checked(id);
-        return token === undefined || (skipSpecialTokens && this.specialIds.has(id)) ? "" : stream.push(token);
+        if (token === undefined || (skipSpecialTokens && this.specialIds.has(id))) return "";
+        return stream.push(this.#written.get(id) ?? token);
       },
       end: () => stream.end(),
     };

@@ -1,0 +1,155 @@
+// explain: what kind of mistake makes the first wrong operation come out as it does. Guesses are tried one by one, on the tensor
+// itself and on the operation that made it, and ranked by how much of the error each one accounts for.
+import type { Checkpoint } from "../../weights/checkpoint.ts";
+import type { WeightSource } from "../backend.ts";
+import type { Architecture, BaseConfig } from "../model.ts";
+import { Runner } from "../runner.ts";
+import { alteredBackend } from "./altered.ts";
+import { type DiffOptions, type DiffReport, diff } from "./diff.ts";
+import { type Hypothesis, hypothesesAt } from "./hypotheses.ts";
+import { blockOf, isLeafInput, Replay, split, type Values } from "./isolate.ts";
+import { nmse } from "./metrics.ts";
+import type { Reference } from "./reference.ts";
+import { guesses } from "./transforms.ts";
+
+export interface ExplainOptions extends DiffOptions {
+  readonly architecture: Architecture;
+  readonly config: BaseConfig;
+  /** Must stay open. */
+  readonly checkpoint: Checkpoint;
+}
+
+export interface Explained {
+  /** What would be wrong, in words. */
+  readonly name: string;
+  /** NMSE between the device's tensor and what this mistake would have made of the reference. */
+  readonly residual: number;
+  /** It accounts for at least 98 % of the error's energy. */
+  readonly explains: boolean;
+}
+
+export interface Explanation {
+  readonly diff: DiffReport;
+  /** The tap that is explained: the first guilty one. Null when nothing is wrong. */
+  readonly tap: string | null;
+  /** NMSE of the tap, with the reference's own input. */
+  readonly error: number;
+  /** The best hypothesis that explains the error, or null. */
+  readonly cause: string | null;
+  /** All that were tried and leave less than the error, best first. */
+  readonly hypotheses: readonly Explained[];
+}
+
+/** What a residual may be of the error to explain it. */
+const SHARE = 0.02;
+
+export async function explain(runner: Runner, reference: Reference, options: ExplainOptions): Promise<Explanation> {
+  const report = await diff(runner, reference, options);
+  const tap = report.firstGuilty;
+  const nothing = { diff: report, tap, error: 0, cause: null, hypotheses: [] };
+  if (tap === null) return nothing;
+  const { step, key } = split(tap);
+  const expected = await reference.read(tap);
+  const actual = await replayed(runner, reference, { step, key });
+  if (actual === undefined) return nothing;
+  const error = nmse(actual, expected.values);
+  const tried: (Explained & { rank: number })[] = [];
+  const add = (name: string, predicted: ArrayLike<number>, fitted = 0) => {
+    const residual = nmse(actual, predicted);
+    // What was fitted must account for ten times as much of the error per number.
+    const rank = Math.log10(Math.max(residual, 1e-12 * error)) + fitted;
+    if (residual < error) tried.push({ name, residual, explains: residual <= SHARE * error, rank });
+  };
+  const { config } = options;
+  for (const { name, predicted, fitted } of guesses(Float32Array.from(actual), expected, { config, key }))
+    add(name, predicted, fitted);
+  for (const hypothesis of hypothesesAt({ key, ...options })) {
+    const predicted = await recompute(reference, { step, key }, hypothesis, options);
+    // An alteration that changes nothing here says nothing.
+    if (predicted !== undefined && nmse(predicted, expected.values) > SHARE * error) add(hypothesis.name, predicted);
+  }
+  tried.sort((a, b) => Number(b.explains) - Number(a.explains) || a.rank - b.rank);
+  const hypotheses = tried.map(({ name, residual, explains }) => ({ name, residual, explains }));
+  return { diff: report, tap, error, cause: hypotheses.find(({ explains }) => explains)?.name ?? null, hypotheses };
+}
+
+interface At {
+  readonly step: number;
+  readonly key: string;
+}
+
+/** One tap, computed from the reference's own input. */
+async function replayed(runner: Runner, reference: Reference, { step, key }: At): Promise<Values | undefined> {
+  const block = blockOf(key);
+  const isInput = (other: string) => blockOf(other) === block && isLeafInput(other);
+  const replay = await Replay.open(runner, reference, step);
+  const tensors = await replay.run(isInput, (other) => other === key, "off");
+  return tensors.find((tensor) => tensor.key === key)?.values;
+}
+
+/** The tap as the reference backend computes it with a hypothesis made true. Only the tap's own block is loaded. */
+async function recompute(
+  reference: Reference,
+  at: At,
+  { alteration = {}, ropes }: Hypothesis,
+  { architecture, config, checkpoint }: ExplainOptions,
+): Promise<Values | undefined> {
+  const { ids, prompt_len } = reference.manifest;
+  const only = onlyBlock(architecture, blockOf(at.key), ropes);
+  const runner = await Runner.create({
+    backend: alteredBackend(alteration),
+    architecture: only,
+    config,
+    checkpoint: {
+      ...checkpoint,
+      source: (name, spec) => (isStub(spec.shape) ? stub(name, spec.shape) : checkpoint.source(name, spec)),
+    },
+    contextLength: ids.length + 2,
+    maxSequences: 1,
+    prefillChunk: prompt_len,
+  });
+  try {
+    return await replayed(runner, reference, at);
+  } finally {
+    await runner.dispose();
+  }
+}
+
+/** A network of which one block computes; what comes before is replaced by the reference, what follows is nothing. */
+function onlyBlock(architecture: Architecture, block: string, ropes: Hypothesis["ropes"] = (own) => own): Architecture {
+  const head = block === "lm_head";
+  const layer = /^model\.layers\.(\d+)$/.exec(block)?.[1];
+  const needed = (name: string) =>
+    name.startsWith(`${block}.`) || (head && /^(lm_head|model\.embed_tokens)\.weight$/.test(name));
+  return {
+    ...architecture,
+    tensors(config) {
+      const own = architecture.tensors(config);
+      const width = config.hiddenSize;
+      const real = Object.entries(own).filter(([name]) => needed(name));
+      const stubs = ["model.embed_tokens.weight", "lm_head.weight"]
+        .filter((name) => Object.hasOwn(own, name) && !needed(name))
+        .map((name) => [name, { shape: [1, width] }]);
+      return Object.fromEntries([...real, ...stubs]);
+    },
+    ropes: (config) => ropes(architecture.ropes(config)),
+    layer: (net, index, x) => (layer === String(index) ? architecture.layer(net, index, x) : x),
+    norm: (net, x) => (block === "model.norm" ? architecture.norm(net, x) : x),
+  };
+}
+
+/** One row in place of an embedding or a head that nobody reads. */
+function isStub(shape: readonly number[]): boolean {
+  return shape.length === 2 && shape[0] === 1;
+}
+
+function stub(name: string, shape: readonly number[]): WeightSource {
+  const size = 4 * shape.reduce((n, dim) => n * dim, 1);
+  return {
+    name,
+    shape,
+    format: "f32",
+    byteLength: (plane) => (plane === "data" ? size : 0),
+    read: async (_, __, length) => new Uint8Array(length),
+  };
+}

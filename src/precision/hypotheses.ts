@@ -1,0 +1,489 @@
+// What an operation may have been computed as, instead of what it should be: the mistakes that inference engines make, each as an
+// alteration of the reference backend or of the config. `explain` tries those that concern a tap. Knows operations and names,
+// not how they are tried.
+import { f32, HostTensor, HostWeight, i32 } from "../../backends/reference/ops.ts";
+import type { Activation, BaseOps, Tensor, Weight } from "../backend.ts";
+import type { Architecture, BaseConfig } from "../model.ts";
+import type { RopeSpec } from "../rope.ts";
+import {
+  type Alteration,
+  type AlterOps,
+  after,
+  alterPlane,
+  alterValues,
+  attentionBy,
+  attentionOptions,
+  ggufNibbles,
+  ropeBy,
+  transposed,
+} from "./altered.ts";
+import { kindOf } from "./gates.ts";
+
+type Ropes = Readonly<Record<string, RopeSpec>>;
+
+export interface Hypothesis {
+  /** What would be wrong, in words. */
+  readonly name: string;
+  readonly alteration?: Alteration;
+  /** Other rope variants than the config's. */
+  readonly ropes?: (ropes: Ropes) => Ropes;
+}
+
+/** A tap and the model that it belongs to. */
+export interface Place {
+  /** Without the step. */
+  readonly key: string;
+  readonly architecture: Architecture;
+  readonly config: BaseConfig;
+}
+
+/** All that could have gone wrong at a tap, likelier ones first. */
+export function hypothesesAt(place: Place): Hypothesis[] {
+  const { key } = place;
+  const [path, port] = key.split(":");
+  if (path === "model.rotary_emb") return tables(place);
+  if (path === "model.embed_tokens") return EMBEDDING;
+  if (port === "q_rope" || port === "k_cache") return [...rotations(place), ...tables(place)];
+  if (/^(probs|ctx|out\.1)$/.test(port) && path.endsWith("self_attn")) return attention(place);
+  if (/\.mlp\.(router|gate)$/.test(path)) return port === "out.0" ? products(path) : ROUTING;
+  if (path.endsWith(".experts") && port === "out") return [...gates("gluPacked"), ...experts(path)];
+  if (path.endsWith("down_proj") && port === "in") return gates("glu");
+  if (kindOf(key) === "norm") return norms(place);
+  if (path === "" || path === "lm_head") return [...HEAD, ...products("lm_head")];
+  if (port === "in" || /layers\.\d+$/.test(path)) return SUMS;
+  return products(path);
+}
+
+// ---------------------------------------------------------------------------------------------- rope
+
+function rotations({ architecture, config }: Place): Hypothesis[] {
+  const rows = (name: string, change: (row: number) => number): Hypothesis => ({
+    name: `rope: ${name}`,
+    alteration: { write: (tensor, values) => (tensor.label.endsWith(".ropeRows") ? values.map(change) : values) },
+  });
+  const partial = Object.values(architecture.ropes(config)).some(
+    ({ rotaryDim }) => rotaryDim < architecture.kv(config, 0).headDim,
+  );
+  return [
+    {
+      name: "rope: neighbouring channels rotated together (interleaved), not halves",
+      alteration: { ops: ropeBy({ pair: "neighbours" }) },
+    },
+    ...(partial
+      ? [
+          {
+            name: "rope: halves of the whole head rotated, not of its rotated part",
+            alteration: { ops: ropeBy({ pair: "whole head" }) },
+          },
+        ]
+      : []),
+    { name: "rope: the other direction (sign of sin)", alteration: { ops: ropeBy({ backwards: true }) } },
+    { name: "rope: no rotation", alteration: { ops: () => ({ rope: (x) => x }) } },
+    rows("position + 1", (row) => row + 1),
+    rows("position − 1", (row) => Math.max(0, row - 1)),
+    rows("position 0 for every row", () => 0),
+  ];
+}
+
+/** Bases that models use. */
+const THETAS = [1e4, 1e5, 1.5e5, 5e5, 1e6, 5e6];
+
+function tables({ architecture, config }: Place): Hypothesis[] {
+  const own = architecture.ropes(config);
+  const each = (name: string, change: (spec: RopeSpec) => RopeSpec): Hypothesis => ({
+    name: `rope: ${name}`,
+    ropes: (ropes) => Object.fromEntries(Object.entries(ropes).map(([variant, spec]) => [variant, change(spec)])),
+  });
+  const scalings = Object.values(own).map(({ scaling }) => scaling);
+  const found: Hypothesis[] = [];
+  if (scalings.some((scaling) => "attentionFactor" in scaling)) {
+    const without = ({ scaling, ...rest }: RopeSpec): RopeSpec => {
+      return { ...rest, scaling: "attentionFactor" in scaling ? { ...scaling, attentionFactor: 1 } : scaling };
+    };
+    found.push(each("cos and sin without the attention factor", without));
+  }
+  if (scalings.some(({ kind }) => kind !== "default" && kind !== "none")) {
+    found.push(each("scaling ignored", (spec) => ({ ...spec, scaling: { kind: "default" } })));
+  }
+  for (const scaling of scalings) {
+    if (scaling.kind !== "yarn") continue;
+    const what = scaling.truncate ? "truncate false instead of true" : "truncate true instead of false";
+    found.push(
+      each(`YaRN with ${what}`, (spec) => ({ ...spec, scaling: { ...scaling, truncate: !scaling.truncate } })),
+    );
+  }
+  const names = Object.keys(own);
+  if (names.length > 1) {
+    found.push({
+      name: "rope: the tables of another variant (other kind of layer)",
+      ropes: (ropes) => Object.fromEntries(names.map((name, i) => [name, ropes[names[(i + 1) % names.length]]])),
+    });
+  }
+  const used = new Set(Object.values(own).map(({ theta }) => theta));
+  for (const theta of THETAS.filter((theta) => !used.has(theta))) {
+    found.push(each(`theta ${theta}`, (spec) => ({ ...spec, theta })));
+  }
+  return found;
+}
+
+// ---------------------------------------------------------------------------------------------- attention
+
+function attention({ architecture, config, key }: Place): Hypothesis[] {
+  const layer = Number(/layers\.(\d+)/.exec(key)?.[1]);
+  const { window, headDim } = architecture.kv(config, layer);
+  const ops = (name: string, ops: AlterOps): Hypothesis => ({ name: `attention: ${name}`, alteration: { ops } });
+  const scale = (name: string, value: number) =>
+    ops(
+      `scale ${name}`,
+      attentionOptions(() => ({ scale: value })),
+    );
+  /** Wide enough for any prompt, and still a window, as a ring must have. */
+  const all = config.maxPositionEmbeddings;
+  const windows = (of: number) => [
+    ops(
+      "window + 1",
+      attentionOptions(() => ({ window: of + 1 })),
+    ),
+    ops(
+      "window − 1",
+      attentionOptions(() => ({ window: of - 1 })),
+    ),
+    ops(
+      "no sliding window",
+      attentionOptions(() => ({ window: all })),
+    ),
+  ];
+  return [
+    ...(window === undefined ? [] : windows(window)),
+    ops(
+      "no sinks",
+      attentionOptions(() => ({ sinks: undefined })),
+    ),
+    {
+      name: "attention: sinks times the scale",
+      alteration: { source: alterValues(/\.sinks$/, (sinks) => sinks.map((sink) => sink / Math.sqrt(headDim))) },
+    },
+    ops(
+      "no soft-cap",
+      attentionOptions(() => ({ softcap: undefined })),
+    ),
+    ops(
+      "soft-cap after the mask",
+      attentionBy({ masked: ({ softcap }) => (softcap === undefined ? undefined : -softcap) }),
+    ),
+    ops("KV heads tiled over query heads, not repeated", attentionBy({ kvHead: (head, _, kvHeads) => head % kvHeads })),
+    ops(
+      "each row sees the next key too",
+      attentionBy({ visible: (i, j, { window = all }) => j <= i + 1 && i - j < window }),
+    ),
+    ops(
+      "each row misses its own key",
+      attentionBy({ visible: (i, j, { window = all }) => (j < i || i === 0) && j <= i && i - j < window }),
+    ),
+    ops("no causal mask", attentionBy({ visible: (i, j, { window = all }) => i - j < window })),
+    scale("1", 1),
+    scale("1/√hidden", 1 / Math.sqrt(config.hiddenSize)),
+    scale("1/√head_dim", 1 / Math.sqrt(headDim)),
+    scale("1/head_dim", 1 / headDim),
+  ];
+}
+
+// ---------------------------------------------------------------------------------------------- norms, products, sums
+
+const everyWeight = (weight: Weight): Float32Array => (weight instanceof HostWeight ? weight.data : new Float32Array());
+
+function norms({ key }: Place): Hypothesis[] {
+  const ops = (name: string, ops: AlterOps): Hypothesis => ({ name: `norm: ${name}`, alteration: { ops } });
+  const eps = (name: string, change: (eps: number) => number) =>
+    ops(`ε ${name}`, (base) => ({
+      rmsNorm: (x, weight, options) => base.rmsNorm(x, weight, { ...options, eps: change(options.eps) }),
+    }));
+  const unweighted: AlterOps = after("rmsNorm", (out, [, weight, { unitOffset }]) => {
+    const data = everyWeight(weight);
+    for (let i = 0; i < out.length; i++) out[i] /= (unitOffset ? 1 : 0) + data[i % data.length];
+  });
+  const before: AlterOps = after("rmsNorm", (out, [x, weight, options]) => {
+    const data = everyWeight(weight);
+    eachRow(out.length, data.length, (from) => {
+      const scaled = Float64Array.from(data, (w, c) => f32(x)[from + c] * (options.unitOffset ? 1 + w : w));
+      const square = scaled.reduce((sum, value) => sum + value * value, 0) / data.length;
+      for (let c = 0; c < data.length; c++) out[from + c] = scaled[c] / Math.sqrt(square + options.eps);
+    });
+  });
+  const centred: AlterOps = after("rmsNorm", (out, [x, weight, { eps: epsilon, unitOffset }]) => {
+    const data = everyWeight(weight);
+    eachRow(out.length, data.length, (from) => {
+      const row = f32(x).subarray(from, from + data.length);
+      const mean = row.reduce((sum, value) => sum + value, 0) / data.length;
+      const variance = row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / data.length;
+      const inverse = 1 / Math.sqrt(variance + epsilon);
+      for (let c = 0; c < data.length; c++)
+        out[from + c] = (row[c] - mean) * inverse * ((unitOffset ? 1 : 0) + data[c]);
+    });
+  });
+  return [
+    ops("w where 1 + w belongs, or the other way round", (base) => ({
+      rmsNorm: (x, weight, options) => base.rmsNorm(x, weight, { ...options, unitOffset: options.unitOffset !== true }),
+    })),
+    eps("ten times as large", (value) => 10 * value),
+    eps("a tenth", (value) => value / 10),
+    eps("left out", () => 0),
+    eps("1e-5", () => 1e-5),
+    eps("1e-6", () => 1e-6),
+    ops("without its weight", unweighted),
+    ops("its weight before the norm", before),
+    ops("mean subtracted (LayerNorm)", centred),
+    ops(`${key.split(":")[0].split(".").at(-1)} left out`, () => ({ rmsNorm: (x) => x })),
+  ];
+}
+
+function eachRow(length: number, width: number, row: (from: number) => void): void {
+  for (let from = 0; from < length; from += width) row(from);
+}
+
+/** A linear layer by its module path. */
+function products(path: string): Hypothesis[] {
+  const pattern = new RegExp(`^${path.replaceAll(".", "\\.")}\\.weight$`);
+  return [
+    { name: "linear: no bias", alteration: { ops: (base) => ({ linear: (x, weight) => base.linear(x, weight) }) } },
+    { name: "linear: weight transposed", alteration: { source: alterValues(pattern, square) } },
+    {
+      name: "linear: the last element of each dot product dropped",
+      alteration: { source: alterValues(pattern, shortened(1)) },
+    },
+    {
+      name: "linear: the last 4 elements of each dot product dropped",
+      alteration: { source: alterValues(pattern, shortened(4)) },
+    },
+    {
+      name: "linear: the rest of each dot product after a multiple of 32 dropped",
+      alteration: { source: alterValues(pattern, shortened(undefined)) },
+    },
+    ...packings(pattern),
+  ];
+}
+
+function square(values: Float32Array, shape: readonly number[]): Float32Array {
+  return shape.at(-1) === shape.at(-2) ? transposed(values, shape) : values;
+}
+
+/** Without the last columns; undefined: those after the last multiple of 32. */
+function shortened(count: number | undefined) {
+  return (values: Float32Array, shape: readonly number[]) => {
+    const columns = shape.at(-1)!;
+    const kept = columns - (count ?? columns % 32);
+    return values.map((value, i) => (i % columns < kept ? value : 0));
+  };
+}
+
+/** How packed bytes can be misread. */
+function packings(pattern: RegExp): Hypothesis[] {
+  const data = (name: string, change: Parameters<typeof alterPlane>[2]): Hypothesis => ({
+    name: `weight: ${name}`,
+    alteration: { source: packedOnly(alterPlane(pattern, "data", change)) },
+  });
+  const scales = (name: string, by: number): Hypothesis => ({
+    name: `weight: ${name}`,
+    alteration: { source: packedOnly(alterPlane(pattern, "scales", (byte) => Math.min(254, Math.max(0, byte + by)))) },
+  });
+  return [
+    data("nibbles exchanged (high first)", (byte) => ((byte & 15) << 4) | (byte >> 4)),
+    data("halves of a 32-block as GGUF packs them", ggufNibbles),
+    scales("E8M0 exponents one too large (2×)", 1),
+    scales("E8M0 exponents one too small (½)", -1),
+  ];
+}
+
+const packedOnly =
+  (change: NonNullable<Alteration["source"]>): NonNullable<Alteration["source"]> =>
+  (source) =>
+    source.format === "mxfp4" ? change(source) : source;
+
+const EMBEDDING: Hypothesis[] = [
+  {
+    name: "embedding: without its scale",
+    alteration: { ops: (base) => ({ embed: (step, table) => base.embed(step, table) }) },
+  },
+];
+
+const HEAD: Hypothesis[] = [
+  { name: "logits: no soft-cap", alteration: { ops: () => ({ softcap: (x) => x }) } },
+  {
+    name: "head: tied to the embedding",
+    alteration: {
+      ops(base) {
+        let table: Weight | undefined;
+        return {
+          embed(step, weight, options) {
+            table = weight;
+            return base.embed(step, weight, options);
+          },
+          linear: (x, weight, bias) =>
+            base.linear(x, weight.name === "lm_head.weight" ? (table ?? weight) : weight, bias),
+        };
+      },
+    },
+  },
+];
+
+const SUMS: Hypothesis[] = [
+  { name: "residual: left out", alteration: { ops: () => ({ add: (_, b) => b }) } },
+  { name: "residual: what the block adds left out", alteration: { ops: () => ({ add: (a) => a }) } },
+  {
+    name: "residual: what the block adds taken twice",
+    alteration: { ops: (base) => ({ add: (a, b) => base.add(base.add(a, b), b) }) },
+  },
+  {
+    name: "residual: what the block adds in its own place too",
+    alteration: { ops: (base) => ({ add: (_, b) => base.add(b, b) }) },
+  },
+];
+
+// ---------------------------------------------------------------------------------------------- experts
+
+const ROUTING: Hypothesis[] = [
+  {
+    name: "router: softmax over the chosen experts only",
+    alteration: {
+      ops: (base) => ({ route: (logits, options) => base.route(logits, { ...options, order: "topk-softmax" }) }),
+    },
+  },
+  {
+    name: "router: softmax over all experts, weights of the chosen not normalised",
+    alteration: {
+      ops: (base) => ({
+        route: (logits, options) => base.route(logits, { ...options, order: "softmax-topk", normalize: false }),
+      }),
+    },
+  },
+];
+
+const ACTIVATIONS: readonly Activation[] = ["silu", "gelu_tanh", "swiglu_oai"];
+
+/** Mistakes of a gated unit. */
+function gates(op: "glu" | "gluPacked"): Hypothesis[] {
+  const both = (change: (options: Parameters<BaseOps["glu"]>[2]) => Parameters<BaseOps["glu"]>[2]): AlterOps => {
+    return (base) => ({
+      glu: (gate, up, options) => base.glu(gate, up, change(options)),
+      gluPacked: (x, layout, options) => base.gluPacked(x, layout, change(options)),
+    });
+  };
+  const found: Hypothesis[] = ACTIVATIONS.map((activation) => ({
+    name: `gate: activation ${activation}`,
+    alteration: { ops: both((options) => ({ ...options, activation })) },
+  }));
+  found.push({
+    name: "gate: no clamp",
+    alteration: { ops: both((options) => ({ ...options, limit: Number.POSITIVE_INFINITY })) },
+  });
+  if (op === "glu") {
+    found.push({
+      name: "gate and up exchanged",
+      alteration: { ops: (base) => ({ glu: (gate, up, options) => base.glu(up, gate, options) }) },
+    });
+    return found;
+  }
+  for (const layout of ["halves", "interleaved"] as const) {
+    found.push({
+      name: `gate and up as ${layout}`,
+      alteration: { ops: (base) => ({ gluPacked: (x, _, options) => base.gluPacked(x, layout, options) }) },
+    });
+  }
+  found.push({
+    name: "gate and up exchanged",
+    alteration: {
+      ops: (base, launch) => ({
+        gluPacked(x, layout, options) {
+          const swapped = new HostTensor(x.shape, "f32", "exchanged", (x as HostTensor).step);
+          const width = x.shape[1];
+          launch(() => {
+            const from = f32(x);
+            const partner = (c: number) => (layout === "interleaved" ? c ^ 1 : (c + width / 2) % width);
+            f32(swapped).set(from.map((_, i) => from[i - (i % width) + partner(i % width)]));
+          });
+          return base.gluPacked(swapped, layout, options);
+        },
+      }),
+    },
+  });
+  return found;
+}
+
+function experts(path: string): Hypothesis[] {
+  const [up, down] = ["gate_up_proj", "down_proj"].map(
+    (name) => new RegExp(`^${path.replaceAll(".", "\\.")}\\.${name}$`),
+  );
+  const either = new RegExp(`${up.source}|${down.source}`);
+  const unbiased =
+    (pattern: RegExp): AlterOps =>
+    (base) => ({
+      linearExperts: (x, routing, weight, bias) =>
+        base.linearExperts(x, routing, weight, pattern.test(weight.name) ? undefined : bias),
+    });
+  const next = (values: Float32Array, [count]: readonly number[]) => {
+    const size = values.length / count;
+    const moved = values.slice();
+    for (let e = 0; e < count; e++) moved.set(values.subarray(e * size, (e + 1) * size), ((e + 1) % count) * size);
+    return moved;
+  };
+  const previous = (values: Float32Array, [count]: readonly number[]) => {
+    const size = values.length / count;
+    return Float32Array.from({ length: values.length }, (_, i) => values[(i + size) % values.length]);
+  };
+  return [
+    { name: "experts: no bias after gate and up", alteration: { ops: unbiased(up) } },
+    { name: "experts: no bias after down", alteration: { ops: unbiased(down) } },
+    { name: "experts: bias outside the weighted sum", alteration: { ops: biasOutside(down) } },
+    { name: "experts: the router's weights ignored", alteration: { ops: evenly } },
+    { name: "experts: down_proj transposed", alteration: { source: alterValues(down, square) } },
+    { name: "experts: gate_up_proj transposed", alteration: { source: alterValues(up, square) } },
+    { name: "experts: down_proj of the next expert", alteration: { source: alterValues(down, previous) } },
+    {
+      name: "experts: down_proj of the expert before (next expert got it)",
+      alteration: { source: alterValues(down, next) },
+    },
+    {
+      name: "experts: the last element of each dot product dropped",
+      alteration: { source: alterValues(either, shortened(1)) },
+    },
+    ...packings(either),
+    ...packings(down).map(({ name, ...rest }) => ({ ...rest, name: `${name}, in down_proj only` })),
+    ...packings(up).map(({ name, ...rest }) => ({ ...rest, name: `${name}, in gate_up_proj only` })),
+  ];
+}
+
+/** Σ_j w_j · y_j with every w_j the same. */
+const evenly: AlterOps = (base, launch) => ({
+  combine(y, routing) {
+    const weights = new HostTensor(routing.weights.shape, "f32", "even");
+    launch(() => void f32(weights).fill(1 / routing.weights.shape[1]));
+    return base.combine(y, { ...routing, weights });
+  },
+});
+
+/** Σ_j w_j · (W x)_j + Σ_j b_j */
+function biasOutside(down: RegExp): AlterOps {
+  return (base, launch) => {
+    let left: Float32Array | undefined;
+    return {
+      linearExperts(x, routing, weight, bias) {
+        const outside = down.test(weight.name) && bias !== undefined;
+        if (outside) left = everyWeight(bias);
+        return base.linearExperts(x, routing, weight, outside ? undefined : bias);
+      },
+      combine(y, routing): Tensor {
+        const out = base.combine(y, routing);
+        const bias = left;
+        if (bias === undefined) return out;
+        launch(() => {
+          const [width, k] = [out.shape[1], routing.experts.shape[1]];
+          for (const [slot, expert] of i32(routing.experts).entries()) {
+            const row = Math.floor(slot / k) * width;
+            for (let c = 0; c < width; c++) f32(out)[row + c] += bias[expert * width + c];
+          }
+        });
+        return out;
+      },
+    };
+  };
+}

@@ -1,0 +1,71 @@
+// The report as one HTML file: style, data and script inside, nothing fetched. What people must see without a script (the verdict)
+// is written as plain HTML.
+import { createCharts } from "./client/charts.ts";
+import { showReport } from "./client/main.ts";
+import { createPanels } from "./client/panels.ts";
+import { createUi } from "./client/ui.ts";
+import type { ReportData } from "./data.ts";
+import { STYLE } from "./style.ts";
+
+/** Opens from `file:`. Everything in `data` may come from strangers: model folders, dumps, tokenizers. */
+export function reportPage(data: ReportData): string {
+  const { model, device, against, verdict, created } = data;
+  // Functions that stand alone travel as their own source.
+  const script = `
+const data = JSON.parse(document.getElementById("data").textContent);
+const ui = (${createUi})();
+(${showReport})(data, ui, (${createCharts})(ui), (${createPanels})(data, ui));
+`;
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>${html(`${verdict}: ${model} on ${device}`)}</title>
+<style>${STYLE}</style>
+</head>
+<body>
+<header>
+<h1>${html(model)}</h1>
+<p class="muted">${html(`${device} against ${against} · ${data.computeClass} gates · ${created}`)}</p>
+${banner(data)}
+</header>
+<main id="report"><noscript><p>The charts need JavaScript.</p></noscript></main>
+<footer>Written by vernier diff. NMSE is Σ(a − r)² / Σr² in f64; a is the device, r the reference, d = a − r.</footer>
+<script type="application/json" id="data">${scriptJson(data)}</script>
+<script>${script}</script>
+</body>
+</html>
+`;
+}
+
+function banner(data: ReportData): string {
+  const { verdict, reason, firstGuilty, guilty, propagated, notes, explanations, unobserved } = data;
+  const lines: string[] = [];
+  if (reason !== undefined) lines.push(`<p>${html(reason)}</p>`);
+  if (firstGuilty !== null) {
+    const tap = `<button type="button" class="path" data-tap="${html(firstGuilty)}">${html(firstGuilty)}</button>`;
+    const others = guilty > 1 ? `, and ${guilty - 1} more wrong by themselves` : "";
+    lines.push(`<p class="guilty">First ${guilty > 0 ? "guilty" : "failing"} tap: ${tap}${others}</p>`);
+  } else if (verdict === "pass" && data.rows.length > 0) {
+    lines.push(`<p>All ${data.rows.length} taps are within their gates.</p>`);
+  }
+  if (propagated > 0)
+    lines.push(`<p class="muted">${propagated} taps fail only because something before them did.</p>`);
+  const items = [...explanations, ...notes, ...unobserved.map((key) => `not compared: ${key}`)];
+  if (items.length > 0) lines.push(`<ul>${items.map((item) => `<li>${html(item)}</li>`).join("")}</ul>`);
+  return `<div class="verdict ${verdict}"><strong class="word">${verdict}</strong>${lines.join("\n")}</div>`;
+}
+
+/** Text that is safe between tags and in quoted attributes. */
+function html(text: string): string {
+  const names: Record<string, string> = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+  return text.replace(/[&<>"']/g, (character) => names[character]);
+}
+
+/** JSON that cannot end its script element; U+2028 and U+2029 are ends of lines to some readers. */
+function scriptJson(value: unknown): string {
+  const escaped = (character: string) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return JSON.stringify(value).replace(/[<>&\u2028\u2029]/g, escaped);
+}

@@ -1,0 +1,113 @@
+// Gathers what a report says about the world around a diff (machine, versions, config, tokenizer, noise floor), and writes the
+// file. Node only.
+import { readFile, writeFile } from "node:fs/promises";
+import { arch, cpus, release, totalmem, type } from "node:os";
+import { openDirectory } from "../../../weights/directory.ts";
+import { ModelFileError, OptionError } from "../../errors.ts";
+import { readConfigFile } from "../../inspect.ts";
+import { loadTokenizer } from "../../text/tokenizer.ts";
+import type { DiffReport } from "../diff.ts";
+import type { Reference } from "../reference.ts";
+import type { Session } from "../session.ts";
+import type { Collector } from "./collect.ts";
+import { type Context, type Floor, reportData } from "./data.ts";
+import { reportPage } from "./page.ts";
+
+export interface Subject {
+  /** Folder of the checkpoint. */
+  readonly model: string;
+  /** Base name of the dump, or the device that stood in for it. */
+  readonly reference?: string;
+  readonly other?: string;
+  readonly fusion: "on" | "off";
+  readonly forceRouting: boolean;
+  readonly version: string;
+  readonly explanations?: readonly string[];
+}
+
+/** Throws OptionError when the file cannot be written. */
+export async function writeReport(
+  file: string,
+  report: DiffReport,
+  collector: Collector,
+  { manifest }: Reference,
+  { runner, device, threads }: Session,
+  subject: Subject,
+): Promise<void> {
+  const { model, reference, other, fusion, forceRouting, version, explanations = [] } = subject;
+  const { producer = {} } = manifest;
+  const files = await openDirectory(model);
+  const side = (name: string, theirs: unknown, mine: string) => {
+    return theirs === undefined ? [] : [{ name, reference: String(theirs), here: mine, same: String(theirs) === mine }];
+  };
+  const processor = cpus();
+  const data = reportData(report, collector.finish(), {
+    model,
+    device,
+    against: reference ?? `device ${other}`,
+    created: new Date().toISOString(),
+    ids: manifest.ids,
+    promptLength: manifest.prompt_len,
+    textOf: await texts(files, runner.vocabSize),
+    floor: reference === undefined ? undefined : await floorBeside(reference),
+    config: await readConfigFile(files, "config.json"),
+    sides: [
+      ...side("model_type", manifest.model_type, runner.config.modelType),
+      ...side("vocabulary", vocabularyOf(manifest.tensors), String(runner.vocabSize)),
+    ],
+    environment: {
+      vernier: version,
+      device: `${device}: ${runner.backend.caps.description}`,
+      threads: threads === undefined ? "default" : String(threads),
+      fusion,
+      routing: forceRouting ? "the reference's" : "own",
+      "compute class": report.computeClass,
+      node: process.version,
+      system: `${type()} ${release()} ${arch()}`,
+      processor: `${processor.length} × ${processor[0]?.model.trim() ?? "unknown"}, ${(totalmem() / 2 ** 30).toFixed(1)} GiB`,
+      reference: reference ?? `device ${other}`,
+      ...Object.fromEntries(Object.entries(producer).map(([name, value]) => [`reference ${name}`, String(value)])),
+    },
+    explanations,
+  } satisfies Context);
+  try {
+    await writeFile(file, reportPage(data));
+  } catch (cause) {
+    const message = `--html: ${file} cannot be written (${(cause as NodeJS.ErrnoException).code})`;
+    throw new OptionError("OPTION_RANGE", message, { field: "--html", actual: file, cause });
+  }
+}
+
+function vocabularyOf(tensors: Reference["manifest"]["tensors"]): number | undefined {
+  return tensors["0/:logits"]?.shape.at(-1);
+}
+
+/** Texts of tokens one by one, when the model has a tokenizer that can be read: a report does not depend on it. */
+async function texts(files: Awaited<ReturnType<typeof openDirectory>>, vocabSize: number): Promise<Context["textOf"]> {
+  try {
+    const tokenizer = await loadTokenizer(files, { vocabSize });
+    return (id) => {
+      const name = tokenizer.tokenOf(id);
+      // Bytes of a character that takes several tokens have no text of their own.
+      const text = name === undefined ? undefined : tokenizer.decode([id]);
+      return text === undefined || text === "" || text.includes("\ufffd") ? name : text;
+    };
+  } catch (error) {
+    if (error instanceof ModelFileError) return undefined;
+    throw error;
+  }
+}
+
+/** `<name>.f32` has its floor in `<name>.bf16.json`, written by the exporter's second run. */
+async function floorBeside(reference: string): Promise<Floor | undefined> {
+  if (!reference.endsWith(".f32")) return undefined;
+  let json: { floor_vs_f32?: Partial<Floor> };
+  try {
+    json = JSON.parse(await readFile(`${reference.slice(0, -".f32".length)}.bf16.json`, "utf8"));
+  } catch {
+    return undefined; // None was made: the class's own floor is shown.
+  }
+  const { nmse, mae, relL1, one_minus_cos, kl_mean } = json.floor_vs_f32 ?? {};
+  const known = [nmse, mae, relL1, one_minus_cos, kl_mean].every((value) => typeof value === "number");
+  return known ? ({ nmse, mae, relL1, one_minus_cos, kl_mean } as Floor) : undefined;
+}

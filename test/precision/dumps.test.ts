@@ -1,0 +1,303 @@
+// A dump that cannot be a reference never passes: each way in which one can be wrong is done to a good one.
+
+import { spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { describe, expect, test } from "vitest";
+import { createReferenceBackend } from "../../backends/reference/index.ts";
+import { type DiffReport, diff } from "../../src/precision/diff.ts";
+import { openDirectory } from "../../weights/directory.ts";
+import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
+import { MODELS, openPair } from "./rig.ts";
+
+interface Tensor {
+  shape: number[];
+  dtype: string;
+  sha256?: string;
+  alias_of?: string;
+  values: Float32Array | Int32Array;
+}
+
+interface Editable {
+  manifest: Record<string, unknown> & { ids: number[]; prompt_len: number; greedy: number[] };
+  order: string[];
+  tensors: Map<string, Tensor>;
+}
+
+/** A dump in memory, aliases resolved. */
+async function read(model: string): Promise<Editable> {
+  const {
+    tensors: described,
+    order,
+    ...manifest
+  } = JSON.parse(readFileSync(`${MODELS}${model}/dump.f32.json`, "utf8"));
+  const file = await (await openDirectory(MODELS + model)).open("dump.f32.safetensors");
+  const header = await readHeader(file);
+  const tensors = new Map<string, Tensor>();
+  for (const key of order as string[]) {
+    const { alias_of, ...rest } = described[key];
+    const { byteOffset, byteLength, dtype } = header.tensors.get(alias_of ?? key)!;
+    const { buffer } = (await file.read(byteOffset, byteLength)).slice();
+    tensors.set(key, { ...rest, values: dtype === "I32" ? new Int32Array(buffer) : new Float32Array(buffer) });
+  }
+  await file.close();
+  return { manifest, order, tensors };
+}
+
+/** Writes it as a dump whose manifest fits its bytes. */
+function write({ manifest, order, tensors }: Editable): string {
+  const base = join(mkdtempSync(join(tmpdir(), "vernier-dump-")), "dump.f32");
+  const bytesOf = ({ values }: Tensor) => new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+  const entries = order.map((name) => {
+    const tensor = tensors.get(name)!;
+    return {
+      name,
+      dtype: tensor.dtype === "int32" ? ("I32" as const) : ("F32" as const),
+      shape: tensor.shape,
+      bytes: bytesOf(tensor),
+    };
+  });
+  writeFileSync(`${base}.safetensors`, Buffer.concat([...writeSafetensors(entries, {})]));
+  const described = order.map((key) => {
+    const { shape, dtype } = tensors.get(key)!;
+    return [
+      key,
+      {
+        shape,
+        dtype,
+        sha256: createHash("sha256")
+          .update(bytesOf(tensors.get(key)!))
+          .digest("hex"),
+      },
+    ];
+  });
+  writeFileSync(`${base}.json`, JSON.stringify({ ...manifest, order, tensors: Object.fromEntries(described) }));
+  return base;
+}
+
+async function compare(base: string, model: string): Promise<DiffReport> {
+  const dumps = base.slice(0, base.lastIndexOf("/"));
+  await using pair = await openPair({ model: MODELS + model, dumps, base: "dump.f32" }, createReferenceBackend());
+  return await diff(pair.runner, pair.reference, { samples: pair.samples });
+}
+
+const MAIN = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+function vernier(...args: string[]) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [MAIN, ...args], { encoding: "utf8" });
+  return { status, stdout, stderr };
+}
+
+const drop = (dump: Editable, pattern: RegExp) => {
+  dump.order = dump.order.filter((key) => !pattern.test(key));
+};
+
+const cases: [what: string, change: (dump: Editable) => unknown, verdict: string, reason: RegExp][] = [
+  ["as it is", () => {}, "pass", /^$/],
+  ["one layer's output is missing", (dump) => drop(dump, /^0\/model\.layers\.1:out$/), "incomplete", /layers\.1:out/],
+  [
+    "one operation of one layer is missing",
+    (dump) => drop(dump, /^0\/.*layers\.1.*q_rope$/),
+    "incomplete",
+    /layers\.1\.self_attn:q_rope/,
+  ],
+  ["the logits are missing", (dump) => drop(dump, /^0\/:logits$/), "incomplete", /0\/:logits/],
+  ["the logits of a decode step are missing", (dump) => drop(dump, /^7\/:logits$/), "incomplete", /7\/:logits/],
+  ["nothing in it", (dump) => drop(dump, /./), "incomplete", /no tap/],
+  [
+    "nothing that this engine knows",
+    (dump) => {
+      dump.order = ["0/model.else:out"];
+      dump.tensors.set("0/model.else:out", { shape: [2], dtype: "float32", values: Float32Array.of(1, 2) });
+    },
+    "incomplete",
+    /no tap/,
+  ],
+  [
+    "a constant tensor",
+    (dump) => dump.tensors.get("0/model.layers.1.mlp.up_proj:out")!.values.fill(0),
+    "not-comparable",
+    /up_proj:out is constant/,
+  ],
+  [
+    "constant logits",
+    (dump) => dump.tensors.get("3/:logits")!.values.fill(1),
+    "not-comparable",
+    /3\/:logits is constant/,
+  ],
+  [
+    "one layer's tensor for two",
+    (dump) => {
+      dump.tensors.get("0/model.layers.1:out")!.values.set(dump.tensors.get("0/model.layers.0:out")!.values);
+    },
+    "not-comparable",
+    /same numbers/,
+  ],
+  [
+    "one operation's tensor for two",
+    (dump) => {
+      const [a, b] = ["0/model.layers.1.mlp.down_proj:out", "0/model.layers.0.mlp.down_proj:out"];
+      dump.tensors.get(a)!.values.set(dump.tensors.get(b)!.values);
+    },
+    "not-comparable",
+    /same numbers/,
+  ],
+  [
+    "rows cut off",
+    (dump) => {
+      const tensor = dump.tensors.get("0/model.layers.0:out")!;
+      dump.tensors.set("0/model.layers.0:out", {
+        ...tensor,
+        shape: [1, 21, 40],
+        values: tensor.values.slice(0, 21 * 40),
+      });
+    },
+    "not-comparable",
+    /21 rows/,
+  ],
+  [
+    "the tail of a tensor never written",
+    (dump) => {
+      dump.tensors.get("0/model.layers.0.mlp.down_proj:out")!.values.fill(0, 800);
+    },
+    "not-comparable",
+    /down_proj has other weights/,
+  ],
+  [
+    "the last row of a layer never written",
+    (dump) => {
+      dump.tensors.get("0/model.layers.0:out")!.values.fill(0, 21 * 40);
+    },
+    "fail",
+    /^$/,
+  ],
+  ["other ids than were fed", (dump) => dump.manifest.ids.splice(3, 1, 69), "not-comparable", /ids/],
+  [
+    "more ids than there are logits",
+    (dump) => dump.manifest.ids.push(...Array(60).fill(5)),
+    "incomplete",
+    /11\/:logits/,
+  ],
+  ["an id that the model has not", (dump) => dump.manifest.ids.splice(25, 1, 70), "not-comparable", /token 70/],
+  ["another kind of model", (dump) => Object.assign(dump.manifest, { model_type: "qwen2" }), "not-comparable", /qwen2/],
+  [
+    "more layers",
+    (dump) => {
+      dump.tensors.set("0/model.layers.2:out", dump.tensors.get("0/model.layers.1:out")!);
+      dump.order.push("0/model.layers.2:out");
+    },
+    "not-comparable",
+    /2 layers/,
+  ],
+  [
+    "another shape",
+    (dump) => {
+      const tensor = dump.tensors.get("0/model.layers.0.self_attn:ctx")!;
+      dump.tensors.set("0/model.layers.0.self_attn:ctx", { ...tensor, shape: [1, 22, 10, 4] });
+    },
+    "not-comparable",
+    /10,4/,
+  ],
+  [
+    "other weights",
+    (dump) => {
+      const { values } = dump.tensors.get("0/model.layers.0.self_attn.q_proj:out")!;
+      values.set(values.map((_, i) => Math.sin(i)));
+    },
+    "not-comparable",
+    /q_proj has other weights/,
+  ],
+  ["a NaN", (dump) => dump.tensors.get("0/model.layers.0.mlp:in")!.values.fill(Number.NaN, 7, 8), "non-finite", /^$/],
+];
+
+describe("a dump with a fault", () => {
+  test.each(cases)("%s", async (_, change, verdict, reason) => {
+    const dump = await read("llama");
+    change(dump);
+    const result = await compare(write(dump), "llama");
+    expect({ verdict: result.verdict, reason: result.reason ?? "" }).toEqual({
+      verdict,
+      reason: expect.stringMatching(reason),
+    });
+  });
+
+  test("of another model with the same architecture and sizes", async () => {
+    const result = await compare(write(await read("mistral")), "llama");
+    expect(result.verdict).toBe("not-comparable");
+    const dump = await read("gpt_oss");
+    expect((await compare(write(dump), "gpt_oss_mxfp4")).verdict).toBe("not-comparable");
+  });
+
+  test("bytes that are not those of the manifest", async () => {
+    const base = write(await read("llama"));
+    const file = readFileSync(`${base}.safetensors`);
+    file[file.length - 5000] ^= 1;
+    writeFileSync(`${base}.safetensors`, file);
+    const result = await compare(base, "llama");
+    expect({ verdict: result.verdict, reason: result.reason }).toEqual({
+      verdict: "not-comparable",
+      reason: expect.stringContaining("sha256"),
+    });
+  });
+});
+
+describe("exit codes of vernier diff", () => {
+  const model = `${MODELS}llama`;
+
+  test("0, with the headline numbers by name", () => {
+    const { status, stdout } = vernier(
+      "diff",
+      model,
+      "--reference",
+      `${model}/dump.f32`,
+      "--device",
+      "reference",
+      "--json",
+    );
+    expect(status).toBe(0);
+    const { verdict, headline } = JSON.parse(stdout);
+    expect(verdict).toBe("pass");
+    for (const one of [headline.logits, ...headline.layers]) {
+      expect(one).toMatchObject({ pass: true, meanAbsoluteError: expect.any(Number), cosine: expect.any(Number) });
+      expect(one.meanAbsoluteError).toBeLessThan(1e-5);
+    }
+    expect(headline.layers.map(({ key }: { key: string }) => key)).toContain("1/model.layers.1:out");
+  });
+
+  test("3 and the reason, for dumps that are not comparable", async () => {
+    const dump = await read("llama");
+    dump.manifest.ids[2] ^= 1;
+    const base = write(dump);
+    const ids = vernier("diff", model, "--reference", base, "--device", "reference", "--json");
+    expect(ids.status).toBe(3);
+    expect(JSON.parse(ids.stdout)).toMatchObject({ verdict: "not-comparable", reason: expect.stringContaining("ids") });
+
+    const file = readFileSync(`${base}.safetensors`);
+    writeFileSync(`${base}.safetensors`, file.subarray(0, file.length - 8));
+    const cut = vernier("diff", model, "--reference", base, "--device", "reference");
+    expect({ status: cut.status, stderr: cut.stderr }).toEqual({
+      status: 3,
+      stderr: expect.stringMatching(/^error \w+: /),
+    });
+
+    const manifest = JSON.parse(readFileSync(`${base}.json`, "utf8"));
+    writeFileSync(`${base}.json`, JSON.stringify({ ...manifest, order: [...manifest.order, "0/nothing:out"] }));
+    writeFileSync(`${base}.safetensors`, file);
+    const listed = vernier("diff", model, "--reference", base, "--device", "reference");
+    expect({ status: listed.status, stderr: listed.stderr }).toEqual({
+      status: 3,
+      stderr: expect.stringMatching(/REF_MISSING/),
+    });
+  });
+
+  test("6 for holes, 0 when they are allowed", async () => {
+    const dump = await read("llama");
+    drop(dump, /^0\/model\.layers\.0\.self_attn:ctx$/);
+    const base = write(dump);
+    const args = ["diff", model, "--reference", base, "--device", "reference"];
+    expect(vernier(...args).status).toBe(6);
+    expect(vernier(...args, "--allow-missing").status).toBe(0);
+  });
+});
