@@ -23,7 +23,7 @@ SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
 
 # 1. The package, without its install script: that is what downloads.
-npm install --no-save --ignore-scripts --no-audit --no-fund "@tensorflow/tfjs-node@$ADDON_VERSION"
+npm install --no-save --save-dev --ignore-scripts --no-audit --no-fund "@tensorflow/tfjs-node@$ADDON_VERSION"
 
 # 2. The library and its C headers. A wheel is a zip file: the version of Python here does not matter.
 python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 \

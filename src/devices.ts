@@ -41,7 +41,16 @@ const DEVICES: Readonly<Record<Name, Device>> = {
       return createCpuBackend({ threads });
     },
   },
-  tfjs: absent("TensorFlow.js as a second opinion on numbers"),
+  tfjs: {
+    async describe() {
+      const { describeTfjs } = await import("../backends/tfjs/index.ts");
+      return `a second opinion on numbers, by code that is not ours: ${await describeTfjs()}`;
+    },
+    async create() {
+      const { createTfjsBackend } = await import("../backends/tfjs/index.ts");
+      return createTfjsBackend();
+    },
+  },
   reference: {
     describe: async () => "scalar JavaScript with f64 accumulation, one thread: the judge of the others, slow",
     async create() {

@@ -6,7 +6,8 @@ import { readJson } from "../weights/json.ts";
 import { openBlobs, openUrl } from "../weights/web.ts";
 import { type Shape, sizeOf, type WeightFormat } from "./backend.ts";
 import { readConfig } from "./config.ts";
-import { OptionError } from "./errors.ts";
+import { OptionError, quote } from "./errors.ts";
+import { openGguf } from "./gguf.ts";
 import type { Architecture, BaseConfig } from "./model.ts";
 
 /** Where a model's files are, as it crosses the worker boundary. */
@@ -89,10 +90,63 @@ async function openAddress(url: URL): Promise<ModelFiles> {
 
 /** Whoever opens it closes its checkpoint. Throws ModelFileError, ConfigError, UnsupportedModelError. */
 export async function openModel(source: Source): Promise<OpenModel> {
-  const files = await openSource(source);
+  const { folder, name } = splitGguf(source);
+  const files = await openSource(folder);
+  const gguf = name ?? (await onlyGguf(files));
+  if (gguf !== undefined) return openGgufModel(files, gguf);
   const configJson = await readConfigFile(files, "config.json");
   const { architecture, config } = readConfig(configJson);
   return { files, architecture, config, configJson, checkpoint: await openCheckpoint(files) };
+}
+
+async function openGgufModel(folder: ModelFiles, name: string): Promise<OpenModel> {
+  const { files, checkpoint } = await openGguf(folder, name);
+  try {
+    const configJson = await readConfigFile(files, "config.json");
+    return { files, ...readConfig(configJson, name), configJson, checkpoint };
+  } catch (error) {
+    await checkpoint.close();
+    throw error;
+  }
+}
+
+const GGUF = /\.gguf$/i;
+
+/** A source that names a GGUF file is that file in its folder. */
+function splitGguf(source: Source): { folder: Source; name?: string } {
+  if (source.kind === "path" && GGUF.test(source.path)) {
+    const [, folder, name] = /^(.*[\\/])?([^\\/]*)$/.exec(source.path)!;
+    return { folder: { kind: "path", path: folder ?? "." }, name };
+  }
+  if (source.kind === "url" || source.kind === "fileUrl") {
+    const url = new URL(source.url);
+    if (!GGUF.test(url.pathname)) return { folder: source };
+    const cut = url.pathname.lastIndexOf("/") + 1;
+    const name = decodeURIComponent(url.pathname.slice(cut));
+    url.pathname = url.pathname.slice(0, cut);
+    return { folder: { kind: source.kind, url: url.href }, name };
+  }
+  return { folder: source };
+}
+
+/** The GGUF file of a folder that is no checkpoint: undefined if it is one, or has none. */
+async function onlyGguf(files: ModelFiles): Promise<string | undefined> {
+  if (files.list === undefined || (await files.has("config.json"))) return undefined;
+  const names = (await files.list()).filter((name) => GGUF.test(name));
+  if (names.length <= 1) return names[0];
+  const listed = names
+    .sort()
+    .slice(0, 8)
+    .map((name) => quote(name))
+    .join(", ");
+  throw new OptionError(
+    "OPTION_RANGE",
+    `${quote(files.label, 300)} has several GGUF files; give one of them: ${listed}`,
+    {
+      field: "source",
+      actual: files.label,
+    },
+  );
 }
 
 /** Real config files have some kilobytes; longrope lists make some tens of them. */

@@ -139,7 +139,7 @@ async function noWeights(files: ModelFiles): Promise<VernierError> {
   }
   const gguf = names.find((name) => /\.gguf$/i.test(name));
   if (gguf !== undefined) {
-    const message = `${where} has its weights in ${quote(gguf)}: GGUF is not supported; get the safetensors version of the model`;
+    const message = `${where} has its weights in ${quote(gguf)}, which is a model by itself: give the path of that file, not of the folder`;
     return new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { file: gguf });
   }
   const some = names.slice(0, 8).map((name) => quote(name));

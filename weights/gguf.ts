@@ -398,7 +398,7 @@ class Parser {
 }
 
 /** The shortest decimal that is stored as this f32: 1e-5 for 9.999999747378752e-6, as the model's author wrote it. */
-function asWritten(value: number): number {
+export function asWritten(value: number): number {
   for (let digits = 1; digits < 9 && Number.isFinite(value); digits++) {
     const short = Number(value.toPrecision(digits));
     if (Math.fround(short) === value) return short;

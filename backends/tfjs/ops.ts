@@ -19,6 +19,7 @@ import type {
 import { assert } from "../../src/errors.ts";
 import { experts, FloatTensor, floats, IntTensor, ints, kv, kvOffset, matrix, type TfKv, vector } from "./tensor.ts";
 import type { Tf } from "./tensorflow.ts";
+import { gatedUnit } from "./unit.ts";
 
 /** One op of a program. */
 interface Launch {
@@ -42,11 +43,6 @@ function expect(op: string, what: string, actual: Shape, expected: Shape): void 
   const same = actual.length === expected.length && actual.every((n, i) => n === expected[i]);
   assert(same, `tfjs ${op}: ${what} is [${actual}], expected [${expected}]`);
 }
-
-const SQRT_2_OVER_PI = Math.sqrt(2 / Math.PI);
-
-/** torch/model.py `swiglu` of openai/gpt-oss. */
-const SWIGLU_OAI_ALPHA = 1.702;
 
 /**
  * Records ops and runs them. Only live rows are computed: values have as many rows as the step had when its tokens were
@@ -185,7 +181,7 @@ export class Recording implements BaseOps {
 
   glu(gate: Tensor, up: Tensor, options: GluOptions): Tensor {
     expect("glu", "up", up.shape, gate.shape);
-    return this.#float("glu", gate.shape, [gate, up], ([gate, up]) => this.#unit(gate, up, options));
+    return this.#float("glu", gate.shape, [gate, up], ([gate, up]) => gatedUnit(this.#tf, gate, up, options));
   }
 
   gluPacked(gateUp: Tensor, layout: GateUpLayout, options: GluOptions): Tensor {
@@ -196,7 +192,7 @@ export class Recording implements BaseOps {
       const rows = gateUp.shape[0];
       const pairs = tf.reshape(gateUp, layout === "halves" ? [rows, 2, width] : [rows, width, 2]);
       const [gate, up] = tf.unstack(pairs, layout === "halves" ? 1 : 2);
-      return this.#unit(gate, up, options);
+      return gatedUnit(tf, gate, up, options);
     });
   }
 
@@ -335,28 +331,6 @@ export class Recording implements BaseOps {
 
   #cap(x: Core.Tensor, cap: number): Core.Tensor {
     return this.#tf.mul(this.#tf.tanh(this.#tf.div(x, cap)), cap);
-  }
-
-  #unit(gate: Core.Tensor, up: Core.Tensor, { activation, limit = 7 }: GluOptions): Core.Tensor {
-    const tf = this.#tf;
-    /** x · σ(y); e^−y may overflow to infinity, which gives the right 0. */
-    const gated = (x: Core.Tensor, y: Core.Tensor) => tf.div(x, tf.add(tf.exp(tf.neg(y)), 1));
-    switch (activation) {
-      case "silu":
-        return tf.mul(gated(gate, gate), up);
-      case "gelu_tanh": {
-        // ½ · (1 + tanh u) = σ(2u), without the cancellation where tanh u is near −1.
-        const cubic = tf.mul(gate, tf.add(tf.mul(tf.mul(gate, gate), 0.044715), 1));
-        return tf.mul(gated(gate, tf.mul(cubic, 2 * SQRT_2_OVER_PI)), up);
-      }
-      case "swiglu_oai": {
-        const clamped = tf.minimum(gate, limit);
-        const linear = tf.add(tf.clipByValue(up, -limit, limit), 1);
-        return tf.mul(gated(clamped, tf.mul(clamped, SWIGLU_OAI_ALPHA)), linear);
-      }
-      default:
-        return activation satisfies never;
-    }
   }
 
   #queries(op: string, q: Tensor, cache: KvCache, step: Step, options: AttentionOptions): Queries {

@@ -21,9 +21,9 @@ export interface TensorFlow {
 }
 
 const NAMES: Readonly<Record<Flavour, string>> = {
-  tensorflow: "the native TensorFlow library",
-  wasm: "TensorFlow.js's WebAssembly kernels",
-  cpu: "TensorFlow.js's JavaScript kernels",
+  tensorflow: "native library",
+  wasm: "WebAssembly",
+  cpu: "plain JavaScript",
 };
 
 const PACKAGES: Readonly<Record<Flavour, string>> = {
@@ -33,9 +33,9 @@ const PACKAGES: Readonly<Record<Flavour, string>> = {
 };
 
 /** The heap of its WebAssembly module is 4 GiB, and XNNPACK keeps a second, packed copy of each matrix in it. */
-const MAX_BYTES: Readonly<Record<Flavour, number>> = { tensorflow: 2 ** 40, wasm: 1.9 * 2 ** 30, cpu: 2 ** 40 };
+const MAX_BYTES: Readonly<Record<Flavour, number>> = { tensorflow: 2 ** 40, wasm: 2 ** 31 - 2 ** 27, cpu: 2 ** 40 };
 
-const INSTALL = "npm install @tensorflow/tfjs-core@4.22.0 @tensorflow/tfjs-backend-wasm@4.22.0";
+const INSTALL = "npm install @tensorflow/tfjs-core@4.22.0 @tensorflow/tfjs-backend-wasm@4.22.0 (docs/tfjs.md)";
 
 /**
  * @param wanted this flavour or none; default: the best that is there.
@@ -54,8 +54,8 @@ export async function loadTensorFlow(wanted?: Flavour): Promise<TensorFlow> {
       missed.push(`${PACKAGES[flavour]} ${detail.failed}`);
       continue;
     }
-    const better = missed.length === 0 ? "" : `; faster ones are not used: ${missed.join("; ")}`;
-    const description = `${NAMES[flavour]} (tfjs ${tf.version_core}), f32${better}`;
+    const better = missed.length === 0 ? "" : `; faster: ${missed.join(", ")} (docs/tfjs.md)`;
+    const description = `TensorFlow.js ${tf.version_core}, ${NAMES[flavour]}${better}`;
     return { tf, flavour, description, maxBytes: MAX_BYTES[flavour], use: () => use(tf, flavour) };
   }
   const message = `tfjs: nothing to compute with: ${missed.join("; ")}. Install it: ${INSTALL}`;

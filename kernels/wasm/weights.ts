@@ -3,6 +3,7 @@
 // All loads of a product are then one stream. Knows nothing of threads or of what the values are multiplied with.
 import {
   BF16,
+  BLOCK,
   F16,
   F32,
   INT8,
@@ -120,13 +121,16 @@ export function pack(format: i32, data: usize, scales: usize, rows: i32, columns
   else if (format === MXFP4) rowBytes >>= 1;
   const groups = columns / group;
   const rowScales = (<usize>groups) << (format === INT8 ? 2 : 0);
-  const groupBytes = <usize>(scaleBytes(format) + group * columnBytes(format));
+  const ahead = scaleBytes(format);
+  // Without scales a tile is cut anywhere, here into pieces that stay in cache while its rows are woven in.
+  const piece = ahead === 0 ? min(BLOCK, columns) : group;
   for (let row = 0; row < rows; row += TILE) {
     const from = data + <usize>row * rowBytes;
     const scale = scales + <usize>row * rowScales;
-    for (let g = 0; g < groups; g++) {
-      packGroup(format, from, rowBytes, scale, rowScales, min(TILE, rows - row), g * group, group, g, to);
-      to += groupBytes;
+    for (let first = 0; first < columns; first += piece) {
+      const count = min(piece, columns - first);
+      packGroup(format, from, rowBytes, scale, rowScales, min(TILE, rows - row), first, count, first / piece, to);
+      to += ahead + count * columnBytes(format);
     }
   }
   return true;

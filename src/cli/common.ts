@@ -1,4 +1,5 @@
 // What the commands share: the options of models and of sampling, Ctrl-C, errors and exit codes. Node only.
+import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { type Command, Option } from "commander";
 import { escapeControl, OptionError, VernierError } from "../errors.ts";
@@ -8,6 +9,12 @@ import { DEVICES, type DeviceName, type GenerateOptions, type LoadOptions } from
 import { ProgressBar } from "./progress.ts";
 
 export const EXIT = { ok: 0, error: 2, interrupted: 130 } as const;
+
+/** Of this package. From src/cli and from dist/src/cli. */
+export function version(): string {
+  const up = import.meta.url.endsWith(".ts") ? "../../" : "../../../";
+  return JSON.parse(readFileSync(new URL(`${up}package.json`, import.meta.url), "utf8")).version;
+}
 
 // ---------------------------------------------------------------------------------------------- options
 

@@ -13,7 +13,7 @@ import { Reference } from "../precision/reference.ts";
 import { Collector, layoutOf } from "../precision/report/collect.ts";
 import { writeReport } from "../precision/report/write.ts";
 import { checkIds, openSession } from "../precision/session.ts";
-import { printJson, readIds, report } from "./common.ts";
+import { printJson, readIds, report, version } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -65,12 +65,16 @@ async function run(model: string, flags: Flags): Promise<void> {
   try {
     await compare(model, flags);
   } catch (error) {
-    // A dump that cannot even be read is not comparable.
-    const damaged = error instanceof ModelFileError && error.file === `${basename(flags.reference ?? "")}.safetensors`;
-    if (!(damaged && /^ST_/.test(error.code)) && !/^REF_/.test((error as VernierError).code)) throw error;
+    if (!isUnreadable(error, flags.reference)) throw error;
     report(error);
     process.exitCode = EXIT_CODES["not-comparable"];
   }
+}
+
+/** A dump that cannot even be read is not comparable. */
+export function isUnreadable(error: unknown, reference = ""): boolean {
+  const damaged = error instanceof ModelFileError && error.file === `${basename(reference)}.safetensors`;
+  return (damaged && /^ST_/.test(error.code)) || /^REF_/.test(String((error as VernierError).code));
 }
 
 async function compare(model: string, flags: Flags): Promise<void> {

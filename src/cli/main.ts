@@ -1,21 +1,15 @@
 #!/usr/bin/env node
 // The command line: one file per command, all of them thin shells over the library. Node only.
-import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
 import { chatCommand } from "./chat.ts";
-import { EXIT, report } from "./common.ts";
+import { EXIT, report, version } from "./common.ts";
 import { demoCommand } from "./demo.ts";
 import { devicesCommand } from "./devices.ts";
 import { diffCommand } from "./diff.ts";
 import { dumpCommand } from "./dump.ts";
+import { explainCommand } from "./explain.ts";
 import { generateCommand } from "./generate.ts";
 import { inspectCommand } from "./inspect.ts";
-
-/** From src/cli and from dist/src/cli. */
-function version(): string {
-  const up = import.meta.url.endsWith(".ts") ? "../../" : "../../../";
-  return JSON.parse(readFileSync(new URL(`${up}package.json`, import.meta.url), "utf8")).version;
-}
 
 const commands = [
   generateCommand(),
@@ -25,6 +19,7 @@ const commands = [
   devicesCommand(),
   dumpCommand(),
   diffCommand(),
+  explainCommand(),
 ];
 
 const program = new Command("vernier")

@@ -68,6 +68,7 @@ function factors(actual: Float32Array, { values }: Expected, about: About): Gues
     {
       name: `times ${named(slope, about)} plus ${base.toPrecision(5)}`,
       predicted: values.map((r) => slope * r + base),
+      fitted: 2,
     },
   ];
 }
@@ -214,10 +215,15 @@ function holes(actual: Float32Array, { shape, values }: Expected): Guess[] {
   );
   if (empty.length > 0 && empty.length < rows) {
     const gone = new Set(empty);
-    found.push({
-      name: `zero: rows ${ranges(empty)}`,
-      predicted: values.map((r, i) => (gone.has(Math.floor(i / width)) ? 0 : r)),
-    });
+    // [1, a, b, d]: the heads or tokens that they are, where it is all of some.
+    const [a, b] = shape.length === 4 ? [shape[1], shape[2]] : [1, rows];
+    const [first, second] = [
+      [...new Set(empty.map((row) => Math.floor(row / b)))],
+      [...new Set(empty.map((row) => row % b))],
+    ];
+    const whole = first.length * second.length === empty.length && shape.length === 4;
+    const where = whole ? `${ranges(first)} of ${a} × ${ranges(second)} of ${b}` : `rows ${ranges(empty)}`;
+    found.push({ name: `zero: ${where}`, predicted: values.map((r, i) => (gone.has(Math.floor(i / width)) ? 0 : r)) });
   }
   const nonfinite = Array.from(actual.keys()).filter((i) => !Number.isFinite(actual[i]));
   if (nonfinite.length > 0) {

@@ -3,7 +3,8 @@
 
 import type { ModelFiles } from "../../weights/files.ts";
 import { ModelFileError, OptionError } from "../errors.ts";
-import { parseTemplate, renderTemplate, type Template } from "./jinja.ts";
+import { renderTemplate } from "./jinja.ts";
+import { parseTemplate, type Template } from "./jinja-parse.ts";
 import { Budget, type Callable, fail, fromJs, TemplateFailure, toText, type Value } from "./jinja-values.ts";
 import { Fields, readJson, readText } from "./json.ts";
 import { type ChatMessage, checkMessages } from "./messages.ts";

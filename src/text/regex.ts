@@ -158,8 +158,8 @@ function atomEnd(text: string, at: number, field: string): number {
     return at + group[0].length;
   }
   if (char === "\\") {
-    const escape = /^\\(?:[pP]\{\^?[\w =]+\}|x\{[0-9a-fA-F]+\}|u[0-9a-fA-F]{4}|[sSdDwWnrtfv]|[^A-Za-z0-9])/u;
-    const found = escape.exec(text.slice(at));
+    const pattern = /^\\(?:[pP]\{\^?[\w =]+\}|x\{[0-9a-fA-F]+\}|u[0-9a-fA-F]{4}|[sSdDwWnrtfv]|[^A-Za-z0-9])/u;
+    const found = pattern.exec(text.slice(at));
     if (found === null) fail(field, `"${text}" has an unsupported escape at "${text.slice(at, at + 8)}"`);
     return at + found[0].length;
   }

@@ -7,6 +7,7 @@ import { type AddedToken, AddedTokens } from "./added-tokens.ts";
 import { Bpe } from "./bpe.ts";
 import type { DecodeStream } from "./decoder.ts";
 import { Fields, readJson } from "./json.ts";
+import type { PreTokenize } from "./pretokenize.ts";
 import {
   MAX_TOKENIZER_BYTES,
   MAX_TOKENIZER_DEPTH,
@@ -44,7 +45,7 @@ export interface Tokenizer {
   readonly eosToken?: string;
   readonly unkToken?: string;
   readonly padToken?: string;
-  /** Lone surrogates become U+FFFD. Throws OptionError INPUT_TEXT for text of more than 2^24 UTF-16 units. */
+  /** Lone surrogates become U+FFFD. Throws OptionError INPUT_TEXT for 2^24 UTF-16 units and more, or one word of millions. */
   encode(text: string, options?: EncodeOptions): number[];
   /** Ids below vocabSize that have no token give no text. Throws OptionError TOK_ID_RANGE. */
   decode(ids: readonly number[], options?: DecodeOptions): string;
@@ -142,7 +143,7 @@ class BpeTokenizer implements Tokenizer {
           ids.push(part.id);
           continue;
         }
-        for (const piece of preTokenize?.([part.text], part.start) ?? [part.text]) {
+        for (const piece of preTokenize === undefined ? [part.text] : cut(preTokenize, part)) {
           if (piece !== "") this.#bpe.encode(piece, ids);
         }
       }
@@ -183,6 +184,17 @@ class BpeTokenizer implements Tokenizer {
       throw new OptionError("TOK_ID_RANGE", message, { field: "id", limit: this.vocabSize - 1, actual: id });
     }
     return this.#spec.tokens[id];
+  }
+}
+
+/** V8's regular expressions give up on words of some million characters. */
+function cut(preTokenize: PreTokenize, { text, start }: { text: string; start: boolean }): string[] {
+  try {
+    return preTokenize([text], start);
+  } catch (cause) {
+    if (!(cause instanceof RangeError)) throw cause;
+    const message = `text: a word of ${text.length} UTF-16 units is too long for this tokenizer; encode the text in parts`;
+    throw new OptionError("INPUT_TEXT", message, { field: "text", actual: text.length, cause });
   }
 }
 

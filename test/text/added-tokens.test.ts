@@ -19,7 +19,13 @@ it("takes the leftmost, and of those the longest", () => {
 });
 
 it("swallows white space where told to", () => {
-  expect(split(tokensOf(["<l>", { lstrip: true }], ["<r>", { rstrip: true }]), "a <l> b <r> \n c")).toEqual(["a", 0, " b ", 1, "c"]);
+  expect(split(tokensOf(["<l>", { lstrip: true }], ["<r>", { rstrip: true }]), "a <l> b <r> \n c")).toEqual([
+    "a",
+    0,
+    " b ",
+    1,
+    "c",
+  ]);
 });
 
 it("finds whole words only where told to", () => {

@@ -84,6 +84,7 @@ describe("byte-pair encoding", () => {
   });
 
   it("writes UTF-8", () => {
-    for (const char of ["a", "é", "中", "😀"]) expect(utf8(char.codePointAt(0)!)).toEqual([...new TextEncoder().encode(char)]);
+    for (const char of ["a", "é", "中", "😀"])
+      expect(utf8(char.codePointAt(0)!)).toEqual([...new TextEncoder().encode(char)]);
   });
 });

@@ -23,6 +23,16 @@ export function referenceTokenizer(name: (typeof TOKENIZERS)[number]): Tokenizer
   return createTokenizer(jsonData(`tokenizers/${name}/tokenizer.json`), config, { vocabSize });
 }
 
+/** A file of the demo model, which comes with the package. */
+export function demoFile(name: string): string {
+  return readFileSync(new URL(`../../weights/demo/${name}`, import.meta.url), "utf8");
+}
+
+export function demoTokenizer(): Tokenizer {
+  const config = JSON.parse(demoFile("tokenizer_config.json"));
+  return createTokenizer(JSON.parse(demoFile("tokenizer.json")), config, { vocabSize: 4096 });
+}
+
 /** A model folder in memory. */
 export function memoryFiles(files: Readonly<Record<string, string>>): ModelFiles {
   return {

@@ -26,10 +26,18 @@ const LLAMA = {
 
 describe("decoders, token by token", () => {
   it("decodes bytes as TextDecoder does, whatever they are", () => {
-    const byte = fc.oneof(fc.integer({ min: 0, max: 255 }), fc.constantFrom(0xe0, 0xed, 0xf0, 0xf4, 0xc2, 0x80, 0x9f, 0xa0, 0xbf));
+    const byte = fc.oneof(
+      fc.integer({ min: 0, max: 255 }),
+      fc.constantFrom(0xe0, 0xed, 0xf0, 0xf4, 0xc2, 0x80, 0x9f, 0xa0, 0xbf),
+    );
     const check = (bytes: number[]) => {
       const expected = new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
-      expect(run({ type: "ByteLevel" }, bytes.map((each) => byteChars[each])).join("")).toBe(expected);
+      expect(
+        run(
+          { type: "ByteLevel" },
+          bytes.map((each) => byteChars[each]),
+        ).join(""),
+      ).toBe(expected);
     };
     fc.assert(fc.property(fc.array(byte, { maxLength: 12 }), check), { numRuns: 3000 });
   });
@@ -48,7 +56,10 @@ describe("decoders, token by token", () => {
   });
 
   it("strips the end of the whole text by holding it back", () => {
-    const decoder = { type: "Sequence", decoders: [{ type: "Fuse" }, { type: "Strip", content: "_", start: 0, stop: 2 }] };
+    const decoder = {
+      type: "Sequence",
+      decoders: [{ type: "Fuse" }, { type: "Strip", content: "_", start: 0, stop: 2 }],
+    };
     expect(run(decoder, ["a__", "_b", "___"])).toEqual(["a", "___b", "_", ""]);
   });
 

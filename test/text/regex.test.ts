@@ -6,7 +6,8 @@ const pieces = (pattern: string, text: string) => text.match(linearRegex(pattern
 
 const PUBLISHED = {
   gpt2: "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
-  llama3: "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+  llama3:
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
   phi4: "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+",
   tekken:
     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
@@ -63,10 +64,10 @@ describe("patterns of tokenizers", () => {
   });
 
   it("takes time in proportion to the text", () => {
-    // Quadratic matching would take 10^12 steps.
+    // Quadratic matching would take 10^10 and more steps.
     for (const pattern of Object.values(PUBLISHED)) {
       for (const unit of ["x", "X", " ", "\n ", "7", "!", "中", "\u0301", "'", "aB", " \u0085"]) {
-        const text = unit.repeat(2 ** 20 / unit.length);
+        const text = unit.repeat(2 ** 18 / unit.length);
         expect(pieces(pattern, text).join("").length).toBeLessThanOrEqual(text.length);
       }
     }

@@ -4,7 +4,7 @@ import { codeOf, jsonData, memoryFiles } from "./data.ts";
 
 const gpt2 = jsonData("tokenizers/gpt2/tokenizer.json");
 const spm = jsonData("tokenizers/spm/tokenizer.json");
-const create = (json: unknown, vocabSize = 1300) => codeOf(() => createTokenizer(json, {}, { vocabSize }));
+const create = (json: unknown, vocabSize = 2000) => codeOf(() => createTokenizer(json, {}, { vocabSize }));
 const model = (changes: object, base = gpt2) => ({ ...base, model: { ...base.model, ...changes } });
 const added = (...tokens: object[]) => ({ ...gpt2, added_tokens: [...gpt2.added_tokens, ...tokens] });
 const vocab = (entries: object) => model({ vocab: { ...gpt2.model.vocab, ...entries } });
@@ -18,33 +18,43 @@ describe("bad tokenizer.json", () => {
       .catch((cause) => cause)) as Error;
     expect(error).toMatchObject({ code: "TOK_MERGE", file: "tokenizer.json", field: "model.merges[7]" });
     expect(error.message).toContain("model.merges[7]");
-    expect(await create(model({ merges: [["t", "h"], ["Ġ", "qqqqq"]] }))).toBe("TOK_MERGE");
+    expect(
+      await create(
+        model({
+          merges: [
+            ["t", "h"],
+            ["Ġ", "qqqqq"],
+          ],
+        }),
+      ),
+    ).toBe("TOK_MERGE");
     expect(await create(model({ merges: ["t h", "a b c"] }))).toBe("TOK_MERGE");
     expect(await create(model({ merges: [7] }))).toBe("TOK_MERGE");
     expect(await create(model({ merges: {} }))).toBe("TOK_CONFIG");
   });
 
   it("refuses ids that are no rows, or belong to two tokens (TK02)", async () => {
-    for (const id of [-1, 2 ** 31, 1300, 0.5, "5", null, 1]) expect(await create(vocab({ newtoken: id }))).toBe("TOK_VOCAB");
+    for (const id of [-1, 2 ** 31, 2000, 0.5, "5", null, 1])
+      expect(await create(vocab({ newtoken: id }))).toBe("TOK_VOCAB");
     expect(await create(gpt2, 1000)).toBe("TOK_VOCAB");
     expect(await create(model({ vocab: [] }))).toBe("TOK_CONFIG");
   });
 
   it("refuses added tokens that cannot be (TK03)", async () => {
-    const token = { id: 1250, content: "<x>", special: true };
+    const token = { id: 1950, content: "<x>", special: true };
     expect(await create(added(token))).toBe("no error");
     const bad = [
       { ...token, content: "" },
       { ...token, content: "x".repeat(300) },
       { ...token, content: 5 },
-      { ...token, id: 1300 },
+      { ...token, id: 2000 },
       { ...token, id: -1 },
       { ...token, id: 3 },
       { ...token, special: "yes" },
       { ...token, content: "<|endoftext|>" },
     ];
     for (const entry of bad) expect(await create(added(entry)), JSON.stringify(entry)).toBe("TOK_ADDED");
-    expect(await create(added(token, { ...token, id: 1251 }))).toBe("TOK_ADDED");
+    expect(await create(added(token, { ...token, id: 1951 }))).toBe("TOK_ADDED");
     const many = Array.from({ length: 1_000_000 }, () => token);
     expect(await create({ ...gpt2, added_tokens: many })).toBe("TOK_ADDED");
   });
@@ -52,7 +62,8 @@ describe("bad tokenizer.json", () => {
   it("refuses deep nesting before parsing it (TK05)", async () => {
     const nested = `${'{"type":"Sequence","normalizers":['.repeat(10_000)}{"type":"NFC"}${"]}".repeat(10_000)}`;
     const text = JSON.stringify({ ...gpt2, normalizer: null }).replace('"normalizer":null', `"normalizer":${nested}`);
-    const load = (json: string) => codeOf(() => loadTokenizer(memoryFiles({ "tokenizer.json": json }), { vocabSize: 1300 }));
+    const load = (json: string) =>
+      codeOf(() => loadTokenizer(memoryFiles({ "tokenizer.json": json }), { vocabSize: 1300 }));
     expect(await load(text)).toBe("TOK_DEPTH");
     expect(await load("[".repeat(2_000_000))).toBe("TOK_DEPTH");
     expect(await load("{")).toBe("TOK_JSON");
@@ -78,7 +89,10 @@ describe("bad tokenizer.json", () => {
       ["unk", model({ unk_token: "<nope>" })],
       ["fallback after Fuse", { ...spm, decoder: sequence({ type: "Fuse" }, { type: "ByteFallback" }) }],
       ["long Replace after Fuse", { ...spm, decoder: sequence({ type: "Fuse" }, replacing("ab")) }],
-      ["template", { ...spm, post_processor: template([{ SpecialToken: { id: "<nope>" } }, { Sequence: { id: "A" } }]) }],
+      [
+        "template",
+        { ...spm, post_processor: template([{ SpecialToken: { id: "<nope>" } }, { Sequence: { id: "A" } }]) },
+      ],
       ["template without text", { ...spm, post_processor: template([{ SpecialToken: { id: "<s>" } }]) }],
       ["cls", { ...gpt2, post_processor: { type: "RobertaProcessing", cls: ["<s>", 0], sep: ["<|endoftext|>", 0] } }],
       ["no model", {}],
@@ -90,15 +104,23 @@ describe("bad tokenizer.json", () => {
   it("needs all bytes, or an unknown token (TK07)", async () => {
     const { "<0x41>": _, ...rest } = spm.model.vocab;
     expect(await create(model({ vocab: rest, unk_token: null }, spm))).toBe("TOK_BYTE_FALLBACK");
-    const tokenizer = createTokenizer(model({ vocab: rest }, spm), {}, { vocabSize: 1400 });
+    const tokenizer = createTokenizer(model({ vocab: rest }, spm), {}, { vocabSize: 2000 });
     expect(tokenizer.decode(tokenizer.encode("\u0041\u{1f9a4}", { addSpecialTokens: false }))).not.toBe("");
   });
 
   it("names the file and the field", async () => {
     const error = await Promise.resolve()
-      .then(() => createTokenizer(split({ type: "Sequence", pretokenizers: [{ type: "FixedLength", length: 0 }] }), {}, { vocabSize: 1300 }))
+      .then(() =>
+        createTokenizer(
+          split({ type: "Sequence", pretokenizers: [{ type: "FixedLength", length: 0 }] }),
+          {},
+          { vocabSize: 1300 },
+        ),
+      )
       .catch((cause) => cause);
-    expect(error.message).toBe("tokenizer.json: pre_tokenizer.pretokenizers[0].length: expected an integer of 1 or more, got 0");
+    expect(error.message).toBe(
+      "tokenizer.json: pre_tokenizer.pretokenizers[0].length: expected an integer of 1 or more, got 0",
+    );
   });
 });
 
@@ -111,5 +133,10 @@ function replacing(pattern: string): object {
 }
 
 function template(single: object[]): object {
-  return { type: "TemplateProcessing", single, pair: [], special_tokens: { "<s>": { id: "<s>", ids: [1], tokens: ["<s>"] } } };
+  return {
+    type: "TemplateProcessing",
+    single,
+    pair: [],
+    special_tokens: { "<s>": { id: "<s>", ids: [1], tokens: ["<s>"] } },
+  };
 }

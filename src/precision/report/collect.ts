@@ -101,7 +101,8 @@ export class Collector {
     if (kind === "layer") this.#addHeat(mode, step, key, { actual, expected, input }, geometry);
     if (mode === "isolated") return;
     if (kind === "logits") this.#addLogits(step, sides);
-    if (kind === "table") this.#constants.push(...frequencies(key, sides), ...this.#cosines.factors(key, sides));
+    if (step === 0 && kind === "table")
+      this.#constants.push(...frequencies(key, sides), ...this.#cosines.factors(key, sides));
     if (step === 0 && key.endsWith("self_attn:probs")) this.#constants.push(visibleKeys(layerOf(key), sides));
     if (key.endsWith(":out.0")) this.#routers.set(full, sides);
     if (kind === "choice") this.#addChoices(step, full, sides);

@@ -30,12 +30,14 @@ export function frequencies(key: string, sides: Sides): Constant[] {
   const of = port[1] === "" ? "" : ` (${port[1].slice(1)})`;
   const from = `${key}`;
   const found = [
-    // The first two frequencies are the ones that every kind of scaling but the linear one leaves alone.
-    constant(`rope θ${of}`, from, (f) => (f[0] / f[1]) ** half, sides),
     constant(`highest rope frequency${of}`, from, (f) => f[0], sides),
     constant(`lowest rope frequency${of}`, from, (f) => f[half - 1], sides),
   ];
-  return half > 1 ? found : found.slice(1, 2);
+  // θ can be read from a geometric series only: most kinds of scaling bend it.
+  const { expected: f } = sides;
+  const geometric = half > 2 && Math.abs((f[0] * f[half - 1]) / (f[1] * f[half - 2]) - 1) < 1e-5;
+  if (geometric) found.unshift(constant(`rope θ${of}`, from, (values) => (values[0] / values[1]) ** half, sides));
+  return found;
 }
 
 /** The attention factor multiplies cos and sin alike: √(cos² + sin²) is 1 without it. */

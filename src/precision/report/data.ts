@@ -18,7 +18,7 @@ export interface Floor {
   readonly kl_mean: number;
 }
 
-export type State = "guilty" | "propagated" | "non-finite" | "fail" | "warn" | "pass";
+export type State = "guilty" | "propagated" | "non-finite" | "fail" | "near-tie" | "warn" | "pass";
 
 export interface Errors {
   readonly nmse: Num;
@@ -202,6 +202,8 @@ function rowOf(tap: TapReport, { guilty, propagated }: DiffReport): Row {
   let state: State = verdict;
   if (guilty.includes(key)) state = "guilty";
   else if (propagated.includes(key)) state = "propagated";
+  // What fails and is not held against anything: the diff excuses nothing else.
+  else if (kind === "choice" && verdict === "fail") state = "near-tie";
   return {
     key,
     kind,
@@ -231,9 +233,9 @@ function errors(metrics: Metrics, { metric, fail }: Gate, worst: string): Errors
 function sampled(rows: readonly Row[], { firstGuilty }: DiffReport, { profiles }: Collected, room: number) {
   const rank = ({ key, state, kind }: Row) => {
     if (key === firstGuilty) return 0;
-    const states = ["guilty", "non-finite", "fail", "propagated", "warn"].indexOf(state);
+    const states = ["guilty", "non-finite", "fail", "propagated", "near-tie", "warn"].indexOf(state);
     if (states >= 0) return 1 + states;
-    return kind === "layer" || kind === "logits" ? 6 : 7;
+    return kind === "layer" || kind === "logits" ? 7 : 8;
   };
   const order = rows.map((row, index) => ({ index, row })).sort((a, b) => rank(a.row) - rank(b.row));
   const details: Record<number, Partial<Record<Mode, Detail>>> = {};

@@ -53,9 +53,15 @@ function banner(data: ReportData): string {
   }
   if (propagated > 0)
     lines.push(`<p class="muted">${propagated} taps fail only because something before them did.</p>`);
-  const items = [...explanations, ...notes, ...unobserved.map((key) => `not compared: ${key}`)];
-  if (items.length > 0) lines.push(`<ul>${items.map((item) => `<li>${html(item)}</li>`).join("")}</ul>`);
+  if (explanations.length > 0) lines.push(list(explanations));
+  const others = [...notes, ...unobserved.map((key) => `not compared: ${key}`)];
+  if (others.length > 3) lines.push(`<details><summary>${others.length} notes</summary>${list(others)}</details>`);
+  else if (others.length > 0) lines.push(list(others));
   return `<div class="verdict ${verdict}"><strong class="word">${verdict}</strong>${lines.join("\n")}</div>`;
+}
+
+function list(items: readonly string[]): string {
+  return `<ul>${items.map((item) => `<li>${html(item)}</li>`).join("")}</ul>`;
 }
 
 /** Text that is safe between tags and in quoted attributes. */

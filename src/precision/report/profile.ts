@@ -52,7 +52,7 @@ export interface ProfileSides {
   readonly input?: Values;
 }
 
-const STRIP = 64;
+const STRIP = 128;
 
 /** @param sample how many points are kept. */
 export function profile(sides: ProfileSides, geometry: Geometry, sample: number): Profile {

@@ -2,6 +2,7 @@
 // file. Node only.
 import { readFile, writeFile } from "node:fs/promises";
 import { arch, cpus, release, totalmem, type } from "node:os";
+import { basename, resolve } from "node:path";
 import { openDirectory } from "../../../weights/directory.ts";
 import { ModelFileError, OptionError } from "../../errors.ts";
 import { readConfigFile } from "../../inspect.ts";
@@ -42,10 +43,11 @@ export async function writeReport(
   };
   const processor = cpus();
   const data = reportData(report, collector.finish(), {
-    model,
+    // Names without their folders: people attach reports to bug reports.
+    model: basename(resolve(model)),
     device,
-    against: reference ?? `device ${other}`,
-    created: new Date().toISOString(),
+    against: reference === undefined ? `device ${other}` : `PyTorch dump ${basename(reference)}`,
+    created: `${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC`,
     ids: manifest.ids,
     promptLength: manifest.prompt_len,
     textOf: await texts(files, runner.vocabSize),
@@ -65,7 +67,6 @@ export async function writeReport(
       node: process.version,
       system: `${type()} ${release()} ${arch()}`,
       processor: `${processor.length} × ${processor[0]?.model.trim() ?? "unknown"}, ${(totalmem() / 2 ** 30).toFixed(1)} GiB`,
-      reference: reference ?? `device ${other}`,
       ...Object.fromEntries(Object.entries(producer).map(([name, value]) => [`reference ${name}`, String(value)])),
     },
     explanations,

@@ -81,13 +81,15 @@ export function createCharts(ui: Ui) {
       const at = y(10 ** exponent);
       parts.push(line(left, at, right, at, "grid"), text(left - 6, at + 4, `1e${exponent}`, "axis", "end"));
     }
-    parts.push(text(left + 4, bottom - 5, `rounding: below ${sci(floor)}`, "axis"));
-    // Labels of lines that lie close to each other go to the two ends.
+    parts.push(text(right - 4, bottom - 5, `rounding: below ${sci(floor)}`, "axis", "end"));
+    // Lines that lie close to each other have their labels on other ends, and on other sides.
     const sorted = lines.toSorted((a, b) => b.at - a.at);
     for (const [i, { at, label, style }] of sorted.entries()) {
       const end = i % 2 === 0;
+      const below = i > 0 && y(at) - y(sorted[i - 1].at) < 16;
       parts.push(line(left, y(at), right, y(at), `gate ${style}`));
-      parts.push(text(end ? right - 4 : left + 4, y(at) - 4, label, `axis ${style}`, end ? "end" : "start"));
+      const place = y(at) + (below ? 13 : -4);
+      parts.push(text(end ? right - 4 : left + 4, place, label, `axis ${style}`, end ? "end" : "start"));
     }
     for (const series of ["accumulated", "isolated"] as const) {
       const known = points
@@ -182,7 +184,7 @@ export function createCharts(ui: Ui) {
     const height = 74;
     const [left, bottom, top] = [40, 54, 6];
     const finite = levels.filter((value) => Math.abs(value) < 999);
-    const high = Math.max(0, Math.ceil(Math.max(-160, ...finite) / 10) * 10);
+    const high = finite.length === 0 ? 0 : Math.ceil(Math.max(...finite) / 10) * 10;
     const low = Math.min(high - 40, Math.floor(Math.min(high, ...finite) / 10) * 10 - 10);
     const bar = (width - left) / levels.length;
     const parts: SVGElement[] = [
@@ -256,10 +258,11 @@ export function createCharts(ui: Ui) {
         ),
       );
       const exponent = (first + i - 1) / 2;
-      const labelled = i > 0 && i <= counts.length && Number.isInteger(exponent) && (bar > 18 || exponent % 2 === 0);
+      const labelled =
+        i > 0 && i <= counts.length && Number.isInteger(exponent) && exponent % Math.ceil(22 / bar) === 0;
       if (labelled) parts.push(text(left + i * bar, height - 18, `1e${exponent}`, "axis", "middle"));
     }
-    if (zeros > 0 || bar > 30) parts.push(text(left + bar / 2, height - 18, "0", "axis", "middle"));
+    if (bar > 24) parts.push(text(left + bar / 2, height - 18, "0", "axis", "middle"));
     parts.push(text((left + right) / 2, height - 3, "|d|", "axis", "middle"));
     return frame(width, height, "histogram of differences", ...parts);
   }
@@ -268,21 +271,24 @@ export function createCharts(ui: Ui) {
   function scatter(width: number, points: readonly number[]): SVGElement {
     const height = 190;
     const [left, right, top, bottom] = [54, width - 8, 10, height - 34];
-    let [xs, ys] = [0, 0];
+    const range = { low: Number.POSITIVE_INFINITY, high: Number.NEGATIVE_INFINITY };
+    let ys = 0;
     for (let i = 0; i < points.length; i += 2) {
-      xs = Math.max(xs, Math.abs(points[i]));
+      range.low = Math.min(range.low, points[i]);
+      range.high = Math.max(range.high, points[i]);
       ys = Math.max(ys, Math.abs(points[i + 1]));
     }
-    const x = (value: number) => (left + right) / 2 + (value / (xs || 1)) * ((right - left) / 2);
+    const { low, high } = range;
+    const x = (value: number) => left + 6 + ((value - low) / (high - low || 1)) * (right - left - 12);
     const y = (value: number) => (top + bottom) / 2 - (value / (ys || 1)) * ((bottom - top) / 2);
     const parts: SVGElement[] = [
       line(left, y(0), right, y(0), "grid"),
-      line(x(0), top, x(0), bottom, "grid"),
+      ...(low < 0 && high > 0 ? [line(x(0), top, x(0), bottom, "grid")] : []),
       text(left - 6, top + 6, sci(ys), "axis", "end"),
       text(left - 6, y(0) + 4, "0", "axis", "end"),
       text(left - 6, bottom, sci(-ys), "axis", "end"),
-      text(left, height - 18, ui.plain(Number((-xs).toPrecision(3))), "axis"),
-      text(right, height - 18, ui.plain(Number(xs.toPrecision(3))), "axis", "end"),
+      text(left, height - 18, sci(low), "axis"),
+      text(right, height - 18, sci(high), "axis", "end"),
       text((left + right) / 2, height - 3, "reference r", "axis", "middle"),
     ];
     for (let i = 0; i < points.length; i += 2) {

@@ -154,14 +154,19 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
           figure("difference d against reference r", (width) => charts.scatter(width, points));
         }
         figure("how many elements differ by how much", (width) => charts.histogram(width, histogram));
-        figure("NMSE by token", (width) => charts.strip(width, "token", tokens.levels, tokens.per), true);
+        if (row.shape.length > 1 && tokens.levels.length * tokens.per > 1)
+          figure("NMSE by token", (width) => charts.strip(width, "token", tokens.levels, tokens.per), true);
         if (heads !== undefined)
           figure("NMSE by head", (width) => charts.strip(width, "head", heads.levels, heads.per), true);
         const channel = row.key.endsWith(":probs") ? "key" : "channel";
         figure(`NMSE by ${channel}`, (width) => charts.strip(width, channel, channels.levels, channels.per), true);
       }
       host.replaceChildren(
-        el("dl", { class: "facts" }, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
+        el(
+          "dl",
+          { class: "facts" },
+          ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+        ),
         detail === undefined
           ? el("p", { class: "about" }, "No samples of this tap were kept.")
           : el("div", { class: "figures" }, ...figures),
@@ -217,7 +222,7 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
 
   function taps(): HTMLElement | undefined {
     if (rows.length === 0) return undefined;
-    const rank = ["guilty", "non-finite", "fail", "propagated", "warn", "pass"];
+    const rank = ["guilty", "non-finite", "fail", "propagated", "near-tie", "warn", "pass"];
     type Column = {
       readonly name: string;
       readonly of: (row: Row, index: number) => string | number;
@@ -337,8 +342,8 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
       : section("tap", "Selected tap", "Click a layer, a cell, a dot or a name to look at another one.", selected);
   const parts = [
     layers(),
-    tapSection,
     heat(),
+    tapSection,
     panels.logits(),
     panels.topLogits(),
     panels.routing(),
@@ -352,7 +357,7 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
     button.addEventListener("click", () => pick(button.dataset.tap!));
   const worst =
     rows.find(({ state }) => state === "fail" || state === "non-finite") ??
-    rows.findLast(({ key }) => key.endsWith(":logits")) ??
+    rows.find(({ key }) => key.endsWith(":logits")) ??
     rows[0];
   if (worst !== undefined) pick(data.firstGuilty ?? worst.key, false);
 }

@@ -238,7 +238,7 @@ export function createPanels(data: ReportData, ui: Ui) {
       "constants",
       "Constants and config",
       "Constants are measured: the tensors of each side show what it used.",
-      table(["constant", "reference", "here", ""], rows, "facts"),
+      table(["constant", "reference", "here", ""], rows, "numbers"),
       config.length === 0
         ? undefined
         : el(

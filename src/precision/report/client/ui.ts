@@ -27,11 +27,12 @@ export function createUi() {
   const svg = (tag: string, attributes: Attributes = {}, ...children: Child[]): SVGElement =>
     fill(document.createElementNS(SVG, tag) as SVGElement, attributes, children);
 
-  /** Errors: 6.21e-4; what JSON could not say is not finite. */
+  /** Errors: three digits; what JSON could not say is not finite. */
   function sci(value: number | null | undefined): string {
     if (value === undefined) return "–";
     if (value === null) return "not finite";
     if (value === 0) return "0";
+    if (Math.abs(value) >= 0.01 && Math.abs(value) < 1000) return String(Number(value.toPrecision(3)));
     const [mantissa, exponent] = value.toExponential(2).split("e");
     return `${mantissa}e${exponent.replace("+", "")}`;
   }

@@ -1,9 +1,20 @@
-// The filters, tests and methods of Python's Jinja and of Python's strings and dictionaries, as far as chat templates use them.
-// Every function pays for what it makes before it makes it. Knows nothing of template syntax.
+// The filters and tests of Python's Jinja, as far as chat templates use them. Knows nothing of template syntax.
 
+import { pairs } from "./jinja-methods.ts";
+import {
+  Arguments,
+  capitalize,
+  center,
+  escapeHtml,
+  indent,
+  indentation,
+  isCased,
+  join,
+  replace,
+  strip,
+} from "./jinja-text.ts";
 import {
   type Budget,
-  type Callable,
   compare,
   contains,
   type Dict,
@@ -16,7 +27,6 @@ import {
   isNumber,
   iterate,
   keyOf,
-  Loop,
   lengthOf,
   Namespace,
   TemplateFailure,
@@ -28,55 +38,8 @@ import {
   type Value,
 } from "./jinja-values.ts";
 
-/** Arguments of a call, taken by position or by name. */
-export class Arguments {
-  readonly #args: readonly Value[];
-  readonly #kwargs: ReadonlyMap<string, Value>;
-
-  constructor(args: readonly Value[], kwargs: ReadonlyMap<string, Value>) {
-    this.#args = args;
-    this.#kwargs = kwargs;
-  }
-
-  get(index: number, name: string, fallback?: Value): Value {
-    if (index < this.#args.length) return this.#args[index];
-    return this.#kwargs.has(name) ? this.#kwargs.get(name) : fallback;
-  }
-
-  text(index: number, name: string, fallback?: string): string {
-    const value = this.get(index, name, fallback);
-    return typeof value === "string" ? value : fail(`${name}: expected a string, got ${typeName(value)}`);
-  }
-
-  integer(index: number, name: string, fallback?: number): number {
-    const value = this.get(index, name, fallback);
-    return isNumber(value) && !isFloat(value)
-      ? toNumber(value)
-      : fail(`${name}: expected an integer, got ${typeName(value)}`);
-  }
-
-  flag(index: number, name: string): boolean {
-    return truthy(this.get(index, name, false));
-  }
-
-  rest(from: number): readonly Value[] {
-    return this.#args.slice(from);
-  }
-
-  get kwargs(): ReadonlyMap<string, Value> {
-    return this.#kwargs;
-  }
-
-  get count(): number {
-    return this.#args.length;
-  }
-}
-
 type Filter = (value: Value, args: Arguments, budget: Budget) => Value;
 type Test = (value: Value, args: Arguments, budget: Budget) => boolean;
-
-/** Python's white space also has the four separators of ASCII. */
-const SPACE = /[\p{White_Space}\u001c-\u001f]/u;
 
 export const FILTERS: Readonly<Record<string, Filter>> = {
   abs: (value) =>
@@ -286,108 +249,6 @@ export function testNamed(name: string): Test {
   };
 }
 
-type StringMethod = (text: string, args: Arguments, budget: Budget) => Value;
-
-const STRING_METHODS: Readonly<Record<string, StringMethod>> = {
-  capitalize: (text, _, budget) => budget.text(capitalize(text)),
-  center: (text, args, budget) => center(text, args.integer(0, "width"), budget),
-  count: (text, args, budget) => {
-    const sub = args.text(0, "sub");
-    budget.search(text, sub);
-    budget.allocate(text.length);
-    return text.split(sub).length - 1;
-  },
-  endswith: (text, args) => affixes(args).some((affix) => text.endsWith(affix)),
-  find: (text, args, budget) => {
-    const sub = args.text(0, "sub");
-    budget.search(text, sub);
-    const at = text.indexOf(sub);
-    return at <= 0 ? at : lengthOf(text.slice(0, at), budget);
-  },
-  isalnum: (text) => /^[\p{L}\p{N}]+$/u.test(text),
-  isalpha: (text) => /^\p{L}+$/u.test(text),
-  isdigit: (text) => /^\p{Nd}+$/u.test(text),
-  islower: (text) => isCased(text, (each) => each.toLowerCase()),
-  isspace: (text) => /^[\p{White_Space}\u001c-\u001f]+$/u.test(text),
-  isupper: (text) => isCased(text, (each) => each.toUpperCase()),
-  join: (text, args, budget) => {
-    const items = iterate(args.get(0, "iterable"), budget).map((item) => {
-      return typeof item === "string" ? item : fail(`sequence item: expected str instance, ${typeName(item)} found`);
-    });
-    return join(items, text, budget);
-  },
-  lower: (text, _, budget) => budget.text(text.toLowerCase()),
-  lstrip: (text, args, budget) => strip(text, args.get(0, "chars"), "start", budget),
-  removeprefix: (text, args, budget) => {
-    const affix = args.text(0, "prefix");
-    return budget.text(text.startsWith(affix) ? text.slice(affix.length) : text);
-  },
-  removesuffix: (text, args, budget) => {
-    const affix = args.text(0, "suffix");
-    return budget.text(text.endsWith(affix) ? text.slice(0, text.length - affix.length) : text);
-  },
-  replace: (text, args, budget) =>
-    replace(text, args.text(0, "old"), args.text(1, "new"), args.integer(2, "count", -1), budget),
-  rsplit: (text, args, budget) => split(text, args, { fromEnd: true }, budget),
-  rstrip: (text, args, budget) => strip(text, args.get(0, "chars"), "end", budget),
-  split: (text, args, budget) => split(text, args, { fromEnd: false }, budget),
-  splitlines: (text, _, budget) => budget.list(splitLines(text)),
-  startswith: (text, args) => affixes(args).some((affix) => text.startsWith(affix)),
-  strip: (text, args, budget) => strip(text, args.get(0, "chars"), "both", budget),
-  title: (text, _, budget) => budget.text(text.replace(/\p{L}+/gu, capitalize)),
-  upper: (text, _, budget) => budget.text(text.toUpperCase()),
-};
-
-const DICT_METHODS: Readonly<Record<string, (dict: Dict, args: Arguments, budget: Budget) => Value>> = {
-  get: (dict, args) => {
-    const key = keyOf(args.get(0, "key"));
-    return dict.has(key) ? dict.get(key) : args.get(1, "default", null);
-  },
-  items: (dict, _, budget) => pairs(dict, budget),
-  keys: (dict, _, budget) => budget.list([...dict.keys()]),
-  values: (dict, _, budget) => budget.list([...dict.values()]),
-};
-
-/** `object.name`: a method if there is one of that name, then a key, as Jinja does it. */
-export function getAttribute(object: Value, name: string, budget: Budget): Value {
-  if (object instanceof Namespace) return object.fields.get(name);
-  if (object instanceof Loop) return object.get(name);
-  if (typeof object === "string" && Object.hasOwn(STRING_METHODS, name)) {
-    const method = STRING_METHODS[name];
-    return bound((args) => {
-      budget.read(object);
-      return method(object, args, budget);
-    });
-  }
-  if (object instanceof Map) {
-    if (!Object.hasOwn(DICT_METHODS, name)) return object.get(name);
-    const method = DICT_METHODS[name];
-    return bound((args) => method(object, args, budget));
-  }
-  if (isList(object) && (name === "index" || name === "count")) {
-    return bound((args) => {
-      const matches = object.map((item) => equals(item, args.get(0, "value"), budget));
-      if (name === "count") return matches.filter(Boolean).length;
-      return matches.includes(true) ? matches.indexOf(true) : fail("the value is not in the list");
-    });
-  }
-  return undefined;
-}
-
-/** `object[key]`: a key or an index if there is one, then an attribute. */
-export function getItem(object: Value, key: Value, budget: Budget): Value {
-  if (object instanceof Map && object.has(keyOf(key))) return object.get(keyOf(key));
-  if (isNumber(key) && !isFloat(key)) {
-    if (isList(object)) return object.at(toNumber(key));
-    if (typeof object === "string") return iterate(object, budget).at(toNumber(key));
-  }
-  return typeof key === "string" ? getAttribute(object, key, budget) : undefined;
-}
-
-function bound(call: (args: Arguments) => Value): Callable {
-  return (args, kwargs) => call(new Arguments(args, kwargs));
-}
-
 /** A path as "function.name" or "0", for `map(attribute=…)` and the like. */
 function attribute(path: Value, fallback?: Value): (item: Value) => Value {
   const parts = typeof path === "string" ? path.split(".") : [path];
@@ -451,126 +312,8 @@ function fold(value: Value, foldCase: boolean): Value {
   return foldCase && typeof value === "string" ? value.toLowerCase() : value;
 }
 
-function pairs(dict: Dict, budget: Budget): readonly Value[] {
-  budget.allocate(3 * dict.size);
-  return [...dict].map((entry): Value => entry);
-}
-
 function orDefault(value: Value, args: Arguments): Value {
   return value === undefined || (args.flag(1, "boolean") && !truthy(value)) ? args.get(0, "default_value", "") : value;
-}
-
-export function join(items: readonly string[], separator: string, budget: Budget): string {
-  budget.allocate(items.reduce((sum, item) => sum + item.length + separator.length, 0));
-  return items.join(separator);
-}
-
-function replace(text: string, from: string, to: string, count: number, budget: Budget): string {
-  budget.search(text, from);
-  budget.allocate(text.length);
-  // An empty pattern matches before every character and at the end.
-  const parts = from === "" ? ["", ...text, ""] : text.split(from);
-  const matches = Math.min(count < 0 ? Infinity : count, parts.length - 1);
-  budget.allocate(text.length + matches * to.length);
-  return (
-    parts.slice(0, matches + 1).join(to) +
-    parts
-      .slice(matches + 1)
-      .map((part) => from + part)
-      .join("")
-  );
-}
-
-function strip(text: string, chars: Value, side: "start" | "end" | "both", budget: Budget): string {
-  const set = chars === undefined || chars === null ? undefined : new Set(toText(chars, budget));
-  const strips = (char: string) => (set === undefined ? SPACE.test(char) : set.has(char));
-  let start = 0;
-  let end = text.length;
-  const charAt = (at: number) => String.fromCodePoint(text.codePointAt(at)!);
-  while (side !== "end" && start < end && strips(charAt(start))) start += charAt(start).length;
-  while (side !== "start" && end > start) {
-    const low = text.charCodeAt(end - 1) >> 10 === 0x37 && end - 2 >= start;
-    if (!strips(charAt(low ? end - 2 : end - 1))) break;
-    end -= low ? 2 : 1;
-  }
-  return budget.text(text.slice(start, end));
-}
-
-function split(text: string, args: Arguments, { fromEnd }: { fromEnd: boolean }, budget: Budget): Value {
-  const separator = args.get(0, "sep", null);
-  const most = args.integer(1, "maxsplit", -1);
-  budget.allocate(text.length);
-  if (separator === null) {
-    const stripped = fromEnd ? strip(text, null, "end", budget) : strip(text, null, "start", budget);
-    const words = stripped.match(/[^\p{White_Space}\u001c-\u001f]+/gu) ?? [];
-    if (most < 0 || words.length <= most) return words;
-    return fail("split() with maxsplit needs a separator");
-  }
-  if (typeof separator !== "string" || separator === "") return fail("empty separator");
-  budget.search(text, separator);
-  const parts = text.split(separator);
-  if (most < 0 || parts.length <= most + 1) return parts;
-  if (fromEnd) return [parts.slice(0, parts.length - most).join(separator), ...parts.slice(parts.length - most)];
-  return [...parts.slice(0, most), parts.slice(most).join(separator)];
-}
-
-function splitLines(text: string): string[] {
-  const lines = text.split(/\r\n|[\n\r\v\f\u001c-\u001e\u0085\u2028\u2029]/);
-  if (lines.at(-1) === "") lines.pop();
-  return lines;
-}
-
-function indent(text: string, args: Arguments, budget: Budget): string {
-  const prefix = indentation(args.get(0, "width", 4), budget);
-  const [first, blank] = [args.flag(1, "first"), args.flag(2, "blank")];
-  budget.allocate(text.length);
-  const lines = splitLines(`${text}\n`);
-  budget.allocate(text.length + lines.length * (prefix.length + 1));
-  const indented = lines.map((line, index) => {
-    return (index === 0 ? first : blank || line !== "") ? prefix + line : line;
-  });
-  return indented.join("\n");
-}
-
-/** A number of spaces, or the text itself. */
-function indentation(width: Value, budget: Budget): string {
-  if (typeof width === "string") return width;
-  if (!isNumber(width) || isFloat(width))
-    return fail(`indent: expected an integer or a string, got ${typeName(width)}`);
-  budget.allocate(Math.max(0, toNumber(width)));
-  return " ".repeat(Math.max(0, toNumber(width)));
-}
-
-function center(text: string, width: number, budget: Budget): string {
-  const missing = width - lengthOf(text, budget);
-  if (missing <= 0) return text;
-  budget.allocate(text.length + missing);
-  // Python puts the odd space to the left if the width is odd.
-  const left = Math.floor(missing / 2) + (missing & width & 1);
-  return " ".repeat(left) + text + " ".repeat(missing - left);
-}
-
-function capitalize(text: string): string {
-  const first = text === "" ? "" : String.fromCodePoint(text.codePointAt(0)!);
-  return first.toUpperCase() + text.slice(first.length).toLowerCase();
-}
-
-function escapeHtml(text: string, budget: Budget): string {
-  const names: Record<string, string> = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;" };
-  budget.allocate(5 * text.length);
-  return text.replace(/[&<>"']/g, (char) => names[char]);
-}
-
-function affixes(args: Arguments): string[] {
-  const value = args.get(0, "prefix");
-  const list = isList(value) ? value : [value];
-  return list.map((item) =>
-    typeof item === "string" ? item : fail(`expected a string or a tuple of them, got ${typeName(item)}`),
-  );
-}
-
-function isCased(text: string, convert: (text: string) => string): boolean {
-  return convert(text) === text && text.toLowerCase() !== text.toUpperCase();
 }
 
 function integer(value: Value): number {

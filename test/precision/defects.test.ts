@@ -1,0 +1,101 @@
+// Every defect of the collection is found where it was made, most are explained, and correct devices are never accused.
+import { spawnSync } from "node:child_process";
+import { fileURLToPath } from "node:url";
+import { describe, expect, test } from "vitest";
+import { createCpuBackend } from "../../backends/cpu/index.ts";
+import { createReferenceBackend } from "../../backends/reference/index.ts";
+import type { Backend } from "../../src/backend.ts";
+import { alteredBackend } from "../../src/precision/altered.ts";
+import { diff } from "../../src/precision/diff.ts";
+import { explain } from "../../src/precision/explain.ts";
+import { referenceCases } from "../models/references.ts";
+import { DEFECTS, type Defect } from "./defects.ts";
+import { MODELS, openPair } from "./rig.ts";
+
+async function explained(defect: Defect) {
+  await using pair = await openPair(defect.model, alteredBackend(defect), defect);
+  return await explain(pair.runner, pair.reference, pair);
+}
+
+describe("a defect is found", () => {
+  test("in a collection worth the name", () => {
+    expect(DEFECTS.length).toBeGreaterThanOrEqual(24);
+    expect(DEFECTS.filter(({ cause }) => cause !== undefined).length).toBeGreaterThanOrEqual(DEFECTS.length / 2);
+  });
+
+  test.each(DEFECTS)("$name ($model)", async (defect) => {
+    const { diff, tap, cause } = await explained(defect);
+    expect(diff.verdict).toBe(defect.verdict ?? "fail");
+    expect(tap).toMatch(defect.guilty);
+    if (defect.cause !== undefined) expect(cause).toMatch(defect.cause);
+  });
+
+  test("also when only what failed is replayed, unless it is too small for that", async () => {
+    const missed: string[] = [];
+    for (const defect of DEFECTS) {
+      await using pair = await openPair(defect.model, alteredBackend(defect), defect);
+      const { verdict } = await diff(pair.runner, pair.reference, { samples: pair.samples, isolated: false });
+      if (verdict === "pass") missed.push(defect.name);
+    }
+    expect(missed.filter((name) => !/ε|f16/.test(name))).toEqual([]);
+  });
+});
+
+describe("nobody is accused for nothing", () => {
+  const backends: Record<string, () => Promise<Backend>> = {
+    reference: async () => createReferenceBackend(),
+    "reference, altered in nothing": async () => alteredBackend({}),
+    "cpu, one thread": () => createCpuBackend({ threads: 1 }),
+    "cpu, two threads": () => createCpuBackend({ threads: 2 }),
+  };
+  const cases = referenceCases().filter(({ name }) => !name.startsWith("large "));
+
+  describe.each(Object.entries(backends))("%s", (_, create) => {
+    test.each(cases)("$name, three times", async (one) => {
+      await using pair = await openPair(one, await create());
+      for (let run = 0; run < 3; run++) {
+        const { verdict, reason, guilty, propagated } = await diff(pair.runner, pair.reference, pair);
+        expect({ verdict, reason, guilty, propagated }).toEqual({ verdict: "pass", guilty: [], propagated: [] });
+      }
+    });
+  });
+});
+
+test("a device that does not repeat itself is not deterministic", async () => {
+  let runs = 0;
+  const noisy = alteredBackend({
+    write(tensor, values) {
+      if (!tensor.label.endsWith(".tokens") || values.length === 1) return values;
+      runs++;
+      return values;
+    },
+    ops: (ops, launch) => ({
+      softcap(x, cap) {
+        const out = ops.softcap(x, cap);
+        launch(() => {
+          const { data } = out as unknown as { data: Float32Array };
+          data[0] += runs * 2 ** -20;
+        });
+        return out;
+      },
+    }),
+  });
+  await using pair = await openPair("gemma2", noisy);
+  const { verdict, reason } = await diff(pair.runner, pair.reference, pair);
+  expect({ verdict, reason }).toEqual({ verdict: "non-deterministic", reason: expect.stringContaining("other bits") });
+});
+
+test("vernier explain: nothing to explain", () => {
+  const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+  const model = `${MODELS}mistral`;
+  const args = [main, "explain", model, "--reference", `${model}/dump.f32`, "--device", "reference", "--json"];
+  const { status, stdout } = spawnSync(process.execPath, args, { encoding: "utf8" });
+  expect(status).toBe(0);
+  expect(JSON.parse(stdout)).toMatchObject({ verdict: "pass", tap: null, cause: null, hypotheses: [] });
+});
+
+test("vernier explain: another model's theta", async () => {
+  const { hypotheses, cause } = await explained(DEFECTS.find(({ name }) => name === "rope: another theta")!);
+  expect(cause).toMatch(/theta 10000/);
+  expect(hypotheses[0]).toMatchObject({ explains: true, residual: 0 });
+});
