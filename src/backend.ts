@@ -38,6 +38,12 @@ export interface WeightSource {
   readonly format: WeightFormat;
   /** INT8 only: how many columns share a scale; divides the last dimension. */
   readonly group?: number;
+  /**
+   * INT8 with one scale a row only: `linear` quantises its input as well, because the model was made so (W8A8). For each row
+   * s = max|x| / 127 (1 if that is 0), q = x / s rounded half to even, y = (Σ q·data) · s · scale + bias, each product rounded
+   * to f32. It changes the numbers, so a backend without `caps.int8Activations` is never given such a weight.
+   */
+  readonly activations?: "int8";
   /** Bytes of a plane; throws a typed error when the file is shorter. Ranges may be read in any order and in parallel. */
   read(plane: WeightPlane, byteOffset: number, byteLength: number): Promise<Uint8Array>;
   /** Size of a plane in bytes (0: the format has no such plane). */
@@ -262,6 +268,8 @@ export type Ops = BaseOps & FusedOps;
 export interface Capabilities {
   /** Weight formats whose bytes stay packed on the device; others are widened at load and reported. */
   readonly packedFormats: readonly WeightFormat[];
+  /** True when `linear` honours `WeightSource.activations`. Default false. */
+  readonly int8Activations?: boolean;
   /** Names of the fused ops that `record` offers natively. */
   readonly fusedOps: readonly (keyof FusedOps)[];
   /** True when `run` returns before the work is done: the engine then keeps one step in flight. */

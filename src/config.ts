@@ -266,7 +266,7 @@ const QUANT_METHODS = {
   mxfp4: "supported",
   gptq: "unsupported",
   awq: "unsupported",
-  "compressed-tensors": "unsupported",
+  "compressed-tensors": "supported",
   fp8: "unsupported",
   bitsandbytes: "unsupported",
   hqq: "unsupported",
@@ -280,16 +280,61 @@ function checkQuantization(reader: ConfigReader, modelType: string): void {
   const method = quant.string("quant_method", { oneOf: methods });
   quant.optionalInt("bits", { max: 16 });
   if (quant.raw("group_size") !== -1) quant.optionalInt("group_size");
+  if (method === "compressed-tensors") {
+    readInt8(quant);
+    return;
+  }
   if (QUANT_METHODS[method] === "supported" && modelType === "gpt_oss") return;
   const { file } = reader;
   const message =
     `${file}: weights quantised with ${method} are not supported for ${modelType}; use the checkpoint in bfloat16, ` +
-    "float16 or float32 (MXFP4 for gpt_oss)";
+    "float16, float32 or INT8 (compressed-tensors), or MXFP4 for gpt_oss";
   throw new UnsupportedModelError("UNSUPPORTED_FORMAT", message, {
     file,
     field: "quantization_config.quant_method",
     actual: method,
   });
+}
+
+/** The INT8 scheme of a compressed-tensors checkpoint. Which modules have it, their tensors say. */
+export interface Int8Scheme {
+  /** `int-quantized`: tensors of i8; `pack-quantized`: four of them, offset by 128, in an i32. */
+  readonly format: "int-quantized" | "pack-quantized";
+  /** The activations of these layers are quantised too: one scale a token, computed as it comes. */
+  readonly activations?: "int8";
+}
+
+/** The scheme, if the checkpoint has one. @param json the value of config.json, which `readConfig` has accepted. */
+export function readInt8Scheme(json: unknown): Int8Scheme | undefined {
+  const quant = new ConfigReader(json).as("CFG_QUANT").object("quantization_config");
+  return quant?.raw("quant_method") === "compressed-tensors" ? readInt8(quant) : undefined;
+}
+
+/** Throws ConfigError CFG_QUANT for everything but symmetric INT8 weights, alone or with dynamic INT8 activations. */
+function readInt8(quant: ConfigReader): Int8Scheme {
+  const format = quant.string("format", { oneOf: ["int-quantized", "pack-quantized"] });
+  if (quant.has("kv_cache_scheme")) quant.fail("kv_cache_scheme", "null (keys and values are not quantised here)");
+  const names = Object.keys(Object(quant.raw("config_groups")));
+  if (names.length !== 1) quant.fail("config_groups", "one group");
+  const group = quant.object("config_groups")!.object(names[0])!;
+  group.string("format", { default: format, oneOf: [format] });
+  if (group.has("output_activations")) group.fail("output_activations", "null");
+  const weights = group.object("weights") ?? group.fail("weights", "settings of the weights");
+  readInt8Arguments(weights, ["channel", "group"], false);
+  if (weights.has("actorder")) weights.string("actorder", { oneOf: ["weight", "static"] });
+  const activations = group.object("input_activations");
+  if (activations === undefined) return { format };
+  if (format === "pack-quantized") group.fail("input_activations", "null with pack-quantized weights");
+  readInt8Arguments(activations, ["token"], true);
+  return { format, activations: "int8" };
+}
+
+function readInt8Arguments(settings: ConfigReader, strategies: readonly string[], dynamic: boolean): void {
+  settings.positiveInt("num_bits", { min: 8, max: 8 });
+  settings.string("type", { default: "int", oneOf: ["int"] });
+  settings.string("strategy", { oneOf: strategies });
+  if (!settings.boolean("symmetric", { default: true })) settings.fail("symmetric", "true (no zero points)");
+  if (settings.boolean("dynamic", { default: false }) !== dynamic) settings.fail("dynamic", String(dynamic));
 }
 
 // ---------------------------------------------------------------------------------------------- plausibility

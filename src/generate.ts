@@ -5,6 +5,7 @@ import { UnsupportedModelError } from "./errors.ts";
 import type { ChoiceEnd, FinishReason, GenerationEnd, Piece, TokenInfo, ToolCall } from "./generation.ts";
 import type { GenerationConfig } from "./generation-config.ts";
 import { type GenerateOptions, isMessages, type LogitsProcessor, type Prompt } from "./options.ts";
+import { encodeChat } from "./text/chat-prompt.ts";
 import type { ChatTemplate } from "./text/chat-template.ts";
 import { HarmonyParser, isHarmony } from "./text/harmony.ts";
 import { StopStrings } from "./text/stop-strings.ts";
@@ -92,12 +93,11 @@ function encodePrompt(model: TextModel, { prompt, options }: TextRequest): Array
     const message = "this model has no chat template, so it cannot answer messages; give it text to complete";
     throw new UnsupportedModelError("MODEL_NO_TEMPLATE", message);
   }
-  const text = model.template.render(prompt, {
+  return encodeChat({ tokenizer, template: model.template }, prompt, {
     tools: options.tools,
     addGenerationPrompt: options.addGenerationPrompt ?? true,
     variables: options.templateVariables,
   });
-  return tokenizer.encode(text, { addSpecialTokens: false });
 }
 
 /** Options over the model's own defaults. Asking for any kind of sampling turns `do_sample: false` off. */

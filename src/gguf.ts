@@ -90,6 +90,9 @@ const CONVERSIONS = {
     fields: (gguf) => ({
       num_experts: gguf.int("expert_count", { max: 2 ** 16 }),
       moe_intermediate_size: gguf.int("expert_feed_forward_length", { max: 2 ** 24 }),
+      mlp_only_layers: Array.from({ length: gguf.layers }, (_, i) => i).filter(
+        (i) => !gguf.hasTensor(`blk.${i}.ffn_gate_exps.weight`),
+      ),
       norm_topk_prob: true, // llama.cpp has no key and always divides
       ...experts(gguf),
     }),

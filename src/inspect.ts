@@ -5,7 +5,7 @@ import type { ModelFiles } from "../weights/files.ts";
 import { readJson } from "../weights/json.ts";
 import { openBlobs, openUrl } from "../weights/web.ts";
 import { type Shape, sizeOf, type WeightFormat } from "./backend.ts";
-import { readConfig } from "./config.ts";
+import { readConfig, readInt8Scheme } from "./config.ts";
 import { OptionError, quote } from "./errors.ts";
 import { openGguf } from "./gguf.ts";
 import type { Architecture, BaseConfig } from "./model.ts";
@@ -23,6 +23,10 @@ export interface TensorSummary {
   readonly shape: Shape;
   readonly format: WeightFormat;
   readonly byteLength: number;
+  /** As it is in the files: `BF16`, `MXFP4`, `Q4_K`, …, several where several tensors make it. */
+  readonly stored: string;
+  /** Bytes of it in the files. More in memory: the stored type is not a format of the engine's, and was widened. */
+  readonly storedBytes: number;
 }
 
 export interface ModelSummary {
@@ -35,7 +39,18 @@ export interface ModelSummary {
   readonly maxContextLength: number;
   readonly formats: Readonly<Partial<Record<WeightFormat, { tensors: number; parameters: number; bytes: number }>>>;
   readonly tensors: readonly TensorSummary[];
+  /** What takes more memory than it does in the files, by stored type and format: nothing is lost by it. */
+  readonly widened: readonly WidenedSummary[];
   readonly memory: MemoryNeed;
+}
+
+export interface WidenedSummary {
+  readonly stored: string;
+  readonly format: WeightFormat;
+  readonly tensors: number;
+  /** Bytes in the files and in memory. */
+  readonly storedBytes: number;
+  readonly bytes: number;
 }
 
 /** Bytes. */
@@ -96,7 +111,13 @@ export async function openModel(source: Source): Promise<OpenModel> {
   if (gguf !== undefined) return openGgufModel(files, gguf);
   const configJson = await readConfigFile(files, "config.json");
   const { architecture, config } = readConfig(configJson);
-  return { files, architecture, config, configJson, checkpoint: await openCheckpoint(files) };
+  return {
+    files,
+    architecture,
+    config,
+    configJson,
+    checkpoint: await openCheckpoint(files, { int8: readInt8Scheme(configJson) }),
+  };
 }
 
 async function openGgufModel(folder: ModelFiles, name: string): Promise<OpenModel> {
@@ -171,7 +192,10 @@ export function summarize(
   const tensors = Object.entries(architecture.tensors(config)).map(([name, spec]): TensorSummary => {
     const source = checkpoint.source(name, spec);
     const byteLength = source.byteLength("data") + source.byteLength("scales");
-    return { name, shape: source.shape, format: source.format, byteLength };
+    const parts = (spec.from ?? [name]).flatMap((from) => checkpoint.tensors.get(from) ?? []);
+    const stored = [...new Set(parts.map(({ dtype }) => dtype))].join(", ");
+    const storedBytes = parts.reduce((sum, part) => sum + part.byteLength, 0);
+    return { name, shape: source.shape, format: source.format, byteLength, stored, storedBytes };
   });
   const formats: Record<string, { tensors: number; parameters: number; bytes: number }> = {};
   for (const { shape, format, byteLength } of tensors) {
@@ -190,8 +214,25 @@ export function summarize(
     maxContextLength: config.maxPositionEmbeddings,
     formats,
     tensors,
+    widened: widenedTensors(tensors),
     memory: { weights, kv, total: weights + kv, contextLength },
   };
+}
+
+function widenedTensors(tensors: readonly TensorSummary[]): WidenedSummary[] {
+  const widened = new Map<string, WidenedSummary>();
+  for (const { stored, format, storedBytes, byteLength } of tensors) {
+    if (byteLength <= storedBytes) continue;
+    const key = `${stored} ${format}`;
+    const sum = widened.get(key) ?? { stored, format, tensors: 0, storedBytes: 0, bytes: 0 };
+    widened.set(key, {
+      ...sum,
+      tensors: sum.tensors + 1,
+      storedBytes: sum.storedBytes + storedBytes,
+      bytes: sum.bytes + byteLength,
+    });
+  }
+  return [...widened.values()];
 }
 
 /** Sliding layers keep their window (and the largest chunk, which is not counted here), others every position. */

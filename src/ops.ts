@@ -152,18 +152,30 @@ export function lower(base: BaseOps & Partial<FusedOps>, options: LowerOptions):
     },
 
     expertsUp(x: Tensor, routing: Routing, weight: Weight, upOptions: ExpertsUpOptions): Tensor {
-      const read = taps.pass(`${moduleOf(weight)}:in`, x, FLAT);
-      const fused = native("expertsUp", []);
+      const at = moduleOf(weight);
+      const read = taps.pass(`${at}:in`, x, FLAT);
+      const fused = native("expertsUp", [`${at}:gate_up`, `${at}:act`]);
       if (fused !== undefined) return fused(read, routing, weight, upOptions);
       const { layout, bias, ...glu } = upOptions;
-      return ops.gluPacked(ops.linearExperts(read, routing, weight, bias), layout, glu);
+      const gateUp = ops.linearExperts(read, routing, weight, bias);
+      const act = ops.gluPacked(gateUp, layout, glu);
+      taps.put(`${at}:gate_up`, gateUp, FLAT);
+      taps.put(`${at}:act`, act, FLAT);
+      return act;
     },
 
     expertsDown(x: Tensor, routing: Routing, weight: Weight, bias?: Weight): Tensor {
-      const fused = native("expertsDown", []);
-      const out =
-        fused?.(x, routing, weight, bias) ?? ops.combine(ops.linearExperts(x, routing, weight, bias), routing);
-      taps.put(`${moduleOf(weight)}:out`, out, FLAT);
+      const at = moduleOf(weight);
+      const fused = native("expertsDown", [`${at}:slots`]);
+      if (fused !== undefined) {
+        const out = fused(x, routing, weight, bias);
+        taps.put(`${at}:out`, out, FLAT);
+        return out;
+      }
+      const slots = ops.linearExperts(x, routing, weight, bias);
+      const out = ops.combine(slots, routing);
+      taps.put(`${at}:slots`, slots, FLAT);
+      taps.put(`${at}:out`, out, FLAT);
       return out;
     },
 

@@ -11,8 +11,9 @@ import {
   sizeOf,
   type Tensor,
   type Weight,
+  type WeightSource,
 } from "./backend.ts";
-import { assert, OptionError } from "./errors.ts";
+import { assert, OptionError, quote, UnsupportedModelError } from "./errors.ts";
 import { type Architecture, type BaseConfig, forward, type Head, type Net, type TensorSpec } from "./model.ts";
 import { lower } from "./ops.ts";
 import { isDynamic, type RopeSpec, type RopeValues, ropeTable } from "./rope.ts";
@@ -130,6 +131,7 @@ export class Runner {
     let loadedBytes = 0;
     for (const [i, source] of sources.entries()) {
       signal?.throwIfAborted();
+      requireActivations(backend, source);
       weights.set(source.name, await backend.loadWeight(source));
       loadedBytes += bytes[i];
       onProgress?.({ loadedBytes, totalBytes, label: source.name });
@@ -444,4 +446,13 @@ function positive(field: string, value: number): number {
     field,
     actual: value,
   });
+}
+
+/** Activations that a model quantises are part of its numbers: no backend may leave that out. */
+function requireActivations({ name, caps }: Backend, source: WeightSource): void {
+  if (source.activations === undefined || (caps.int8Activations && source.shape.length === 2)) return;
+  const message =
+    `weight ${quote(source.name)} wants INT8 activations (W8A8), which the ${name} backend does not compute; ` +
+    'use device "reference", or a version of the model with weights alone quantised (W8A16)';
+  throw new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { tensor: source.name, field: "activations" });
 }

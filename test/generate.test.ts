@@ -28,6 +28,7 @@ function byteTokenizer({ harmony = false } = {}): Tokenizer {
     stream,
     idOf: (token) => (markers.includes(token) ? 256 + markers.indexOf(token) : undefined),
     tokenOf: () => undefined,
+    guardSpecial: (text) => text,
   };
 }
 

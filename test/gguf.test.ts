@@ -201,7 +201,12 @@ test("a folder with one GGUF file is that file; of several one must be named", a
 async function converted(folder: string): Promise<{ hf: OpenModel; gguf: Uint8Array<ArrayBuffer> }> {
   const hf = await open(folder);
   const type = hf.architecture.modelType;
-  const names: Record<string, string> = { mixtral: "llama", gpt_oss: "gpt-oss", gemma3_text: "gemma3" };
+  const names: Record<string, string> = {
+    mixtral: "llama",
+    qwen3_moe: "qwen3moe",
+    gpt_oss: "gpt-oss",
+    gemma3_text: "gemma3",
+  };
   const arch = names[type] ?? type;
   // What the architectures read, defaults filled in; a tiny config.json leaves most of it out.
   const config = hf.config as LlamaConfig & Partial<GptOssConfig & MoeConfig>;
@@ -236,6 +241,8 @@ async function converted(folder: string): Promise<{ hf: OpenModel; gguf: Uint8Ar
   put("attn_logit_softcapping", "f32", config.attentionSoftcap);
   put("final_logit_softcapping", "f32", config.finalLogitSoftcapping);
   put("vocab_size", "u32", config.vocabSize);
+  const full = config.windows.indexOf(undefined) + 1;
+  put("attention.sliding_window_pattern", "u32", type === "gemma3_text" ? full : undefined);
   const { scaling } = rope;
   if (scaling.kind === "linear" || scaling.kind === "yarn") {
     metadata.push([`${arch}.rope.scaling.type`, ["string", scaling.kind]]);
@@ -332,15 +339,19 @@ function ggufName(name: string, arch: string): string {
   return names.reduce((result, [from, to]) => result.replace(from, to), name);
 }
 
-const ARCHITECTURES = ["gemma2", "gemma3_text", "gpt_oss", "mistral", "mixtral", "phi3", "qwen2", "qwen3"];
+const ARCHITECTURES = ["gemma2", "gemma3_text", "gpt_oss", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"];
 
 test.each(ARCHITECTURES)("%s: the checkpoint that was converted comes back, config and every value", async (name) => {
   const { hf, gguf } = await converted(`${data}models/${name}`);
   const model = await openModel({ kind: "blobs", blobs: new Map([["m.gguf", new Blob([gguf])]]) });
   opened.push(model);
   expect(model.architecture.modelType).toBe(hf.architecture.modelType);
-  // llama.cpp has no key for the one, which follows from the sizes of the released models, nor for windows of Qwen.
-  const unknown = { attentionScale: undefined, ...(name.startsWith("qwen") && { windows: undefined }) };
+  // llama.cpp has no key for the one, which follows from the sizes of the released models, nor for windows and unnormalised
+  // experts of Qwen.
+  const unknown = {
+    attentionScale: undefined,
+    ...(name.startsWith("qwen") && { windows: undefined, normTopkProb: undefined }),
+  };
   expect({ ...model.config, ...unknown }).toEqual({ ...hf.config, ...unknown });
   const table = hf.architecture.tensors(hf.config);
   expect(model.architecture.tensors(model.config)).toEqual(table);

@@ -9,6 +9,7 @@ import { createReferenceBackend } from "../backends/reference/index.ts";
 import { type Backend, type Shape, sizeOf, type WeightSource } from "../src/backend.ts";
 import { readConfig } from "../src/config.ts";
 import { Engine } from "../src/engine.ts";
+import { changedRows, sequenceRows as logits, type Rows, stepRows as step } from "../src/precision/rows.ts";
 import { Runner } from "../src/runner.ts";
 import { argmax, uniform } from "../src/sampling.ts";
 import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
@@ -96,57 +97,10 @@ function someIds(seed: number, length = N): number[] {
   return Array.from({ length }, (_, i) => 3 + Math.floor(uniform(seed, i) * 60));
 }
 
-/** What is to be computed of one sequence: rows from … to − 1 of its ids. */
-interface Rows {
-  slot: number;
-  ids: readonly number[];
-  from: number;
-  to: number;
-}
-
-/** One step with the rows of some sequences; logits [V] of each row, in their order. */
-async function step(runner: Runner, parts: readonly Rows[]): Promise<Float32Array[]> {
-  const batch = {
-    tokens: [] as number[],
-    positions: [] as number[],
-    sequences: [] as number[],
-    lengths: [] as number[],
-  };
-  for (const { slot, ids, from, to } of parts) {
-    const own = Array.from({ length: runner.pagesPerSequence }, (_, i) => slot * runner.pagesPerSequence + i);
-    if (runner.hasFullLayers) runner.assignPages(slot, own);
-    for (let position = from; position < to; position++) {
-      batch.tokens.push(ids[position]);
-      batch.positions.push(position);
-      batch.sequences.push(slot);
-      batch.lengths.push(ids.length);
-    }
-  }
-  const rows = batch.tokens.length;
-  const program = await runner.step({ ...batch, selected: batch.tokens.map((_, i) => i) }, "logits");
-  const values = (await runner.read(program.outputs.logits, rows)) as Float32Array;
-  return batch.tokens.map((_, i) => values.slice(i * runner.vocabSize, (i + 1) * runner.vocabSize));
-}
-
-/** Logits of all positions, the ids cut into steps of these sizes (the last one repeats). */
-async function logits(
-  runner: Runner,
-  ids: readonly number[],
-  sizes: readonly number[],
-  slot = 0,
-): Promise<Float32Array[]> {
-  const rows: Float32Array[] = [];
-  for (let i = 0; rows.length < ids.length; i++) {
-    const to = Math.min(ids.length, rows.length + sizes[Math.min(i, sizes.length - 1)]);
-    rows.push(...(await step(runner, [{ slot, ids, from: rows.length, to }])));
-  }
-  return rows;
-}
-
 /** The rows that are not the same, bit for bit. */
 function changed(actual: readonly Float32Array[], expected: readonly Float32Array[]): number[] {
   expect(actual.length).toBe(expected.length);
-  return expected.flatMap((row, i) => (row.every((value, v) => Object.is(value, actual[i][v])) ? [] : [i]));
+  return changedRows(actual, expected);
 }
 
 function nmse(actual: readonly Float32Array[], expected: readonly Float32Array[]): number {

@@ -1,8 +1,11 @@
 // A model's weights as named sources: one safetensors file or many with an index, plain tensors or packed ones. Knows the
 // names and layouts that checkpoints use; nothing of networks or devices.
+
 import { type Shape, sizeOf, type WeightFormat, type WeightPlane, type WeightSource } from "../src/backend.ts";
+import type { Int8Scheme } from "../src/config.ts";
 import { assert, ModelFileError, quote, UnsupportedModelError, VernierError } from "../src/errors.ts";
 import type { TensorSpec } from "../src/model.ts";
+import { joinInt8 } from "./compressed-tensors.ts";
 import type { ModelFile, ModelFiles } from "./files.ts";
 import { INDEX_FILE, indexFault, readIndex } from "./index-file.ts";
 import { MXFP4_NAN_SCALE } from "./mxfp4.ts";
@@ -41,6 +44,11 @@ export interface Checkpoint {
   close(): Promise<void>;
 }
 
+export interface CheckpointOptions {
+  /** How config.json says that linear layers are stored in INT8; without it, such tensors have no format. */
+  readonly int8?: Int8Scheme;
+}
+
 /** A tensor and its values, which are undefined exactly when its format is. */
 export interface StoredTensor extends CheckpointTensor {
   readonly source?: WeightSource;
@@ -57,14 +65,14 @@ export interface FileTensor extends SafetensorsTensor {
  * Opens the weights of a model: `model.safetensors`, or the shards of `model.safetensors.index.json`.
  * Throws ModelFileError ST_*, INDEX_*, FILE_*; UnsupportedModelError for a folder that has its weights in another format.
  */
-export async function openCheckpoint(files: ModelFiles): Promise<Checkpoint> {
+export async function openCheckpoint(files: ModelFiles, options: CheckpointOptions = {}): Promise<Checkpoint> {
   const opened: ModelFile[] = [];
   const close = async (): Promise<void> => {
     await Promise.all(opened.splice(0).map((file) => file.close()));
   };
   try {
     const tensors = await readTensors(files, opened);
-    return makeCheckpoint(files.label, joined(tensors), close);
+    return makeCheckpoint(files.label, joined(tensors, options), close);
   } catch (error) {
     await close();
     throw error;
@@ -139,7 +147,7 @@ async function noWeights(files: ModelFiles): Promise<VernierError> {
   }
   const gguf = names.find((name) => /\.gguf$/i.test(name));
   if (gguf !== undefined) {
-    const message = `${where} has its weights in ${quote(gguf)}, which is a model by itself: give the path of that file, not of the folder`;
+    const message = `${where} has its weights in ${quote(gguf)}, which is a model by itself: give the path of that file, or get the safetensors version of the model`;
     return new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { file: gguf });
   }
   const some = names.slice(0, 8).map((name) => quote(name));
@@ -152,9 +160,13 @@ async function noWeights(files: ModelFiles): Promise<VernierError> {
 const FORMATS: Partial<Record<SafetensorsDType, WeightFormat>> = { F32: "f32", F16: "f16", BF16: "bf16" };
 
 /** Tensors as they are, and packed ones put together. */
-function joined(tensors: ReadonlyMap<string, FileTensor>): ReadonlyMap<string, StoredTensor> {
+function joined(
+  tensors: ReadonlyMap<string, FileTensor>,
+  { int8 }: CheckpointOptions,
+): ReadonlyMap<string, StoredTensor> {
   const stored = new Map([...tensors].map(([name, tensor]) => [name, asStored(tensor)]));
   joinMxfp4(tensors, stored);
+  if (int8 !== undefined) joinInt8(tensors, stored, int8);
   return stored;
 }
 
@@ -167,8 +179,9 @@ function asStored({ file, byteOffset, ...tensor }: FileTensor): StoredTensor {
     shape,
     format,
     byteLength: (plane) => (plane === "data" ? byteLength : 0),
-    read: (_, from, length) => {
-      assert(from >= 0 && from + length <= byteLength, `${name}: ${from} + ${length}`);
+    async read(plane, from, length) {
+      const inside = plane === "data" && from >= 0 && from + length <= byteLength;
+      assert(inside, `${name}: ${plane} ${from} + ${length}`);
       return file.read(byteOffset + from, length);
     },
   };
@@ -320,7 +333,7 @@ function unsupported(
 ): UnsupportedModelError {
   const method = methodOf(tensors, name);
   const how = method === undefined ? "" : `, quantized by ${method}`;
-  const message = `tensor ${quote(name)} is ${dtype} [${shape}]${how}: this engine reads F32, F16, BF16 and MXFP4 weights; use a version of the model in one of these`;
+  const message = `tensor ${quote(name)} is ${dtype} [${shape}]${how}: this engine reads F32, F16, BF16, INT8 and MXFP4 weights; use a version of the model in one of these`;
   return new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { tensor: name, field: "dtype", actual: dtype });
 }
 

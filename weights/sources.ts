@@ -1,7 +1,7 @@
 // Weight sources made from other weight sources: end to end, transposed, widened. All of them read ranges on demand and
 // hold at most one matrix. Knows nothing of files or of where names come from.
 import { type Shape, sizeOf, type WeightFormat, type WeightPlane, type WeightSource } from "../src/backend.ts";
-import { assert } from "../src/errors.ts";
+import { assert, quote, UnsupportedModelError } from "../src/errors.ts";
 import { decodeWeight, rowBytes, rowsOf } from "./decode.ts";
 
 /** Bytes of a plane of a weight. */
@@ -12,9 +12,9 @@ export function planeBytes(format: WeightFormat, shape: Shape, plane: WeightPlan
 
 /** The rows of the parts one after the other, as one weight of `shape`. All parts have the same format. */
 export function concatenated(name: string, shape: Shape, parts: readonly WeightSource[]): WeightSource {
-  const [{ format, group }] = parts;
+  const [{ format, group, activations }] = parts;
   assert(
-    parts.every((part) => part.format === format && part.group === group),
+    parts.every((part) => part.format === format && part.group === group && part.activations === activations),
     `concatenated: ${name} has parts of different formats`,
   );
   return {
@@ -22,6 +22,7 @@ export function concatenated(name: string, shape: Shape, parts: readonly WeightS
     shape,
     format,
     group,
+    activations,
     byteLength: (plane) => parts.reduce((sum, part) => sum + part.byteLength(plane), 0),
     async read(plane, byteOffset, byteLength) {
       const ranges: { part: WeightSource; from: number; length: number; at: number }[] = [];
@@ -118,7 +119,14 @@ export function widened(source: WeightSource): WeightSource {
 
 /** The parts in one format: their own if they agree, f32 if they do not. */
 export function alike(parts: readonly WeightSource[]): readonly WeightSource[] {
-  const [{ format, group }] = parts;
-  if (parts.every((part) => part.format === format && part.group === group)) return parts;
+  const [{ format, group, activations }] = parts;
+  const same = (part: WeightSource) =>
+    part.format === format && part.group === group && part.activations === activations;
+  if (parts.every(same)) return parts;
+  const odd = parts.find((part) => part.activations !== undefined);
+  if (odd !== undefined) {
+    const message = `tensor ${quote(odd.name)} wants INT8 activations (W8A8), those it is joined with do not`;
+    throw new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { tensor: odd.name, field: "activations" });
+  }
   return parts.map((part) => (part.format === "f32" ? part : widened(part)));
 }

@@ -17,7 +17,17 @@ import type {
 import { sizeOf } from "../../src/backend.ts";
 import { assert, DisposedError, InsufficientMemoryError } from "../../src/errors.ts";
 import { decodeWeight } from "../../weights/decode.ts";
-import { address, createRecording, HostKv, HostTensor, HostWeight, kv, kvSize, type Recording } from "./ops.ts";
+import {
+  address,
+  createRecording,
+  HostKv,
+  HostTensor,
+  HostWeight,
+  kv,
+  kvSize,
+  type Quantized,
+  type Recording,
+} from "./ops.ts";
 
 /** Typed arrays of more bytes than this are refused by some engines that run JavaScript. */
 const MAX_BUFFER_BYTES = 2 ** 32;
@@ -32,6 +42,7 @@ export function createReferenceBackend(): Backend {
 
   const caps: Capabilities = {
     packedFormats: [],
+    int8Activations: true,
     fusedOps: [],
     asynchronous: false,
     maxBufferBytes: MAX_BUFFER_BYTES,
@@ -112,7 +123,8 @@ export function createReferenceBackend(): Backend {
       fits(sizeOf(source.shape), source.name);
       const data = await decodeWeight(source);
       alive();
-      return new HostWeight(source.name, source.shape, source.format, data);
+      const quantized = source.activations === undefined ? undefined : await readQuantized(source);
+      return new HostWeight(source.name, source.shape, source.format, data, quantized);
     },
 
     allocKv(spec: KvSpec) {
@@ -163,4 +175,13 @@ export function createReferenceBackend(): Backend {
     assert(programs.has(program as HostProgram), `${program.label}: released, or a program of another backend`);
     return program as HostProgram;
   }
+}
+
+/** The integers and scales of a weight whose layer quantises its input. */
+async function readQuantized(source: WeightSource): Promise<Quantized> {
+  const [data, scales] = await Promise.all(
+    (["data", "scales"] as const).map((plane) => source.read(plane, 0, source.byteLength(plane))),
+  );
+  assert(scales.length === 4 * source.shape[0], `${source.name}: INT8 activations need one scale a row`);
+  return { data: new Int8Array(data.slice().buffer), scales: new Float32Array(scales.slice().buffer) };
 }

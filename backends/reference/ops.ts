@@ -11,7 +11,7 @@ import { embed } from "../../kernels/reference/embed.ts";
 import { gatherRows } from "../../kernels/reference/gather-rows.ts";
 import { glu, gluPacked } from "../../kernels/reference/glu.ts";
 import { type KvAddress, kvAppend } from "../../kernels/reference/kv-append.ts";
-import { linear } from "../../kernels/reference/linear.ts";
+import { linear, quantizedLinear } from "../../kernels/reference/linear.ts";
 import { linearExperts } from "../../kernels/reference/linear-experts.ts";
 import { rmsNorm } from "../../kernels/reference/rms-norm.ts";
 import { rope } from "../../kernels/reference/rope.ts";
@@ -56,16 +56,24 @@ export class HostTensor implements Tensor {
   }
 }
 
-/** A decoded weight. */
+/** What a linear layer with INT8 activations multiplies: data [out, in], scales [out]. */
+export interface Quantized {
+  readonly data: Int8Array;
+  readonly scales: Float32Array;
+}
+
+/** A decoded weight; `quantized` where its layer quantises activations. */
 export class HostWeight implements Weight {
   readonly name: string;
   readonly shape: Shape;
   readonly format: WeightFormat;
   readonly storedAs = "f32";
   readonly data: Float32Array;
+  readonly quantized?: Quantized;
 
-  constructor(name: string, shape: Shape, format: WeightFormat, data: Float32Array) {
+  constructor(name: string, shape: Shape, format: WeightFormat, data: Float32Array, quantized?: Quantized) {
     this.name = name;
+    this.quantized = quantized;
     this.shape = shape;
     this.format = format;
     this.data = data;
@@ -195,8 +203,11 @@ export function createRecording(
       expect("linear", "x", x.shape, [x.shape[0], inner]);
       if (bias !== undefined) expect("linear", "bias", bias.shape, [width]);
       const out = output("linear", [x.shape[0], width], stepOf(x));
-      const shared = { weight: values(weight), bias: values(bias), inner, width };
-      launches.push(() => linear({ out: f32(out), x: f32(x), rows: live(out), ...shared }));
+      const shared = { bias: values(bias), inner, width };
+      const quantized = weight instanceof HostWeight ? weight.quantized : undefined;
+      const rows = () => ({ out: f32(out), x: f32(x), rows: live(out) });
+      if (quantized === undefined) launches.push(() => linear({ ...rows(), weight: values(weight), ...shared }));
+      else launches.push(() => quantizedLinear({ ...rows(), ...quantized, ...shared }));
       return out;
     },
 

@@ -25,3 +25,32 @@ export function dot(a: Float32Array, aFrom: number, b: Float32Array, bFrom: numb
   for (let i = 0; i < n; i++) sum += a[aFrom + i] * b[bFrom + i];
   return sum;
 }
+
+export interface QuantizedLinearArgs extends Omit<LinearArgs, "out" | "weight"> {
+  readonly out: Float32Array; // [T, N]
+  readonly data: Int8Array; // [N, M]
+  readonly scales: Float32Array; // [N]
+}
+
+/** W8A8, see `WeightSource.activations`: integer sums, then the two scales and the bias, each step rounded to f32. */
+export function quantizedLinear({ out, x, data, scales, bias, rows, inner, width }: QuantizedLinearArgs): void {
+  const { fround, abs, max, min } = Math;
+  const q = new Int8Array(inner);
+  for (let t = 0; t < rows; t++) {
+    const row = x.subarray(t * inner, (t + 1) * inner);
+    const largest = row.reduce((most, value) => max(most, abs(value)), 0);
+    const scale = largest === 0 ? 1 : fround(largest / 127);
+    for (let i = 0; i < inner; i++) q[i] = max(-127, min(127, roundHalfEven(fround(row[i] / scale))));
+    for (let o = 0; o < width; o++) {
+      let sum = 0;
+      for (let i = 0; i < inner; i++) sum += q[i] * data[o * inner + i];
+      const value = fround(fround(fround(sum) * scale) * scales[o]);
+      out[t * width + o] = bias === undefined ? value : fround(value + bias[o]);
+    }
+  }
+}
+
+function roundHalfEven(value: number): number {
+  const rounded = Math.round(value); // halves go up
+  return rounded - value === 0.5 && rounded % 2 !== 0 ? rounded - 1 : rounded;
+}

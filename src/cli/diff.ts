@@ -4,10 +4,12 @@ import { basename, dirname } from "node:path";
 import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
 import { ModelFileError, OptionError, type VernierError } from "../errors.ts";
+import { type OpenModel, openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName } from "../options.ts";
 import { csv } from "../precision/csv.ts";
 import { type DiffReport, diff, type Headline } from "../precision/diff.ts";
 import { dump } from "../precision/dump.ts";
+import { explain } from "../precision/explain.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
 import { Collector, layoutOf } from "../precision/report/collect.ts";
@@ -84,23 +86,37 @@ async function compare(model: string, flags: Flags): Promise<void> {
   await using session = await open(model, flags, judged, reference.manifest.prompt_len, reference.manifest.ids.length);
   const collector =
     flags.html === undefined ? undefined : new Collector(layoutOf(session.runner, reference.manifest.prompt_len));
-  const result = await diff(session.runner, reference, {
+  const options = {
     observe: collector?.observe,
     samples: session.samples,
     computeClass: flags.class,
     isolated: flags.isolated,
     forceRouting: flags.forceRouting,
-  });
+  };
+  // A report also says what would explain the first guilty tap.
+  const explanation =
+    collector && (await withCheckpoint(model, (open) => explain(session.runner, reference, { ...open, ...options })));
+  const result = explanation?.diff ?? (await diff(session.runner, reference, options));
   const against = flags.reference === undefined ? { a: flags.a } : { reference: flags.reference };
   if (flags.json) printJson({ model, ...against, device: session.device, fusion, ...flatten(result) });
   else process.stdout.write(table(result));
   if (flags.csv !== undefined) await writeFile(flags.csv, csv(result, reference.manifest));
   if (flags.html !== undefined && collector !== undefined) {
-    const { forceRouting = false } = flags;
-    const subject = { model, reference: flags.reference, other: flags.a, fusion, forceRouting, version: version() };
+    const { reference: base, a: other, forceRouting = false } = flags;
+    const explanations = explanation?.cause == null ? [] : [`Likely cause: ${explanation.cause}`];
+    const subject = { model, reference: base, other, fusion, forceRouting, explanations, version: version() };
     await writeReport(flags.html, result, collector, reference, session, subject);
   }
   process.exitCode = exitCode(result, flags);
+}
+
+async function withCheckpoint<T>(model: string, use: (open: OpenModel) => Promise<T>): Promise<T> {
+  const open = await openModel({ kind: "path", path: model });
+  try {
+    return await use(open);
+  } finally {
+    await open.checkpoint.close();
+  }
 }
 
 async function openReference(model: string, flags: Flags): Promise<Reference> {

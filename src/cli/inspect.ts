@@ -27,10 +27,17 @@ async function run(source: string | undefined, flags: { context?: number; json?:
     ...Object.entries(model.formats).map(
       ([format, { tensors, bytes }]) => `${format.padEnd(13)} ${tensors} tensors, ${formatBytes(bytes)}`,
     ),
+    ...model.widened.map(
+      ({ stored, format, tensors, storedBytes, bytes }) =>
+        `widened       ${tensors} tensors, ${stored} → ${format}: ${formatBytes(storedBytes)} in the file, ${formatBytes(bytes)} in memory, no value changed`,
+    ),
     `memory        ${formatBytes(memory.weights)} weights + ${formatBytes(memory.kv)} keys and values = ${formatBytes(memory.total)}`,
     `              ${fits ? "fits" : "does not fit"}: ${formatBytes(available)} are available`,
     "",
-    ...model.tensors.map(({ name, shape, format }) => `${name.padEnd(56)} ${format.padEnd(6)} [${shape.join(", ")}]`),
+    ...model.tensors.map(
+      ({ name, shape, format, stored }) =>
+        `${name.padEnd(56)} ${(stored.toLowerCase() === format ? format : `${stored} → ${format}`).padEnd(14)} [${shape.join(", ")}]`,
+    ),
   ];
   process.stdout.write(`${lines.join("\n")}\n`);
 }

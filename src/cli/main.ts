@@ -2,6 +2,7 @@
 // The command line: one file per command, all of them thin shells over the library. Node only.
 import { Command, CommanderError } from "commander";
 import { chatCommand } from "./chat.ts";
+import { checkCommand } from "./check.ts";
 import { EXIT, report, version } from "./common.ts";
 import { demoCommand } from "./demo.ts";
 import { devicesCommand } from "./devices.ts";
@@ -20,6 +21,7 @@ const commands = [
   dumpCommand(),
   diffCommand(),
   explainCommand(),
+  checkCommand(),
 ];
 
 const program = new Command("vernier")

@@ -60,7 +60,7 @@ export function alteredBackend({ ops: alter, write, source }: Alteration): Backe
 }
 
 /** Changes what an operation has just computed, from what it read. */
-export function after<K extends "linear" | "rmsNorm" | "attention" | "combine">(
+export function amend<K extends "linear" | "rmsNorm" | "attention" | "combine">(
   op: K,
   change: (out: Float32Array, args: Parameters<BaseOps[K]>, tensor: Tensor) => void,
 ): AlterOps {

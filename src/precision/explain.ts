@@ -1,10 +1,7 @@
 // explain: what kind of mistake makes the first wrong operation come out as it does. Guesses are tried one by one, on the tensor
 // itself and on the operation that made it, and ranked by how much of the error each one accounts for.
-import type { Checkpoint } from "../../weights/checkpoint.ts";
-import type { WeightSource } from "../backend.ts";
-import type { Architecture, BaseConfig } from "../model.ts";
-import { Runner } from "../runner.ts";
-import { alteredBackend } from "./altered.ts";
+import type { Runner } from "../runner.ts";
+import { type BlockModel, openBlock } from "./block.ts";
 import { type DiffOptions, type DiffReport, diff } from "./diff.ts";
 import { type Hypothesis, hypothesesAt } from "./hypotheses.ts";
 import { blockOf, isLeafInput, Replay, split, type Values } from "./isolate.ts";
@@ -12,12 +9,7 @@ import { nmse } from "./metrics.ts";
 import type { Reference } from "./reference.ts";
 import { guesses } from "./transforms.ts";
 
-export interface ExplainOptions extends DiffOptions {
-  readonly architecture: Architecture;
-  readonly config: BaseConfig;
-  /** Must stay open. */
-  readonly checkpoint: Checkpoint;
-}
+export interface ExplainOptions extends DiffOptions, BlockModel {}
 
 export interface Explained {
   /** What would be wrong, in words. */
@@ -91,65 +83,15 @@ async function replayed(runner: Runner, reference: Reference, { step, key }: At)
 async function recompute(
   reference: Reference,
   at: At,
-  { alteration = {}, ropes }: Hypothesis,
-  { architecture, config, checkpoint }: ExplainOptions,
+  { alteration, ropes }: Hypothesis,
+  model: ExplainOptions,
 ): Promise<Values | undefined> {
-  const { ids, prompt_len } = reference.manifest;
-  const only = onlyBlock(architecture, blockOf(at.key), ropes);
-  const runner = await Runner.create({
-    backend: alteredBackend(alteration),
-    architecture: only,
-    config,
-    checkpoint: {
-      ...checkpoint,
-      source: (name, spec) => (isStub(spec.shape) ? stub(name, spec.shape) : checkpoint.source(name, spec)),
-    },
-    contextLength: ids.length + 2,
-    maxSequences: 1,
-    prefillChunk: prompt_len,
-  });
+  const { ids, prompt_len: prefillChunk } = reference.manifest;
+  const sizes = { contextLength: ids.length + 2, prefillChunk };
+  const runner = await openBlock(model, blockOf(at.key), { alteration, ropes, ...sizes });
   try {
     return await replayed(runner, reference, at);
   } finally {
     await runner.dispose();
   }
-}
-
-/** A network of which one block computes; what comes before is replaced by the reference, what follows is nothing. */
-function onlyBlock(architecture: Architecture, block: string, ropes: Hypothesis["ropes"] = (own) => own): Architecture {
-  const head = block === "lm_head";
-  const layer = /^model\.layers\.(\d+)$/.exec(block)?.[1];
-  const needed = (name: string) =>
-    name.startsWith(`${block}.`) || (head && /^(lm_head|model\.embed_tokens)\.weight$/.test(name));
-  return {
-    ...architecture,
-    tensors(config) {
-      const own = architecture.tensors(config);
-      const width = config.hiddenSize;
-      const real = Object.entries(own).filter(([name]) => needed(name));
-      const stubs = ["model.embed_tokens.weight", "lm_head.weight"]
-        .filter((name) => Object.hasOwn(own, name) && !needed(name))
-        .map((name) => [name, { shape: [1, width] }]);
-      return Object.fromEntries([...real, ...stubs]);
-    },
-    ropes: (config) => ropes(architecture.ropes(config)),
-    layer: (net, index, x) => (layer === String(index) ? architecture.layer(net, index, x) : x),
-    norm: (net, x) => (block === "model.norm" ? architecture.norm(net, x) : x),
-  };
-}
-
-/** One row in place of an embedding or a head that nobody reads. */
-function isStub(shape: readonly number[]): boolean {
-  return shape.length === 2 && shape[0] === 1;
-}
-
-function stub(name: string, shape: readonly number[]): WeightSource {
-  const size = 4 * shape.reduce((n, dim) => n * dim, 1);
-  return {
-    name,
-    shape,
-    format: "f32",
-    byteLength: (plane) => (plane === "data" ? size : 0),
-    read: async (_, __, length) => new Uint8Array(length),
-  };
 }

@@ -8,9 +8,9 @@ import type { RopeSpec } from "../rope.ts";
 import {
   type Alteration,
   type AlterOps,
-  after,
   alterPlane,
   alterValues,
+  amend,
   attentionBy,
   attentionOptions,
   ggufNibbles,
@@ -198,11 +198,11 @@ function norms({ key }: Place): Hypothesis[] {
     ops(`ε ${name}`, (base) => ({
       rmsNorm: (x, weight, options) => base.rmsNorm(x, weight, { ...options, eps: change(options.eps) }),
     }));
-  const unweighted: AlterOps = after("rmsNorm", (out, [, weight, { unitOffset }]) => {
+  const unweighted: AlterOps = amend("rmsNorm", (out, [, weight, { unitOffset }]) => {
     const data = everyWeight(weight);
     for (let i = 0; i < out.length; i++) out[i] /= (unitOffset ? 1 : 0) + data[i % data.length];
   });
-  const before: AlterOps = after("rmsNorm", (out, [x, weight, options]) => {
+  const before: AlterOps = amend("rmsNorm", (out, [x, weight, options]) => {
     const data = everyWeight(weight);
     eachRow(out.length, data.length, (from) => {
       const scaled = Float64Array.from(data, (w, c) => f32(x)[from + c] * (options.unitOffset ? 1 + w : w));
@@ -210,7 +210,7 @@ function norms({ key }: Place): Hypothesis[] {
       for (let c = 0; c < data.length; c++) out[from + c] = scaled[c] / Math.sqrt(square + options.eps);
     });
   });
-  const centred: AlterOps = after("rmsNorm", (out, [x, weight, { eps: epsilon, unitOffset }]) => {
+  const centred: AlterOps = amend("rmsNorm", (out, [x, weight, { eps: epsilon, unitOffset }]) => {
     const data = everyWeight(weight);
     eachRow(out.length, data.length, (from) => {
       const row = f32(x).subarray(from, from + data.length);

@@ -15,8 +15,10 @@ export interface SessionOptions {
   readonly fusion?: "on" | "off";
   /** Rows of the longest step. */
   readonly promptLength: number;
-  /** Positions in all. */
+  /** Positions of a sequence. */
   readonly length: number;
+  /** Sequences at once. Default 1. */
+  readonly sequences?: number;
   /** Also decode a few rows of every linear layer on the host, to tell other weights from wrong kernels. */
   readonly sample?: boolean;
   readonly onProgress?: (progress: LoadProgress) => void;
@@ -31,7 +33,7 @@ export interface Session extends AsyncDisposable {
 }
 
 export async function openSession(options: SessionOptions): Promise<Session> {
-  const { source, device, threads, fusion, promptLength, length, sample = false, onProgress } = options;
+  const { source, device, threads, fusion, promptLength, length, sequences = 1, sample = false, onProgress } = options;
   const open = await openModel(source);
   try {
     const samples = sample ? await sampleWeights(open.checkpoint, open.architecture, open.config) : new Map();
@@ -41,7 +43,8 @@ export async function openSession(options: SessionOptions): Promise<Session> {
         ...open,
         backend,
         contextLength: length,
-        maxSequences: 1,
+        maxSequences: sequences,
+        kvTokens: (length + 63) * sequences, // whole pages for each
         prefillChunk: promptLength,
         fusion,
         onProgress,

@@ -23,6 +23,9 @@ interface Node {
   token?: AddedToken;
 }
 
+/** A noncharacter, which no text contains: inside the name of a special token it keeps it from being one. */
+export const BREAK = "\ufdd0";
+
 const WORD = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]/u;
 const SPACE = /\p{White_Space}/u;
 
@@ -74,6 +77,18 @@ export class AddedTokens {
     }
     pushText(text.length);
     return sections;
+  }
+
+  /** The text with a BREAK in each special token that it names. */
+  guard(text: string): string {
+    let out = "";
+    let done = 0;
+    for (let at = 0; at < text.length; at++) {
+      if (!this.#longest(text, at)?.token.special) continue;
+      out += text.slice(done, at + 1) + BREAK;
+      done = at + 1;
+    }
+    return out + text.slice(done);
   }
 
   #longest(text: string, from: number): { token: AddedToken; end: number } | undefined {

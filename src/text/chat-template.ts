@@ -6,7 +6,7 @@ import { ModelFileError, OptionError } from "../errors.ts";
 import { renderTemplate } from "./jinja.ts";
 import { parseTemplate, type Template } from "./jinja-parse.ts";
 import { Budget, type Callable, fail, fromJs, TemplateFailure, toText, type Value } from "./jinja-values.ts";
-import { Fields, readJson, readText } from "./json.ts";
+import { Fields, inFile, readJson, readText } from "./json.ts";
 import { type ChatMessage, checkMessages } from "./messages.ts";
 import { strftime } from "./strftime.ts";
 
@@ -50,37 +50,28 @@ const SPECIAL = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
  * ModelFileError TPL_SYNTAX, TPL_SIZE, TPL_DEPTH, TPL_UNSUPPORTED, TPL_CONFIG.
  */
 export async function loadChatTemplate(files: ModelFiles): Promise<ChatTemplate | undefined> {
-  const hasConfig = await files.has(CONFIG_FILE);
-  const config = new Fields(
-    hasConfig ? await readJson(files, CONFIG_FILE, CONFIG_LIMITS) : {},
-    CONFIG_FILE,
-    "TPL_CONFIG",
-  );
+  const fieldsOf = async (name: string) => {
+    const json = (await files.has(name)) ? await readJson(files, name, CONFIG_LIMITS) : {};
+    return inFile(name, () => new Fields(json, "", "TPL_CONFIG"));
+  };
+  const config = await fieldsOf(CONFIG_FILE);
+  const tokens = inFile(CONFIG_FILE, () => Object.fromEntries(SPECIAL.flatMap((name) => namedToken(config, name))));
   if (await files.has(TEMPLATE_FILE)) {
-    return createChatTemplate(await readText(files, TEMPLATE_FILE, LIMITS), config, TEMPLATE_FILE);
+    return createChatTemplate(await readText(files, TEMPLATE_FILE, LIMITS), tokens, TEMPLATE_FILE);
   }
-  if (await files.has(LEGACY_FILE)) {
-    const legacy = new Fields(
-      await readJson(files, LEGACY_FILE, { ...LIMITS, maxDepth: 32 }),
-      LEGACY_FILE,
-      "TPL_CONFIG",
-    );
-    return createChatTemplate(legacy.get("chat_template"), config, LEGACY_FILE);
-  }
+  const legacy = (await fieldsOf(LEGACY_FILE)).get("chat_template") ?? undefined;
+  if (legacy !== undefined) return createChatTemplate(legacy, tokens, LEGACY_FILE);
   const inside = config.get("chat_template") ?? undefined;
-  return inside === undefined ? undefined : createChatTemplate(inside, config, CONFIG_FILE);
+  return inside === undefined ? undefined : createChatTemplate(inside, tokens, CONFIG_FILE);
 }
 
 /** `source` is a template, or a list of `{ name, template }` of which "tool_use" is taken if there are tools. */
-function createChatTemplate(source: unknown, config: Fields, file: string): ChatTemplate {
-  const tokens = Object.fromEntries(SPECIAL.flatMap((name) => namedToken(config, name)));
-  const named = new Map<string, Template>();
-  if (typeof source === "string") named.set("default", parseFrom(file, source));
-  else {
-    for (const entry of new Fields({ chat_template: source }, file, "TPL_CONFIG").objects("chat_template")) {
-      named.set(entry.string("name"), parseFrom(file, entry.string("template")));
-    }
-  }
+function createChatTemplate(source: unknown, tokens: Source["tokens"], file: string): ChatTemplate {
+  const named = inFile(file, () => {
+    if (typeof source === "string") return new Map([["default", parseFrom(file, source)]]);
+    const list = new Fields({ chat_template: source }, "", "TPL_CONFIG").objects("chat_template");
+    return new Map(list.map((entry) => [entry.string("name"), parseFrom(file, entry.string("template"))]));
+  });
   const plain = named.get("default");
   if (plain === undefined) {
     const names = [...named.keys()].join(", ");

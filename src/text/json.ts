@@ -61,6 +61,17 @@ function depthOf(text: string): number {
   return deepest;
 }
 
+/** Runs `action` and names `file` in the ModelFileErrors that do not name one yet. */
+export function inFile<T>(file: string, action: () => T): T {
+  try {
+    return action();
+  } catch (error) {
+    if (!(error instanceof ModelFileError) || error.file !== undefined) throw error;
+    const { code, message, field, limit, actual, cause } = error;
+    throw new ModelFileError(code, `${file}: ${message}`, { file, field, limit, actual, cause });
+  }
+}
+
 type Json = Record<string, unknown>;
 
 /** A JSON object and where it stands; each method returns one field or throws ModelFileError with `code` and the field. */

@@ -176,19 +176,26 @@ function readMerges(model: Fields, vocab: ReadonlyMap<string, number>): Uint32Ar
   const list = model.list("merges");
   if (list.length > MAX_VOCAB) refuse("TOK_MERGE", "model.merges", `${list.length} merges, the limit is ${MAX_VOCAB}`);
   const merges = new Uint32Array(3 * list.length);
-  for (const [index, entry] of list.entries()) {
+  const idOf = (token: string, index: number) => {
+    const id = vocab.get(token);
+    if (id !== undefined) return id;
+    return refuse(
+      "TOK_MERGE",
+      `model.merges[${index}]`,
+      `${JSON.stringify(token.slice(0, 80))} is not in the vocabulary`,
+    );
+  };
+  for (let index = 0; index < list.length; index++) {
+    const entry = list[index];
     // "left right" in older files, ["left", "right"] in newer ones, where tokens may contain spaces.
     const parts: unknown = typeof entry === "string" ? entry.split(" ") : entry;
-    const pair = Array.isArray(parts) && parts.length === 2 && parts.every((part) => typeof part === "string");
-    if (!pair) refuse("TOK_MERGE", `model.merges[${index}]`, "expected two tokens");
-    const [left, right] = parts as [string, string];
-    for (const [offset, token] of [left, right, left + right].entries()) {
-      const id = vocab.get(token);
-      if (id === undefined) {
-        refuse("TOK_MERGE", `model.merges[${index}]`, `${JSON.stringify(token.slice(0, 80))} is not in the vocabulary`);
-      }
-      merges[3 * index + offset] = id;
+    const [left, right]: unknown[] = Array.isArray(parts) && parts.length === 2 ? parts : [];
+    if (typeof left !== "string" || typeof right !== "string") {
+      refuse("TOK_MERGE", `model.merges[${index}]`, "expected two tokens");
     }
+    merges[3 * index] = idOf(left, index);
+    merges[3 * index + 1] = idOf(right, index);
+    merges[3 * index + 2] = idOf(left + right, index);
   }
   return merges;
 }

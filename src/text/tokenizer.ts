@@ -2,11 +2,11 @@
 // Byte-pair models only. `clean_up_tokenization_spaces` is not followed: it removes spaces a model meant, and needs look-ahead.
 
 import type { ModelFiles } from "../../weights/files.ts";
-import { ModelFileError, OptionError } from "../errors.ts";
-import { type AddedToken, AddedTokens } from "./added-tokens.ts";
+import { OptionError } from "../errors.ts";
+import { type AddedToken, AddedTokens, BREAK } from "./added-tokens.ts";
 import { Bpe } from "./bpe.ts";
 import type { DecodeStream } from "./decoder.ts";
-import { Fields, readJson } from "./json.ts";
+import { Fields, inFile, readJson } from "./json.ts";
 import type { PreTokenize } from "./pretokenize.ts";
 import {
   MAX_TOKENIZER_BYTES,
@@ -21,6 +21,8 @@ export interface EncodeOptions {
   addSpecialTokens?: boolean;
   /** Whether special tokens written in the text become those tokens. Default true; false for text of strangers. */
   allowSpecial?: boolean;
+  /** Whether parts of the text went through `guardSpecial`, whose marks are then taken out. Default false. */
+  guarded?: boolean;
 }
 
 export interface DecodeOptions {
@@ -50,6 +52,8 @@ export interface Tokenizer {
   /** Ids below vocabSize that have no token give no text. Throws OptionError TOK_ID_RANGE. */
   decode(ids: readonly number[], options?: DecodeOptions): string;
   stream(options?: DecodeOptions): StreamDecoder;
+  /** Text that stays text when it becomes a part of another that is encoded with `guarded`: special tokens in it do not count. */
+  guardSpecial(text: string): string;
   idOf(token: string): number | undefined;
   tokenOf(id: number): string | undefined;
 }
@@ -76,14 +80,12 @@ export async function loadTokenizer(files: ModelFiles, { vocabSize }: { vocabSiz
 
 /** The same from parsed files; `config` is tokenizer_config.json, or {}. */
 export function createTokenizer(json: unknown, config: unknown, { vocabSize }: { vocabSize: number }): Tokenizer {
-  try {
-    return new BpeTokenizer(parseTokenizer(json, vocabSize), new Fields(config, CONFIG_FILE, "TOK_CONFIG"), vocabSize);
-  } catch (error) {
-    if (!(error instanceof ModelFileError) || error.file !== undefined) throw error;
-    const { code, message, field, limit, actual, cause } = error;
-    const details = { file: TOKENIZER_FILE, field, limit, actual, cause };
-    throw new ModelFileError(code, `${TOKENIZER_FILE}: ${message}`, details);
-  }
+  const spec = inFile(TOKENIZER_FILE, () => parseTokenizer(json, vocabSize));
+  const named = inFile(CONFIG_FILE, () => {
+    const fields = new Fields(config, "", "TOK_CONFIG");
+    return NAMED.map((name) => tokenText(fields, name));
+  });
+  return new BpeTokenizer(spec, named, vocabSize);
 }
 
 class BpeTokenizer implements Tokenizer {
@@ -95,22 +97,21 @@ class BpeTokenizer implements Tokenizer {
   readonly padToken?: string;
   readonly #spec: TokenizerSpec;
   readonly #bpe: Bpe;
-  readonly #added: readonly AddedToken[];
   /** Looked for in text as it comes, and in normalised text. */
   readonly #raw = new AddedTokens();
   readonly #normalized = new AddedTokens();
-  readonly #idOf: ReadonlyMap<string, number>;
+  readonly #addedIds: ReadonlyMap<string, number>;
   /** What tokens decode from, where it is not their text: a token found in normalised text is written normalised. */
   readonly #written = new Map<number, string>();
 
-  constructor(spec: TokenizerSpec, config: Fields, vocabSize: number) {
+  /** `named`: the tokens of NAMED. */
+  constructor(spec: TokenizerSpec, named: readonly (string | undefined)[], vocabSize: number) {
     this.vocabSize = vocabSize;
     this.#spec = spec;
     this.#bpe = new Bpe(spec.bpe);
-    const [bos, eos, unk, pad] = NAMED.map((name) => tokenText(config, name));
-    [this.bosToken, this.eosToken, this.unkToken, this.padToken] = [bos, eos, unk, pad];
-    this.#added = withNamed(spec, [bos, eos, unk, pad]);
-    for (const token of this.#added) {
+    [this.bosToken, this.eosToken, this.unkToken, this.padToken] = named;
+    const added = withNamed(spec, named);
+    for (const token of added) {
       if (!token.normalized) {
         this.#raw.add(token.content, token);
         continue;
@@ -119,13 +120,12 @@ class BpeTokenizer implements Tokenizer {
       if (pattern !== "") this.#normalized.add(pattern, token);
       this.#written.set(token.id, pattern);
     }
-    this.specialIds = new Set(this.#added.filter(({ special }) => special).map(({ id }) => id));
-    const ids = new Map(spec.bpe.vocab);
-    for (const { content, id } of this.#added) ids.set(content, id);
-    this.#idOf = ids;
+    this.specialIds = new Set(added.filter(({ special }) => special).map(({ id }) => id));
+    this.#addedIds = new Map(added.map(({ content, id }) => [content, id]));
   }
 
-  encode(text: string, { addSpecialTokens = true, allowSpecial = true }: EncodeOptions = {}): number[] {
+  encode(text: string, options: EncodeOptions = {}): number[] {
+    const { addSpecialTokens = true, allowSpecial = true, guarded = false } = options;
     if (text.length > MAX_TEXT) {
       const message = `text: ${text.length} UTF-16 units, the limit is ${MAX_TEXT}; encode it in parts`;
       throw new OptionError("INPUT_TEXT", message, { field: "text", limit: MAX_TEXT, actual: text.length });
@@ -143,7 +143,8 @@ class BpeTokenizer implements Tokenizer {
           ids.push(part.id);
           continue;
         }
-        for (const piece of preTokenize === undefined ? [part.text] : cut(preTokenize, part)) {
+        const text = guarded ? part.text.replaceAll(BREAK, "") : part.text;
+        for (const piece of preTokenize === undefined ? [text] : cut(preTokenize, { ...part, text })) {
           if (piece !== "") this.#bpe.encode(piece, ids);
         }
       }
@@ -170,8 +171,12 @@ class BpeTokenizer implements Tokenizer {
     };
   }
 
+  guardSpecial(text: string): string {
+    return this.#normalized.guard(this.#raw.guard(text));
+  }
+
   idOf(token: string): number | undefined {
-    return this.#idOf.get(token);
+    return this.#addedIds.get(token) ?? this.#spec.bpe.vocab.get(token);
   }
 
   tokenOf(id: number): string | undefined {

@@ -4,7 +4,7 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Backend, type Program, sizeOf } from "../../src/backend.ts";
-import { readConfig } from "../../src/config.ts";
+import { readConfig, readInt8Scheme } from "../../src/config.ts";
 import type { BaseConfig } from "../../src/model.ts";
 import { type Dump, type DumpTensor, dump } from "../../src/precision/dump.ts";
 import {
@@ -111,7 +111,7 @@ async function createRunner(
 export async function openModel(folder: string): Promise<ReturnType<typeof readConfig> & { checkpoint: Checkpoint }> {
   const files = await openDirectory(folder);
   const json = await readJson(files, "config.json", { limitBytes: 1e6 });
-  return { ...readConfig(json), checkpoint: await openCheckpoint(files) };
+  return { ...readConfig(json), checkpoint: await openCheckpoint(files, { int8: readInt8Scheme(json) }) };
 }
 
 /** Runs the ids of the reference with all its taps. */

@@ -45,7 +45,6 @@ describe("nobody is accused for nothing", () => {
   const backends: Record<string, () => Promise<Backend>> = {
     reference: async () => createReferenceBackend(),
     "reference, altered in nothing": async () => alteredBackend({}),
-    "cpu, one thread": () => createCpuBackend({ threads: 1 }),
     "cpu, two threads": () => createCpuBackend({ threads: 2 }),
   };
   const cases = referenceCases().filter(({ name }) => !name.startsWith("large "));

@@ -7,9 +7,9 @@ import type { GptOssConfig } from "../../src/models/gpt_oss.ts";
 import type { LlamaConfig } from "../../src/models/llama.ts";
 import {
   type Alteration,
-  after,
   alterPlane,
   alterValues,
+  amend,
   attentionBy,
   attentionOptions,
   ropeBy,
@@ -31,7 +31,7 @@ export interface Defect extends Damage {
 
 /** Changes what some linear layers have just computed. */
 const afterLinear = (pattern: RegExp, change: (values: Float32Array, width: number) => void) =>
-  after("linear", (out, [, weight], { shape }) => {
+  amend("linear", (out, [, weight], { shape }) => {
     if (pattern.test(weight.name)) change(out, shape[1]);
   });
 
@@ -55,7 +55,8 @@ const written =
   (tensor, data) =>
     label.test(tensor.label) ? change(data) : data;
 
-const decoding = (label: string) => label === "trace 1";
+/** Programs of one row, tapped or not. */
+const decoding = (label: string) => /^(trace )?1\b/.test(label);
 
 // ---------------------------------------------------------------------------------------------- the collection
 
@@ -270,7 +271,7 @@ const attentions: Defect[] = [
   {
     name: "one head's result thrown away",
     model: "qwen2",
-    ops: after("attention", (context, _, { shape }) => {
+    ops: amend("attention", (context, _, { shape }) => {
       for (let i = 0; i < context.length; i++) if (i % shape[1] >= 20 && i % shape[1] < 30) context[i] = 0;
     }),
     guilty: at("self_attn:ctx"),
@@ -279,7 +280,7 @@ const attentions: Defect[] = [
   {
     name: "context rounded to f16 on the way",
     model: "llama",
-    ops: after(
+    ops: amend(
       "attention",
       (context) =>
         void context.forEach((value, i) => {

@@ -108,6 +108,13 @@ describe("bad tokenizer.json", () => {
     expect(tokenizer.decode(tokenizer.encode("\u0041\u{1f9a4}", { addSpecialTokens: false }))).not.toBe("");
   });
 
+  it("names tokenizer_config.json where that is wrong", () => {
+    const config = { eos_token: { content: 5 } };
+    expect(() => createTokenizer(gpt2, config, { vocabSize: 2000 })).toThrow(
+      expect.objectContaining({ code: "TOK_CONFIG", file: "tokenizer_config.json", field: "eos_token.content" }),
+    );
+  });
+
   it("names the file and the field", async () => {
     const error = await Promise.resolve()
       .then(() =>

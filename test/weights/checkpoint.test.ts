@@ -192,7 +192,7 @@ describe("folders without safetensors files", () => {
     ["model.pt", "CFG_CUSTOM_CODE", "runs no code from a model"],
     ["last.ckpt", "CFG_CUSTOM_CODE", "runs no code from a model"],
     ["model.onnx", "CFG_CUSTOM_CODE", "runs no code from a model"],
-    ["model-Q4_K.gguf", "UNSUPPORTED_FORMAT", "GGUF is not supported"],
+    ["model-Q4_K.gguf", "UNSUPPORTED_FORMAT", "give the path of that file"],
   ])("%s", async (name, code, says) => {
     const error = await errorOf(() => openCheckpoint(memoryFiles({ "config.json": "{}", [name]: "never opened" })));
     expect(error).toBeInstanceOf(UnsupportedModelError);
@@ -355,15 +355,16 @@ describe("MXFP4 in the layout of gpt-oss", () => {
     expect(error.message).toContain('"b_blocks" [1,2,16], "b_scales" [1,1]');
   });
 
-  test("packed and dense parts cannot be joined", async () => {
+  test("packed and dense parts are joined as f32", async () => {
     const checkpoint = await opened(
       bytes("a_blocks", [1, 1, 16], new Array(16).fill(0)),
       bytes("a_scales", [1, 1], [127]),
       tensor("b", [1, 32]),
     );
-    expect((await errorOf(() => checkpoint.source("w", { shape: [2, 32], from: ["a", "b"] }))).code).toBe(
-      "UNSUPPORTED_FORMAT",
-    );
+    const source = checkpoint.source("w", { shape: [2, 32], from: ["a", "b"] });
+    expect([source.format, source.byteLength("data")]).toEqual(["f32", 256]);
+    const parts = ["a", "b"].map((name) => decodeWeight(checkpoint.source(name, { shape: [1, 32] })));
+    expect([...(await decodeWeight(source))]).toEqual((await Promise.all(parts)).flatMap((part) => [...part]));
   });
 });
 

@@ -35,7 +35,8 @@ export function frequencies(key: string, sides: Sides): Constant[] {
   ];
   // θ can be read from a geometric series only: most kinds of scaling bend it.
   const { expected: f } = sides;
-  const geometric = half > 2 && Math.abs((f[0] * f[half - 1]) / (f[1] * f[half - 2]) - 1) < 1e-5;
+  const inner = Array.from({ length: Math.max(0, half - 2) }, (_, i) => i + 1);
+  const geometric = half > 2 && inner.every((i) => Math.abs((f[i - 1] * f[i + 1]) / f[i] ** 2 - 1) < 1e-5);
   if (geometric) found.unshift(constant(`rope θ${of}`, from, (values) => (values[0] / values[1]) ** half, sides));
   return found;
 }

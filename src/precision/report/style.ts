@@ -48,7 +48,7 @@ button.path:hover, [data-tap]:hover { text-decoration-color: currentColor; }
 .more { margin-top: 10px; padding: 4px 14px; border: 1px solid var(--rule); border-radius: 7px; font-size: 14px; }
 input[type="search"] { font: inherit; font-size: 14px; padding: 3px 9px; border: 1px solid var(--rule); border-radius: 7px; background: var(--page); color: inherit; min-width: 0; width: 230px; max-width: 100%; }
 .slider { display: flex; gap: 10px; align-items: center; font-size: 14px; color: var(--muted); } .slider input { flex: 1; max-width: 420px; min-width: 80px; accent-color: var(--accumulated); }
-.scroll { overflow: auto; max-height: 75vh; margin: 6px 0; }
+.scroll { overflow: auto; max-height: 560px; margin: 6px 0; }
 table { border-collapse: collapse; font-size: 13.5px; width: 100%; }
 th { text-align: left; font-weight: 600; color: var(--muted); white-space: nowrap; position: sticky; top: 0; background: var(--card); }
 th button { font-weight: 600; }
@@ -63,7 +63,7 @@ th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--rule); vertical
 .ids { overflow-wrap: anywhere; color: var(--muted); }
 details { margin-top: 8px; font-size: 14px; } summary { cursor: pointer; color: var(--muted); }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 4px 36px; align-items: start; }
-dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 140px), 1fr)); gap: 8px 18px; margin: 0 0 12px; }
+dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 155px), 1fr)); gap: 8px 18px; margin: 0 0 12px; }
 dt { color: var(--muted); font-size: 12.5px; } dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px 28px; }
 figure { margin: 0; min-width: 0; } figure.wide { grid-column: 1 / -1; } figcaption { font-size: 13px; color: var(--muted); margin-bottom: 3px; }

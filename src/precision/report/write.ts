@@ -23,7 +23,7 @@ export interface Subject {
   readonly fusion: "on" | "off";
   readonly forceRouting: boolean;
   readonly version: string;
-  readonly explanations?: readonly string[];
+  readonly explanations: readonly string[];
 }
 
 /** Throws OptionError when the file cannot be written. */
@@ -35,7 +35,7 @@ export async function writeReport(
   { runner, device, threads }: Session,
   subject: Subject,
 ): Promise<void> {
-  const { model, reference, other, fusion, forceRouting, version, explanations = [] } = subject;
+  const { model, reference, other, fusion, forceRouting, version, explanations } = subject;
   const { producer = {} } = manifest;
   const files = await openDirectory(model);
   const side = (name: string, theirs: unknown, mine: string) => {

@@ -6,15 +6,17 @@
 
 For each case: <name>/config.json (written verbatim), generation_config.json, model.safetensors (bf16), and
 dump.f32.{safetensors,json}: every named activation of a float32 run with eager attention, docs/numerics.md says in which
-form (dump.py). Weights come from seeds, so a second run on the same library versions gives the same files.
+form (tools/reference/dump.py). Weights come from seeds, so a second run on the same library versions gives the same files.
 """
 import json, math, os, re, sys, tempfile
 import numpy as np
 import torch, transformers
 from safetensors.torch import load_file, save_file
-from dump import Dump, load, quiet, run, save
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "../../../tools/reference"))
+from dump import Dump, load, manifest, prepare, run, save
+
 E2M1 = torch.tensor([0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6])
 
 
@@ -86,14 +88,15 @@ def write_dump(case, folder):
     again, _ = run(model, ids, decode, dump)
     undo()
     assert again == greedy, "looking changed the result"
-    save(dump, f"{folder}/dump.f32", case["name"], case["config"]["model_type"], ids, greedy, margins)
+    producer = {"compute_dtype": "float32", "attn": "eager", "experts": "eager"}
+    save(dump, f"{folder}/dump.f32", manifest(case["name"], case["config"]["model_type"], producer, ids, greedy, margins))
     size = sum(os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder))
     print(f"{case['name']:16s} {len(dump.entries):4d} taps, {size / 1e3:.0f} kB, margin {min(margins):.3f}, "
           f"{len(set(greedy))} different ids", flush=True)
 
 
 def main():
-    quiet()
+    prepare()
     torch.set_num_threads(1)
     for case in json.load(open(os.path.join(HERE, "cases.json"))):
         if len(sys.argv) == 1 or case["name"] in sys.argv[1:]:

@@ -192,7 +192,7 @@ export function createPanels(data: ReportData, ui: Ui) {
     const sum =
       flips.length === 0
         ? "every set is the reference's."
-        : `${flips.length} differ, ${ties} of them near-ties that rounding may decide.`;
+        : `${flips.length} differ, ${ties} of them with a margin within 8 × the error of the router's logits.`;
     const experts = (mine: readonly number[], other: readonly number[]) =>
       el(
         "span",

@@ -1,0 +1,72 @@
+// `vernier check`: what can be said of a device without a reference. Node only.
+import { Command, Option } from "commander";
+import { openModel } from "../inspect.ts";
+import { DEVICES, type DeviceName } from "../options.ts";
+import { CHECK_SEQUENCES, type CheckReport, check, checkLength } from "../precision/check.ts";
+import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
+import { checkIds, openSession } from "../precision/session.ts";
+import { printJson, readIds } from "./common.ts";
+import { ProgressBar } from "./progress.ts";
+
+interface Flags {
+  device: DeviceName;
+  threads?: number;
+  class: ComputeClass;
+  ids?: string;
+  fusion: "on" | "off";
+  json?: boolean;
+}
+
+export function checkCommand(): Command {
+  return new Command("check")
+    .description("check a device without a reference: steps, batches, repetition, ranges, one layer at a time")
+    .argument("<model>", "folder of a checkpoint")
+    .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
+    .option("--threads <n>", "CPU threads", Number)
+    .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES).default("f32"))
+    .option("--ids <list>", "token ids to run instead of fixed ones, 1,2,3 or @file.json")
+    .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
+    .option("--json", "print one line of JSON and nothing else")
+    .action(run);
+}
+
+async function run(model: string, flags: Flags): Promise<void> {
+  const { device, threads, fusion } = flags;
+  const source = { kind: "path", path: model } as const;
+  const open = await openModel(source);
+  try {
+    const ids = flags.ids === undefined ? undefined : await readIds(flags.ids);
+    if (ids !== undefined) checkIds(ids, open.config.vocabSize);
+    const length = ids?.length ?? checkLength(open);
+    const bar = new ProgressBar("loading");
+    const onProgress = bar.update;
+    // Rows of the other sequences join the longest step.
+    const sizes = { promptLength: length + 9, length: length + 9, sequences: CHECK_SEQUENCES };
+    await using session = await openSession({ source, device, threads, fusion, ...sizes, onProgress }).finally(() =>
+      bar.end(),
+    );
+    const report = await check(session.runner, { ...open, ids, computeClass: flags.class });
+    if (flags.json) printJson({ model, device: session.device, fusion, ...report });
+    else process.stdout.write(text(report));
+    process.exitCode = EXIT_CODES[report.verdict];
+  } finally {
+    await open.checkpoint.close();
+  }
+}
+
+function text({ verdict, checks, ranges, firstNonFinite, tokens }: CheckReport): string {
+  const lines = [`verdict: ${verdict} (${tokens} tokens)`];
+  for (const { name, pass, error, limit, bitwise, detail } of checks) {
+    const compared =
+      limit === 0 ? `off by ${error.toExponential(1)}` : `${error.toExponential(1)} of ${limit.toExponential(1)}`;
+    const measure = bitwise ? "bit for bit" : compared;
+    lines.push(`${pass ? "pass" : "FAIL"}  ${name}: ${measure}${detail === undefined || pass ? "" : ` (${detail})`}`);
+  }
+  if (firstNonFinite !== null) lines.push(`first NaN or infinity: ${firstNonFinite}`);
+  lines.push("    absmax  room in f16  tap");
+  for (const { absmax, headroom, at, nonfinite } of ranges.slice(0, 12)) {
+    const note = nonfinite > 0 ? `  ${nonfinite} not finite` : headroom < 1 ? "  does not fit f16" : "";
+    lines.push(`${absmax.toPrecision(4).padStart(10)}  ${headroom.toPrecision(3).padStart(11)}  ${at}${note}`);
+  }
+  return `${lines.join("\n")}\n`;
+}
