@@ -54,7 +54,8 @@ const ARCHITECTURES: Readonly<Record<string, string>> = { qwen3: "qwen3", mistra
 function ggufName(modelType: unknown, name: string): string {
   const [, layer, rest] = /^(?:model\.layers\.(\d+)\.)?(.*)$/.exec(name)!;
   const [, module, leaf = ".weight"] = /^(.*?)(\.weight|\.bias|_bias)?$/.exec(rest)!;
-  const named = modelType === "gpt_oss" && module === "post_attention_layernorm" ? "post_attention_norm" : NAMES[module];
+  const named =
+    modelType === "gpt_oss" && module === "post_attention_layernorm" ? "post_attention_norm" : NAMES[module];
   return `${layer === undefined ? "" : `blk.${layer}.`}${named}${leaf.replace("_", ".")}`;
 }
 

@@ -1,7 +1,9 @@
 // How fast the cpu backend's kernels are: products with weights of each format, beside the rate at which the same threads can
 // read memory, and each fused op beside its base ops. A table for people, then one JSON line for scripts.
 //
-//   npm run bench:kernels -- [--threads n] [--variant relaxed|simd|single] [--only text]
+//   npm run bench:kernels -- [--threads n] [--variant relaxed|simd|single] [--only text] [--cpu-time]
+//
+// --cpu-time counts the time that the threads ran, not the time that went by: for machines with other work, with --threads 1.
 import { parseArgs } from "node:util";
 import { type CpuBackend, type CpuOptions, createCpuBackend } from "../backends/cpu/index.ts";
 import {
@@ -16,16 +18,28 @@ import {
   type WeightFormat,
   type WeightSource,
 } from "../src/backend.ts";
+import { createProbe } from "../src/bench/probe.ts";
 import { lower } from "../src/ops.ts";
 import { Taps } from "../src/tap.ts";
 
 const { values: flags } = parseArgs({
-  options: { threads: { type: "string" }, variant: { type: "string" }, only: { type: "string", default: "" } },
+  options: {
+    threads: { type: "string" },
+    variant: { type: "string" },
+    only: { type: "string", default: "" },
+    "cpu-time": { type: "boolean", default: false },
+  },
 });
 const options: CpuOptions = {
   threads: flags.threads === undefined ? undefined : Number(flags.threads),
   variant: flags.variant as CpuOptions["variant"],
 };
+
+function now(): number {
+  if (!flags["cpu-time"]) return performance.now();
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1000;
+}
 
 /** Bytes of a weight per element, scales left out. */
 const BYTES: Record<WeightFormat, number> = { f32: 4, f16: 2, bf16: 2, int8: 1, mxfp4: 0.5 };
@@ -64,15 +78,16 @@ function block(format: WeightFormat): Uint8Array {
   }
 }
 
-function source(format: WeightFormat, shape: Shape): WeightSource {
+/** @param group int8: columns that share a scale; default all. */
+function source(format: WeightFormat, shape: Shape, group = shape.at(-1)!): WeightSource {
   const values = block(format);
-  const columns = shape.at(-1)!;
-  const rows = sizeOf(shape) / columns;
-  const scales = { f32: 0, f16: 0, bf16: 0, int8: 4 * rows, mxfp4: (rows * columns) / 32 }[format];
+  const count = sizeOf(shape);
+  const scales = { f32: 0, f16: 0, bf16: 0, int8: (4 * count) / group, mxfp4: count / 32 }[format];
   return {
     name: `bench.${format}.weight`,
     shape,
     format,
+    group: format === "int8" ? group : undefined,
     byteLength: (plane) => (plane === "data" ? sizeOf(shape) * BYTES[format] : scales),
     async read(plane, _, byteLength) {
       const bytes = new Uint8Array(byteLength);
@@ -100,9 +115,13 @@ class Bench {
   }
 
   /** So many that they do not fit a cache. */
-  async weights(format: WeightFormat, ...shape: number[]): Promise<Weight[]> {
-    const copies = Math.ceil(LARGE / (sizeOf(shape) * BYTES[format]));
-    return Promise.all(Array.from({ length: copies }, () => this.weight(format, ...shape)));
+  async weights(
+    format: WeightFormat,
+    shape: Shape,
+    group?: number,
+    copies = Math.ceil(LARGE / (sizeOf(shape) * BYTES[format])),
+  ): Promise<Weight[]> {
+    return Promise.all(Array.from({ length: copies }, () => this.backend.loadWeight(source(format, shape, group))));
   }
 
   floats(...shape: number[]): Tensor {
@@ -138,9 +157,9 @@ class Bench {
     while (performance.now() < warm);
     let fastest = Number.POSITIVE_INFINITY;
     for (let runs = 0, spent = 0; runs < 7 || spent < 500; runs++) {
-      const start = performance.now();
+      const start = now();
       this.backend.run(program);
-      const took = performance.now() - start;
+      const took = now() - start;
       fastest = Math.min(fastest, took);
       spent += took;
     }
@@ -187,19 +206,29 @@ async function measure(name: string, run: (bench: Bench) => Promise<Omit<Row, "n
 const { description } = (await createCpuBackend(options).then((backend) => backend.dispose().then(() => backend))).caps;
 process.stdout.write(`cpu: ${description}\n\n`);
 
-// argmax does next to nothing with what it reads, and all threads take part: how fast they can read at all.
-const probe = await measure("probe: stream read", async (bench) => {
-  const x = bench.floats(64, LARGE / 256);
-  const ms = await bench.time((ops) => ({ out: ops.argmax(x) }));
-  return { ms, gbs: LARGE / ms / 1e6, share: 1 };
+const probe = await measure("probe: stream read", async ({ backend }) => {
+  const { pass, byteLength } = await createProbe(backend);
+  let ms = Number.POSITIVE_INFINITY;
+  for (let i = 0; i < 16; i++) {
+    const start = now();
+    await pass();
+    ms = Math.min(ms, now() - start);
+  }
+  return { ms, gbs: byteLength / ms / 1e6, share: 1 };
 });
 
-/** `batch` rows times weights [outs, columns]. */
-async function product(format: WeightFormat, batch: number, outs: number, columns: number): Promise<void> {
-  await measure(`linear ${format} ${batch} × [${outs}, ${columns}]`, async (bench) => {
+/** `batch` rows times weights [outs, columns]; `group` as in `source`. */
+async function product(
+  format: WeightFormat,
+  batch: number,
+  outs: number,
+  columns: number,
+  group?: number,
+): Promise<void> {
+  const name = group === undefined ? format : `${format}/${group}`;
+  await measure(`linear ${name} ${batch} × [${outs}, ${columns}]`, async (bench) => {
     // Many rows are bound by arithmetic: one weight is enough.
-    const weights =
-      batch > 4 ? [await bench.weight(format, outs, columns)] : await bench.weights(format, outs, columns);
+    const weights = await bench.weights(format, [outs, columns], group, batch > 4 ? 1 : undefined);
     const x = bench.floats(batch, columns);
     const all = await bench.time((ops) => ({ out: weights.map((weight) => ops.linear(x, weight)).at(-1)! }));
     const ms = all / weights.length;
@@ -222,12 +251,20 @@ async function fused(
   });
 }
 
-for (const format of ["f32", "bf16", "f16", "int8", "mxfp4"] as const) {
-  await product(format, 1, 3072, 1024); // Qwen3-0.6B, gate and up
-  await product(format, 1, 4096, 14336); // Llama-3-8B, down
-  await product(format, 4, 4096, 4096);
-  await product(format, 64, 4096, 4096);
-  await product(format, 256, 3072, 1024);
+const FORMATS: readonly (readonly [format: WeightFormat, group?: number])[] = [
+  ["f32"],
+  ["bf16"],
+  ["f16"],
+  ["int8"],
+  ["int8", 32], // Q8_0
+  ["mxfp4"],
+];
+for (const [format, group] of FORMATS) {
+  await product(format, 1, 3072, 1024, group); // Qwen3-0.6B, gate and up
+  await product(format, 1, 4096, 14336, group); // Llama-3-8B, down
+  await product(format, 4, 4096, 4096, group);
+  await product(format, 64, 4096, 4096, group);
+  await product(format, 256, 3072, 1024, group);
 }
 
 // Decode steps of one row, in the shapes of Qwen3-0.6B (bf16) and gpt-oss-20b (MXFP4).

@@ -5,39 +5,47 @@
 #
 #   scripts/build-tfjs-node.sh
 #
-# Needs x86_64 Linux, node with its headers, npm, python3 with pip, g++ and make. Downloads 0.3 GB, leaves 0.6 GB in
+# Needs x86_64 Linux, node with its headers, npm, python3 with pip, g++ and make. Downloads 0.4 GB, leaves 0.9 GB in
 # node_modules, takes about a minute. Ends with an error and changes nothing of the project when a step fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ADDON_VERSION=4.22.0
 LIBRARY_VERSION=2.21.0
-PACKAGE=node_modules/@tensorflow/tfjs-node
+TARGET=$PWD/node_modules/@tensorflow/tfjs-node
 
 if [ "$(uname -s)-$(uname -m)" != Linux-x86_64 ]; then
-  echo "build-tfjs-node: only x86_64 Linux has been tried; elsewhere use: npm install --no-save @tensorflow/tfjs-node" >&2
+  echo "build-tfjs-node: only x86_64 Linux has been tried; elsewhere use: npm install @tensorflow/tfjs-node@$ADDON_VERSION" >&2
+  exit 1
+fi
+if [ ! -d node_modules/@tensorflow/tfjs-core ]; then
+  echo "build-tfjs-node: run npm ci first" >&2
   exit 1
 fi
 
+# Everything is built in a place of its own: npm would tidy up this project's node_modules.
 SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
+cd "$SCRATCH"
+PACKAGE=node_modules/@tensorflow/tfjs-node
 
 # 1. The package, without its install script: that is what downloads.
-npm install --no-save --save-dev --ignore-scripts --no-audit --no-fund "@tensorflow/tfjs-node@$ADDON_VERSION"
+echo '{ "private": true }' >package.json
+npm install --ignore-scripts --no-audit --no-fund "@tensorflow/tfjs-node@$ADDON_VERSION"
 
 # 2. The library and its C headers. A wheel is a zip file: the version of Python here does not matter.
 python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 \
-  --platform manylinux_2_27_x86_64 --dest "$SCRATCH" "tensorflow-cpu==$LIBRARY_VERSION"
-python3 - "$SCRATCH" "$PACKAGE/deps" <<'PYTHON'
+  --platform manylinux_2_27_x86_64 --dest . "tensorflow-cpu==$LIBRARY_VERSION"
+python3 - "$PACKAGE/deps" <<'PYTHON'
 import glob, os, shutil, sys, zipfile
 
-scratch, deps = sys.argv[1:]
+deps = sys.argv[1]
 HEADERS = ("c/", "core/platform/ctstring")
 KEEP = tuple(f"tensorflow/include/tensorflow/{path}" for path in HEADERS) + (
     "tensorflow/include/tsl/platform/ctstring", "tensorflow/include/xla/tsl/c/")
 LIBRARIES = ("tensorflow/libtensorflow_cc.so.2", "tensorflow/libtensorflow_framework.so.2")
 
-with zipfile.ZipFile(glob.glob(f"{scratch}/tensorflow_cpu-*.whl")[0]) as wheel:
+with zipfile.ZipFile(glob.glob("tensorflow_cpu-*.whl")[0]) as wheel:
     for name in wheel.namelist():
         if name in LIBRARIES:
             target = f"{deps}/lib/{os.path.basename(name)}"
@@ -71,7 +79,14 @@ done < <(type -ap node)
 if [ -n "$HEADERS" ]; then export npm_config_nodedir=$HEADERS; fi
 npm_config_build_from_source=true npm rebuild --foreground-scripts @tensorflow/tfjs-node
 
-# 5. It loads: with the two helpers that Node 23 removed and this package still calls.
+# 5. Into the project, with its own dependencies inside of it; but tfjs-core, which holds the engine, may be there only once.
+rm -rf "$TARGET" node_modules/@tensorflow/tfjs-core node_modules/@tensorflow/tfjs-backend-cpu
+mv "$PACKAGE" "$TARGET"
+mkdir -p "$TARGET/node_modules"
+cp -an node_modules/. "$TARGET/node_modules/"
+cd "$(dirname "$TARGET")/../.."
+
+# 6. It loads: with the two helpers that Node 23 removed and this package still calls.
 node -e '
   const util = require("node:util");
   util.isNullOrUndefined ??= (value) => value === null || value === undefined;

@@ -246,19 +246,41 @@ function chooseArchitecture(reader: ConfigReader): Architecture {
     throw new UnsupportedModelError("MODEL_UNKNOWN", message, { file, field: "model_type", actual: modelType });
   }
   for (const name of reader.optionalStrings("architectures") ?? []) {
-    if (isCausalLmOf(modelType, name)) continue;
+    if (isClassOf(modelType, name, "ForCausalLM")) continue;
     const message =
       `${file}: architectures names ${show(name)}, which is not the causal language model of model_type ${modelType}; ` +
       "this engine runs those only";
     throw new UnsupportedModelError("MODEL_UNKNOWN", message, { file, field: "architectures", actual: name });
   }
+  checkCustomCode(reader, modelType);
   return architecture;
 }
 
+/** What Hugging Face's auto classes load, and how it names the classes of a model type. */
+const AUTO_CLASSES = { AutoConfig: "Config", AutoModel: "Model", AutoModelForCausalLM: "ForCausalLM" };
+
+/**
+ * Phi-3 checkpoints still point to the code from before Hugging Face had its own, with the same class names. A class of
+ * another name may compute something else than `model_type` says.
+ */
+function checkCustomCode(reader: ConfigReader, modelType: string): void {
+  const autoMap = reader.as("CFG_CUSTOM_CODE").object("auto_map");
+  for (const [auto, suffix] of Object.entries(AUTO_CLASSES)) {
+    const reference = autoMap?.raw(auto) ?? undefined;
+    if (reference === undefined) continue;
+    if (typeof reference === "string" && isClassOf(modelType, reference.split(".").at(-1)!, suffix)) continue;
+    const field = `auto_map.${auto}`;
+    const message =
+      `${reader.file}: ${field} ${show(reference)} is code that comes with the model, and not the one of model_type ` +
+      `${modelType}; this engine runs no code from a model`;
+    throw new ConfigError("CFG_CUSTOM_CODE", message, { file: reader.file, field, actual: reference });
+  }
+}
+
 /** Hugging Face derives class names from model types: qwen3_moe → Qwen3MoeForCausalLM, gemma3_text → Gemma3ForCausalLM. */
-function isCausalLmOf(modelType: string, className: string): boolean {
-  const stem = modelType.replace(/_text$/, "").replaceAll("_", "");
-  return className.toLowerCase() === `${stem}forcausallm`;
+function isClassOf(modelType: string, className: string, suffix: string): boolean {
+  const stems = [modelType, modelType.replace(/_text$/, "")].map((stem) => stem.replaceAll("_", ""));
+  return stems.some((stem) => className.toLowerCase() === `${stem}${suffix.toLowerCase()}`);
 }
 
 /** Quantisation methods that exist, by whether this engine can run them. */

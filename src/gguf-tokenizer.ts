@@ -185,8 +185,8 @@ class Vocabulary {
     const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false };
     return this.#tokens.flatMap((content, id) => {
       const kind = this.#kinds[id];
-      if (kind !== KIND.control && kind !== KIND.userDefined) return [];
-      return [{ id, content, special: kind === KIND.control, ...flags }];
+      if (kind !== KIND.control && kind !== KIND.unknown && kind !== KIND.userDefined) return [];
+      return [{ id, content, special: kind !== KIND.userDefined, ...flags }];
     });
   }
 

@@ -9,6 +9,7 @@ import { type GenerationConfig, readGenerationConfig } from "./generation-config
 import { type ModelSummary, type OpenModel, openModel, readConfigFile, type Source, summarize } from "./inspect.ts";
 import type { GenerateOptions, LoadOptions, LoadProgress, Logger, Prompt } from "./options.ts";
 import type { CallContext } from "./protocol.ts";
+import { quantizedModel } from "./quantize.ts";
 import { loadChatTemplate } from "./text/chat-template.ts";
 import { loadTokenizer } from "./text/tokenizer.ts";
 
@@ -162,7 +163,8 @@ async function loadModel(source: Source, options: LoadRequest["options"], contex
   const startedAt = performance.now();
   const open = await openModel(source);
   try {
-    return await loadOpened(open, options, context, startedAt);
+    const model = options.quantize === undefined ? open : quantizedModel(open);
+    return await loadOpened(model, options, context, startedAt);
   } finally {
     await open.checkpoint.close();
   }

@@ -222,7 +222,8 @@ export function summarize(
 function widenedTensors(tensors: readonly TensorSummary[]): WidenedSummary[] {
   const widened = new Map<string, WidenedSummary>();
   for (const { stored, format, storedBytes, byteLength } of tensors) {
-    if (byteLength <= storedBytes) continue;
+    // Scales of INT8 in 16 bits are widened too, but that is not worth a line.
+    if (byteLength <= storedBytes || stored.toLowerCase() === format) continue;
     const key = `${stored} ${format}`;
     const sum = widened.get(key) ?? { stored, format, tensors: 0, storedBytes: 0, bytes: 0 };
     widened.set(key, {

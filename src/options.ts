@@ -37,6 +37,11 @@ export interface LoadOptions {
   maxSequences?: number;
   /** `"off"` runs every operation by itself, as the precision tools need it. Default `"on"`. */
   fusion?: "on" | "off";
+  /**
+   * `"int8"` makes linear layers of 16 or 32 bits INT8 while they are loaded, one scale a row: half the memory of bf16 and
+   * faster on a CPU, but not the numbers of the checkpoint any more. Packed weights stay as they are. Default: none.
+   */
+  quantize?: "int8";
   /** Called on the caller's thread while weights are loaded. */
   onProgress?: (progress: LoadProgress) => void;
   /** Stops loading; `load` then throws `signal.reason`. */
@@ -217,6 +222,7 @@ const LOAD: Record<keyof LoadOptions, Check> = {
   contextLength: integer(16, 2 ** 20),
   maxSequences: integer(1, 64),
   fusion: oneOf("on", "off"),
+  quantize: oneOf("int8"),
   onProgress: callback,
   signal,
   logger: loggerCheck,

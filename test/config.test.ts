@@ -154,9 +154,23 @@ describe("CF05: code in a model", () => {
     expect(refuses(json, "ConfigError", "CFG_CUSTOM_CODE", "auto_map")).toContain("runs no code from a model");
   });
 
-  it("a type that is ours is run by our code: auto_map is not looked at", () => {
-    const json = { ...LLAMA, auto_map: { AutoConfig: "configuration_llama.py" } };
-    expect(readConfig(json).architecture.modelType).toBe("llama");
+  it.each([
+    { AutoModelForCausalLM: "modeling_evil.EvilForCausalLM" },
+    { AutoModelForCausalLM: "somebody/else--modeling_llama.LlamaPlusForCausalLM" },
+    { AutoConfig: "configuration_llama.py" },
+    { AutoModel: ["modeling_llama.LlamaModel"] },
+    "modeling_llama.LlamaModel",
+  ])("a type that is ours with a class that is not: %j", (auto_map) => {
+    expect(refuses({ ...LLAMA, auto_map }, "ConfigError", "CFG_CUSTOM_CODE")).toContain("auto_map");
+  });
+
+  it("a type that is ours is run by our code, when auto_map names the same classes as Hugging Face", () => {
+    const auto_map = {
+      AutoConfig: "configuration_llama.LlamaConfig",
+      AutoModelForCausalLM: "modeling_llama.LlamaForCausalLM",
+      AutoTokenizer: "somebody/tokenizer",
+    };
+    expect(readConfig({ ...LLAMA, auto_map }).architecture.modelType).toBe("llama");
   });
 });
 
@@ -176,7 +190,7 @@ describe("CF06: quantisation", () => {
     refuses(quantised(config), "ConfigError", "CFG_QUANT", field);
   });
 
-  it.each(["gptq", "awq", "compressed-tensors", "fp8", "bitsandbytes"])("%s is named as what it is", (quant_method) => {
+  it.each(["gptq", "awq", "fp8", "bitsandbytes"])("%s is named as what it is", (quant_method) => {
     const json = quantised({ quant_method, bits: 4, group_size: -1 });
     const message = refuses(json, "UnsupportedModelError", "UNSUPPORTED_FORMAT", "quantization_config.quant_method");
     expect(message).toContain(quant_method);

@@ -15,7 +15,7 @@ import { diff } from "../src/precision/diff.ts";
 import { Reference } from "../src/precision/reference.ts";
 import { Runner } from "../src/runner.ts";
 import { loadChatTemplate } from "../src/text/chat-template.ts";
-import { loadTokenizer } from "../src/text/tokenizer.ts";
+import { createTokenizer, loadTokenizer } from "../src/text/tokenizer.ts";
 import { decodeWeight } from "../weights/decode.ts";
 import { openDirectory } from "../weights/directory.ts";
 import { type GgufSpec, ggufFile, type TensorEntry, type Value } from "./weights/gguf-file.ts";
@@ -67,6 +67,96 @@ describe.each(FILES)("%s", (name) => {
     });
     expect(text).toBe(`${bos}user\nhi${eos}\n${bos}assistant\n`);
   });
+});
+
+interface TokenizerJson {
+  readonly added_tokens: readonly { id: number; content: string; special: boolean }[];
+  readonly model: { readonly vocab: Record<string, number>; readonly merges: readonly (string | [string, string])[] };
+}
+
+/** The metadata that llama.cpp's converter makes of a tokenizer.json. */
+function tokenizerMetadata({ added_tokens, model }: TokenizerJson, extra: Record<string, Value>): [string, Value][] {
+  const tokens: string[] = [];
+  const types: number[] = [];
+  for (const [token, id] of Object.entries(model.vocab))
+    [tokens[id], types[id]] = [token, /^<0x..>$/.test(token) ? 6 : 1];
+  for (const { id, content, special } of added_tokens) {
+    [tokens[id], types[id]] = [content, content === "<unk>" ? 2 : special ? 3 : 4];
+  }
+  const metadata: Record<string, Value> = {
+    ...LLAMA,
+    "llama.vocab_size": ["u32", tokens.length],
+    "tokenizer.ggml.tokens": ["array", "string", tokens],
+    "tokenizer.ggml.token_type": ["array", "i32", types],
+    ...extra,
+  };
+  return Object.entries(metadata);
+}
+
+const pairOf = (merge: string | [string, string]) =>
+  typeof merge === "string" ? (merge.split(" ") as [string, string]) : merge;
+
+async function tokenizerOf(metadata: [string, Value][]) {
+  const { files, checkpoint } = await openGguf(memoryFiles({ "m.gguf": ggufFile({ metadata }) }), "m.gguf");
+  const { vocab_size } = JSON.parse(await textOf(files, "config.json"));
+  await checkpoint.close();
+  return {
+    tokenizer: await loadTokenizer(files, { vocabSize: vocab_size }),
+    json: JSON.parse(await textOf(files, "tokenizer.json")),
+  };
+}
+
+const readText = (path: string) => JSON.parse(readFileSync(`${data}text/${path}`, "utf8"));
+
+test.each([
+  ["gpt2", "gpt-2"],
+  ["llama3", "llama-bpe"],
+  ["qwen2", "qwen2"],
+  ["o200k", "gpt-4o"],
+])("tokenizers of kind %s (%s): 1,500 texts give the ids of the original", async (name, pre) => {
+  const original: TokenizerJson = readText(`tokenizers/${name}/tokenizer.json`);
+  const golden: { ids: number[][]; ids_add_special_tokens: number[][] } = readText(`tokenizers/${name}/goldens.json`);
+  const strings: string[] = readText("tokenizers/strings.json");
+  const { tokenizer } = await tokenizerOf(
+    tokenizerMetadata(original, {
+      "tokenizer.ggml.model": ["string", "gpt2"],
+      "tokenizer.ggml.pre": ["string", pre],
+      "tokenizer.ggml.merges": ["array", "string", original.model.merges.map((merge) => pairOf(merge).join(" "))],
+      "tokenizer.ggml.bos_token_id": ["u32", 0],
+    }),
+  );
+  for (const [i, ids] of golden.ids.entries()) {
+    expect([strings[i], tokenizer.encode(strings[i], { addSpecialTokens: false })]).toEqual([strings[i], ids]);
+  }
+  for (const [i, ids] of golden.ids_add_special_tokens.entries()) expect(tokenizer.encode(strings[i])).toEqual(ids);
+});
+
+test("SentencePiece: merges are made from scores, and 1,500 texts give the ids of the converted tokenizer", async () => {
+  const original: TokenizerJson = readText("stories260k/tokenizer.json");
+  const { merges, vocab } = original.model;
+  const rank = new Map<string, number>();
+  for (const merge of merges) {
+    const token = pairOf(merge).join("");
+    if (!rank.has(token)) rank.set(token, rank.size);
+  }
+  const scores: number[] = [];
+  for (const [token, id] of Object.entries(vocab)) scores[id] = -(rank.get(token) ?? 1e6);
+  const { tokenizer, json } = await tokenizerOf(
+    tokenizerMetadata(original, {
+      "tokenizer.ggml.model": ["string", "llama"],
+      "tokenizer.ggml.scores": ["array", "f32", scores],
+      "tokenizer.ggml.bos_token_id": ["u32", 1],
+    }),
+  );
+  // Ways to make the same token have the same score: their order is nobody's.
+  const made: [string, string][] = json.model.merges;
+  expect(made.map((pair) => pair.join(""))).toEqual(merges.map((merge) => pairOf(merge).join("")));
+  expect(new Set(made.map(String))).toEqual(new Set(merges.map((merge) => String(pairOf(merge)))));
+  const wanted = createTokenizer(original, {}, { vocabSize: scores.length });
+  for (const text of readText("tokenizers/strings.json")) {
+    expect([text, tokenizer.encode(text)]).toEqual([text, wanted.encode(text)]);
+    expect(tokenizer.decode(tokenizer.encode(text))).toBe(wanted.decode(wanted.encode(text)));
+  }
 });
 
 test("GG16 a vocabulary that contradicts itself", async () => {

@@ -24,6 +24,8 @@ export interface CheckpointTensor {
   readonly format?: WeightFormat;
   /** In the file, all planes. */
   readonly byteLength: number;
+  /** [.., out, in] already, whatever the table of the architecture says of transposed tensors. */
+  readonly asLinear?: boolean;
 }
 
 export interface Checkpoint {
@@ -52,8 +54,6 @@ export interface CheckpointOptions {
 /** A tensor and its values, which are undefined exactly when its format is. */
 export interface StoredTensor extends CheckpointTensor {
   readonly source?: WeightSource;
-  /** [.., out, in] already, whatever the table of the architecture says of transposed tensors. */
-  readonly asLinear?: boolean;
 }
 
 /** A tensor of a safetensors file. */

@@ -1,20 +1,16 @@
 // Loads @tensorflow/tfjs-node, the native library of TensorFlow.js. Node only.
 import util from "node:util";
 
-/** Not a literal: bundlers must not look for the package, and the compiler has no types for it. */
+/** Not a literal: bundlers must not look for the package, and the compiler need not know its types. */
 const PACKAGE = "@tensorflow/tfjs-node";
 
-/**
- * Registers the backend `tensorflow` with tfjs-core; returns the version of the library.
- * Throws what the loader throws when the package or its library is not there.
- */
-export async function loadNative(): Promise<string> {
+/** Registers the backend `tensorflow` with tfjs-core. Throws what the loader throws when the package or its library is not there. */
+export async function loadNative(): Promise<void> {
   // The package calls two helpers that Node 23 removed, or warns about; docs/tfjs.md.
   const helpers: { isNullOrUndefined?: (value: unknown) => boolean; isArray: (value: unknown) => boolean } = util;
   helpers.isNullOrUndefined ??= (value) => value === null || value === undefined;
   helpers.isArray = Array.isArray;
   // Read by the library when it is loaded: 3 leaves errors, but not the lines on how it was compiled.
   process.env.TF_CPP_MIN_LOG_LEVEL ??= "3";
-  const { version } = (await import(PACKAGE)) as { version: Record<string, string> };
-  return version["tfjs-node"];
+  await import(PACKAGE);
 }

@@ -49,9 +49,9 @@ export async function loadTensorFlow(wanted?: Flavour): Promise<TensorFlow> {
   const tf = await loadCore();
   const missed: string[] = [];
   for (const flavour of wanted === undefined ? FLAVOURS : [wanted]) {
-    const detail = await start(tf, flavour);
-    if ("failed" in detail) {
-      missed.push(`${PACKAGES[flavour]} ${detail.failed}`);
+    const { failed } = await start(tf, flavour);
+    if (failed !== undefined) {
+      missed.push(`${PACKAGES[flavour]} ${failed}`);
       continue;
     }
     const better = missed.length === 0 ? "" : `; faster: ${missed.join(", ")} (docs/tfjs.md)`;
@@ -73,32 +73,22 @@ async function loadCore(): Promise<Tf> {
   }
 }
 
-/** Registers and starts a flavour; where that fails, says why. */
-async function start(tf: Tf, flavour: Flavour): Promise<object | { failed: string }> {
+/** Registers and starts a flavour; where that fails, says why. Bundlers forgive a missing package only inside of `try`. */
+async function start(tf: Tf, flavour: Flavour): Promise<{ failed?: string }> {
   try {
-    if (tf.findBackendFactory(flavour) === null) await register(flavour);
+    if (flavour === "tensorflow") {
+      if (typeof process !== "object" || process.versions?.node === undefined) return { failed: "is for Node" };
+      const { loadNative } = await import("./native.ts");
+      await loadNative();
+    } else if (flavour === "wasm") {
+      await import("@tensorflow/tfjs-backend-wasm");
+    } else {
+      flavour satisfies "cpu";
+      await import("@tensorflow/tfjs-backend-cpu");
+    }
     return (await tf.setBackend(flavour)) ? {} : { failed: "does not start here" };
   } catch (error) {
     return { failed: reason(error) };
-  }
-}
-
-async function register(flavour: Flavour): Promise<void> {
-  switch (flavour) {
-    case "tensorflow": {
-      if (typeof process !== "object" || process.versions?.node === undefined) throw new Error("runs in Node only");
-      const { loadNative } = await import("./native.ts");
-      await loadNative();
-      return;
-    }
-    case "wasm":
-      await import("@tensorflow/tfjs-backend-wasm");
-      return;
-    case "cpu":
-      await import("@tensorflow/tfjs-backend-cpu");
-      return;
-    default:
-      flavour satisfies never;
   }
 }
 

@@ -40,29 +40,45 @@ const context = await model.createContext({ contextSize: prefill + decode + 64, 
 const loadMs = performance.now() - start;
 const sequence = context.getSequence();
 
-/** Seconds until the first token after `tokens`, and for `count` more of them. */
-async function run(tokens: number[], count: number): Promise<{ first: number; rest: number }> {
+/** From a prompt to its first token, and for `count` more of them. */
+async function run(tokens: number[], count: number): Promise<{ prompt: Took; rest: Took }> {
   await sequence.clearHistory();
-  const started = performance.now();
-  let first = 0;
+  let lap = clock();
+  let prompt: Took | undefined;
   let made = 0;
   for await (const _ of sequence.evaluate(tokens, { temperature: 0, yieldEogTokens: true })) {
-    if (made === 0) first = performance.now();
+    if (prompt === undefined) {
+      prompt = lap();
+      lap = clock();
+    }
     if (made++ === count) break;
   }
-  return { first: (first - started) / 1000, rest: (performance.now() - first) / 1000 };
+  return { prompt: prompt!, rest: lap() };
 }
+
+interface Took {
+  readonly seconds: number;
+  readonly cpuSeconds: number;
+}
+
+function clock(): () => Took {
+  const start = performance.now();
+  const before = process.cpuUsage();
+  return () => {
+    const { user, system } = process.cpuUsage(before);
+    return { seconds: (performance.now() - start) / 1000, cpuSeconds: (user + system) / 1e6 };
+  };
+}
+
+const result = (name: string, tokens: number, { seconds, cpuSeconds }: Took) => {
+  return { name, tokensPerSecond: tokens / seconds, tokensPerCpuSecond: tokens / cpuSeconds };
+};
 
 const ids = (count: number) => Array.from({ length: count }, (_, i) => (i * 7919 + 13) % 20_000);
 await run(ids(prefill), 4); // warm-up
-const prompt = await run(ids(prefill), 1);
-const answer = await run(ids(1), decode);
-const results = [
-  { name: "prefill", tokensPerSecond: prefill / prompt.first },
-  { name: "decode", tokensPerSecond: decode / answer.rest },
-];
+const { prompt } = await run(ids(prefill), 0);
+const { rest } = await run(ids(1), decode);
+const results = [result("prefill", prefill, prompt), result("decode", decode, rest)];
 const peakRssBytes = process.resourceUsage().maxRSS * 1024;
-process.stdout.write(
-  `${JSON.stringify({ loadMs, peakRssBytes, release: llama.llamaCppRelease.release, results })}\n`,
-);
+process.stdout.write(`${JSON.stringify({ loadMs, peakRssBytes, release: llama.llamaCppRelease.release, results })}\n`);
 process.exit(0); // its threads would keep the process

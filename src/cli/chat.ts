@@ -16,6 +16,7 @@ import {
   printJson,
   printSpeed,
   report,
+  resultJson,
   type SamplingFlags,
   samplingOptions,
 } from "./common.ts";
@@ -37,7 +38,7 @@ export function chatCommand(): Command {
     const options: ChatOptions = { ...(await generateOptions(flags)), system: flags.system };
     await using model = await loadInterruptibly(source, flags);
     await using chat = model.chat(options);
-    await new Talk(chat, flags).run();
+    await new Talk(chat, options, flags.json).run();
   });
 }
 
@@ -50,15 +51,17 @@ async function loadInterruptibly(source: string | undefined, flags: ModelFlags) 
 /** Reads lines one after the other; while an answer comes, Ctrl-C ends it, otherwise it leaves. */
 class Talk {
   readonly #chat: Chat;
+  readonly #options: ChatOptions;
   readonly #json: boolean;
   readonly #input: Interface;
   readonly #person = process.stdin.isTTY === true && process.stdout.isTTY === true;
   #answering: AbortController | undefined;
   #warned = false;
 
-  constructor(chat: Chat, flags: Flags) {
+  constructor(chat: Chat, options: ChatOptions, json = false) {
     this.#chat = chat;
-    this.#json = flags.json === true;
+    this.#options = options;
+    this.#json = json;
     this.#input = createInterface({
       input: process.stdin,
       output: this.#person ? process.stdout : undefined,
@@ -111,10 +114,8 @@ class Talk {
       const printer = new AnswerPrinter();
       for await (const piece of answer) if (!this.#json) printer.print(piece);
       const result = await answer.result();
-      if (this.#json) {
-        const { text: said, reasoning, finishReason, usage, timings, tokens } = result;
-        printJson({ tokens: tokens.map((token) => token.id), text: said, reasoning, finishReason, usage, timings });
-      } else process.stdout.write("\n");
+      if (this.#json) printJson(resultJson(result, this.#options));
+      else process.stdout.write("\n");
       if (this.#person) printSpeed(result);
     } catch (error) {
       // A conversation survives an answer that could not be given (a context that is full, say).

@@ -54,7 +54,7 @@ async function run(model: string, flags: Flags): Promise<void> {
   }
 }
 
-function text({ verdict, checks, ranges, firstNonFinite, tokens }: CheckReport): string {
+function text({ verdict, checks, ranges, notes, firstNonFinite, tokens }: CheckReport): string {
   const lines = [`verdict: ${verdict} (${tokens} tokens)`];
   for (const { name, pass, error, limit, bitwise, detail } of checks) {
     const compared =
@@ -63,6 +63,7 @@ function text({ verdict, checks, ranges, firstNonFinite, tokens }: CheckReport):
     lines.push(`${pass ? "pass" : "FAIL"}  ${name}: ${measure}${detail === undefined || pass ? "" : ` (${detail})`}`);
   }
   if (firstNonFinite !== null) lines.push(`first NaN or infinity: ${firstNonFinite}`);
+  lines.push(...notes.map((note) => `note: ${note}`));
   lines.push("    absmax  room in f16  tap");
   for (const { absmax, headroom, at, nonfinite } of ranges.slice(0, 12)) {
     const note = nonfinite > 0 ? `  ${nonfinite} not finite` : headroom < 1 ? "  does not fit f16" : "";

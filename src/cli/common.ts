@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { type Command, Option } from "commander";
 import { escapeControl, OptionError, VernierError } from "../errors.ts";
-import type { GenerationResult, Piece } from "../generation.ts";
+import type { Choice, GenerationResult, Piece } from "../generation.ts";
 import { load, type Model } from "../language-model.ts";
 import { DEVICES, type DeviceName, type GenerateOptions, type LoadOptions } from "../options.ts";
 import { ProgressBar } from "./progress.ts";
@@ -23,6 +23,7 @@ export interface ModelFlags {
   threads?: number;
   context?: number;
   fusion: "on" | "off";
+  quantize?: "int8";
 }
 
 export function modelOptions(command: Command): Command {
@@ -30,13 +31,18 @@ export function modelOptions(command: Command): Command {
     .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
     .option("--threads <n>", "CPU threads", Number)
     .option("--context <n>", "most tokens of prompt and answer together", Number)
-    .addOption(
-      new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"),
-    );
+    .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
+    .addOption(new Option("--quantize <format>", "make linear layers INT8 while loading").choices(["int8"]));
 }
 
 export function loadOptions(flags: ModelFlags): LoadOptions {
-  return { device: flags.device, threads: flags.threads, contextLength: flags.context, fusion: flags.fusion };
+  return {
+    device: flags.device,
+    threads: flags.threads,
+    contextLength: flags.context,
+    fusion: flags.fusion,
+    quantize: flags.quantize,
+  };
 }
 
 /** Flags whose names and values are those of GenerateOptions. */
@@ -171,6 +177,27 @@ export async function loadModel(source: string | undefined, flags: ModelFlags, s
 
 export function printJson(value: unknown): void {
   process.stdout.write(`${JSON.stringify(value)}\n`);
+}
+
+/**
+ * An answer as scripts get it. `tokens` are all ids that were generated, the stop token that ended them included (also in
+ * `stopToken`).
+ */
+export function resultJson(result: GenerationResult, options: GenerateOptions): object {
+  const { usage, timings, choices } = result;
+  return {
+    ...choiceJson(result, options),
+    usage,
+    timings,
+    ...(choices.length > 1 ? { choices: choices.map((choice) => choiceJson(choice, options)) } : {}),
+  };
+}
+
+function choiceJson(choice: Choice, { logprobs, topLogprobs }: GenerateOptions): object {
+  const { tokens, text, reasoning, finishReason, stopToken, stopString, toolCalls } = choice;
+  const ids = [...tokens.map((token) => token.id), ...(stopToken === undefined ? [] : [stopToken])];
+  const scored = (logprobs ?? topLogprobs !== undefined) ? { logprobs: tokens } : {};
+  return { tokens: ids, text, reasoning, finishReason, stopToken, stopString, toolCalls, ...scored };
 }
 
 /** Dimmed where a terminal shows it. */

@@ -10,6 +10,7 @@ import {
   modelOptions,
   printJson,
   printSpeed,
+  resultJson,
   type SamplingFlags,
   samplingOptions,
 } from "./common.ts";
@@ -39,11 +40,7 @@ async function run(flags: Flags, signal: AbortSignal): Promise<void> {
   const printer = new AnswerPrinter();
   for await (const piece of generation) if (!flags.json) printer.print(piece);
   const result = await generation.result();
-  if (flags.json) {
-    const { text, reasoning, finishReason, usage, timings } = result;
-    printJson({ tokens: result.tokens.map((token) => token.id), text, reasoning, finishReason, usage, timings });
-    return;
-  }
+  if (flags.json) return printJson(resultJson(result, options));
   process.stdout.write("\n\n");
   printSpeed(result);
 }

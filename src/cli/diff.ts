@@ -42,7 +42,7 @@ const device = (flag: string, what: string) => new Option(`${flag} <name>`, what
 export function diffCommand(): Command {
   return new Command("diff")
     .description("compare every tensor with a PyTorch dump, or two devices, and name the first operation that is wrong")
-    .argument("<model>", "folder of a checkpoint")
+    .argument("<model>", "folder of a checkpoint, or a GGUF file")
     .option("--reference <base>", "dump to compare with: <base>.json and <base>.safetensors")
     .addOption(device("--device", "where to compute").default("auto"))
     .addOption(device("--a", "compare device b with this one, without any dump"))

@@ -1,7 +1,7 @@
 // `vernier dump`: every intermediate tensor of a prompt and its greedy continuation, in the format of PyTorch's exporter.
 // Node only.
-import { readFile } from "node:fs/promises";
-import { join } from "node:path";
+import { access, constants } from "node:fs/promises";
+import { dirname } from "node:path";
 import { Command, Option } from "commander";
 import { OptionError } from "../errors.ts";
 import { DEVICES, type DeviceName } from "../options.ts";
@@ -25,7 +25,7 @@ interface Flags {
 export function dumpCommand(): Command {
   return new Command("dump")
     .description("write every intermediate tensor in Hugging Face's names and shapes, for comparison with PyTorch")
-    .argument("<model>", "folder of a checkpoint")
+    .argument("<model>", "folder of a checkpoint, or a GGUF file")
     .requiredOption("--ids <list>", "token ids of the prompt, 1,2,3 or @file.json")
     .option("--decode <n>", "greedy steps after the prompt", Number, 0)
     .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
@@ -46,6 +46,7 @@ async function run(model: string, flags: Flags): Promise<void> {
     });
   }
   const wants = flags.taps === "none" ? () => false : matcher(flags.taps);
+  await checkFolder(out);
   const bar = new ProgressBar("loading");
   await using session = await openSession({
     source: { kind: "path", path: model },
@@ -62,12 +63,24 @@ async function run(model: string, flags: Flags): Promise<void> {
   await writeDump(out, result, {
     model,
     modelType: runner.config.modelType,
-    config: await readFile(join(model, "config.json")),
+    config: session.config,
     backend: { name: session.device, description: runner.backend.caps.description, threads, fusion },
   });
   const summary = { out, tensors: result.tensors.length, greedy: result.greedy };
   if (flags.json) printJson(summary);
   else process.stderr.write(`${out}.safetensors, ${out}.json: ${summary.tensors} tensors\n`);
+}
+
+/** Before anything is computed, not after. */
+async function checkFolder(out: string): Promise<void> {
+  const folder = dirname(out);
+  try {
+    await access(folder, constants.W_OK);
+  } catch (cause) {
+    const reason = (cause as NodeJS.ErrnoException).code;
+    const message = `--out: cannot write into ${folder} (${reason}); make that folder first`;
+    throw new OptionError("OPTION_RANGE", message, { field: "--out", actual: out, cause });
+  }
 }
 
 /** A tap is wanted when its name matches; with or without the step in front, as users see it in the files. */

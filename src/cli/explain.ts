@@ -40,8 +40,9 @@ async function run(model: string, flags: Flags): Promise<void> {
   try {
     const { device, found } = await find(model, flags);
     const { diff, ...rest } = found;
-    const { verdict, reason, guilty, notes } = diff;
-    if (flags.json) printJson({ model, reference: flags.reference, device, verdict, reason, guilty, notes, ...rest });
+    const { verdict, reason, guilty } = diff;
+    const notes = [...diff.notes, ...found.notes];
+    if (flags.json) printJson({ model, reference: flags.reference, device, verdict, reason, guilty, ...rest, notes });
     else process.stdout.write(text(found));
     process.exitCode = EXIT_CODES[verdict];
   } catch (error) {
@@ -75,7 +76,7 @@ async function find(model: string, flags: Flags): Promise<{ device: string; foun
   }
 }
 
-function text({ diff, tap, error, cause, hypotheses }: Explanation): string {
+function text({ diff, tap, error, cause, hypotheses, notes }: Explanation): string {
   const lines = [`verdict: ${diff.verdict}${diff.reason === undefined ? "" : `: ${diff.reason}`}`];
   if (tap !== null) {
     lines.push(`first guilty: ${tap}, NMSE ${error.toExponential(2)} with the reference's own input`);
@@ -85,6 +86,6 @@ function text({ diff, tap, error, cause, hypotheses }: Explanation): string {
       lines.push(`${explains ? "*" : " "} ${residual.toExponential(2).padStart(8)}  ${name}`);
     }
   }
-  lines.push(...diff.notes.map((note) => `note: ${note}`));
+  lines.push(...[...diff.notes, ...notes].map((note) => `note: ${note}`));
   return `${lines.join("\n")}\n`;
 }

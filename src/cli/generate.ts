@@ -2,7 +2,6 @@
 import { text as readAll } from "node:stream/consumers";
 import { Command } from "commander";
 import { OptionError } from "../errors.ts";
-import type { Choice, GenerationResult } from "../generation.ts";
 import type { GenerateOptions, Prompt } from "../options.ts";
 import {
   AnswerPrinter,
@@ -15,6 +14,7 @@ import {
   printSpeed,
   readIds,
   readJsonArgument,
+  resultJson,
   type SamplingFlags,
   samplingOptions,
 } from "./common.ts";
@@ -53,7 +53,7 @@ async function run(source: string | undefined, flags: Flags, signal: AbortSignal
     process.stdout.write("\n");
   }
   const result = await generation.result();
-  if (flags.json) return printJson(toJson(result, options));
+  if (flags.json) return printJson(resultJson(result, options));
   if (!streaming) {
     for (const [i, choice] of result.choices.entries()) {
       process.stdout.write(`${result.choices.length > 1 ? `[${i}] ` : ""}${choice.text}\n`);
@@ -70,23 +70,4 @@ async function readPrompt(flags: Flags): Promise<Prompt> {
   if (flags.prompt !== undefined) return flags.prompt === "-" ? readAll(process.stdin) : flags.prompt;
   if (flags.messages !== undefined) return (await readJsonArgument("--messages", flags.messages)) as Prompt;
   return readIds(flags.ids!);
-}
-
-/** The machine interface: `tokens` are all generated ids, the stop token that ended them included (also in `stopToken`). */
-function toJson(result: GenerationResult, options: GenerateOptions): object {
-  const { usage, timings, choices } = result;
-  const first = choiceJson(result, options);
-  return {
-    ...first,
-    usage,
-    timings,
-    ...(choices.length > 1 ? { choices: choices.map((c) => choiceJson(c, options)) } : {}),
-  };
-}
-
-function choiceJson(choice: Choice, { logprobs, topLogprobs }: GenerateOptions): object {
-  const { tokens, text, reasoning, finishReason, stopToken, stopString, toolCalls } = choice;
-  const ids = [...tokens.map((token) => token.id), ...(stopToken === undefined ? [] : [stopToken])];
-  const scored = (logprobs ?? topLogprobs !== undefined) ? { logprobs: tokens } : {};
-  return { tokens: ids, text, reasoning, finishReason, stopToken, stopString, toolCalls, ...scored };
 }

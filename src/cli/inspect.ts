@@ -7,7 +7,7 @@ import { formatBytes } from "./progress.ts";
 export function inspectCommand(): Command {
   return new Command("inspect")
     .description("architecture, tensors and memory of a checkpoint; loads no weights")
-    .argument("[model]", "folder or address of a checkpoint (default: the embedded demo model)")
+    .argument("[model]", "folder or address of a checkpoint or of a GGUF file (default: the embedded demo model)")
     .option("--context <n>", "tokens to keep keys and values for", Number)
     .option("--json", "print one line of JSON and nothing else")
     .action(run);

@@ -1,6 +1,8 @@
 #!/usr/bin/env node
 // The command line: one file per command, all of them thin shells over the library. Node only.
 import { Command, CommanderError } from "commander";
+import { benchCommand } from "./bench.ts";
+import { bisectCommand } from "./bisect.ts";
 import { chatCommand } from "./chat.ts";
 import { checkCommand } from "./check.ts";
 import { EXIT, report, version } from "./common.ts";
@@ -11,6 +13,7 @@ import { dumpCommand } from "./dump.ts";
 import { explainCommand } from "./explain.ts";
 import { generateCommand } from "./generate.ts";
 import { inspectCommand } from "./inspect.ts";
+import { quantizeCommand } from "./quantize.ts";
 
 const commands = [
   generateCommand(),
@@ -20,8 +23,11 @@ const commands = [
   devicesCommand(),
   dumpCommand(),
   diffCommand(),
+  quantizeCommand(),
   explainCommand(),
   checkCommand(),
+  bisectCommand(),
+  benchCommand(),
 ];
 
 const program = new Command("vernier")

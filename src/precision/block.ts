@@ -1,7 +1,7 @@
 // One block of a network (a layer, the embedding, the final norm, the head) on the reference backend, correct or altered. Loads
 // no more weights than that block has, so that a large model's layer can be tried many times.
 import type { Checkpoint } from "../../weights/checkpoint.ts";
-import type { WeightSource } from "../backend.ts";
+import { sizeOf, type WeightSource } from "../backend.ts";
 import type { Architecture, BaseConfig } from "../model.ts";
 import type { RopeSpec } from "../rope.ts";
 import { Runner } from "../runner.ts";
@@ -21,6 +21,15 @@ export interface BlockOptions {
   readonly contextLength: number;
   readonly prefillChunk: number;
 }
+
+/** Bytes that a block takes on the reference backend, where every weight is f32. */
+export function blockBytes({ architecture, config }: BlockModel, block: string): number {
+  const { tensors } = onlyBlock(architecture, block);
+  return Object.values(tensors(config)).reduce((sum, { shape }) => sum + 4 * sizeOf(shape), 0);
+}
+
+/** Blocks above this are not tried on the reference backend: one expert layer of a 20B model has 3 GiB. */
+export const BLOCK_LIMIT = 2 ** 30;
 
 /**
  * A runner of which one block computes. What the block reads must be replaced by values (`TraceOptions.replace`); taps of other
@@ -75,7 +84,7 @@ function isStub(shape: readonly number[]): boolean {
 }
 
 function stub(name: string, shape: readonly number[]): WeightSource {
-  const size = 4 * shape.reduce((n, dim) => n * dim, 1);
+  const size = 4 * sizeOf(shape);
   return {
     name,
     shape,

@@ -1,7 +1,7 @@
 // explain: what kind of mistake makes the first wrong operation come out as it does. Guesses are tried one by one, on the tensor
 // itself and on the operation that made it, and ranked by how much of the error each one accounts for.
 import type { Runner } from "../runner.ts";
-import { type BlockModel, openBlock } from "./block.ts";
+import { BLOCK_LIMIT, type BlockModel, blockBytes, openBlock } from "./block.ts";
 import { type DiffOptions, type DiffReport, diff } from "./diff.ts";
 import { type Hypothesis, hypothesesAt } from "./hypotheses.ts";
 import { blockOf, isLeafInput, Replay, split, type Values } from "./isolate.ts";
@@ -30,6 +30,8 @@ export interface Explanation {
   readonly cause: string | null;
   /** All that were tried and leave less than the error, best first. */
   readonly hypotheses: readonly Explained[];
+  /** What was not tried, and why. */
+  readonly notes: readonly string[];
 }
 
 /** What a residual may be of the error to explain it. */
@@ -38,7 +40,7 @@ const SHARE = 0.02;
 export async function explain(runner: Runner, reference: Reference, options: ExplainOptions): Promise<Explanation> {
   const report = await diff(runner, reference, options);
   const tap = report.firstGuilty;
-  const nothing = { diff: report, tap, error: 0, cause: null, hypotheses: [] };
+  const nothing = { diff: report, tap, error: 0, cause: null, hypotheses: [], notes: [] };
   if (tap === null) return nothing;
   const { step, key } = split(tap);
   const expected = await reference.read(tap);
@@ -55,14 +57,20 @@ export async function explain(runner: Runner, reference: Reference, options: Exp
   const { config } = options;
   for (const { name, predicted, fitted } of guesses(Float32Array.from(actual), expected, { config, key }))
     add(name, predicted, fitted);
-  for (const hypothesis of hypothesesAt({ key, ...options })) {
+  const bytes = blockBytes(options, blockOf(key));
+  const fits = bytes <= BLOCK_LIMIT;
+  for (const hypothesis of fits ? hypothesesAt({ key, ...options }) : []) {
     const predicted = await recompute(reference, { step, key }, hypothesis, options);
     // An alteration that changes nothing here says nothing.
     if (predicted !== undefined && nmse(predicted, expected.values) > SHARE * error) add(hypothesis.name, predicted);
   }
   tried.sort((a, b) => Number(b.explains) - Number(a.explains) || a.rank - b.rank);
   const hypotheses = tried.map(({ name, residual, explains }) => ({ name, residual, explains }));
-  return { diff: report, tap, error, cause: hypotheses.find(({ explains }) => explains)?.name ?? null, hypotheses };
+  const cause = hypotheses.find(({ explains }) => explains)?.name ?? null;
+  const notes = fits
+    ? []
+    : [`mistakes of the operation were not tried: its block would need ${bytes} bytes on the host`];
+  return { diff: report, tap, error, cause, hypotheses, notes };
 }
 
 interface At {

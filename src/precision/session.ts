@@ -1,5 +1,6 @@
 // Opens a model for precision work: in this thread, with one sequence, and steps as long as the prompt. Node only.
 
+import type { ModelFiles } from "../../weights/files.ts";
 import { createBackend } from "../devices.ts";
 import { OptionError } from "../errors.ts";
 import type { Source } from "../inspect.ts";
@@ -28,6 +29,8 @@ export interface Session extends AsyncDisposable {
   readonly runner: Runner;
   readonly device: string;
   readonly threads?: number;
+  /** config.json as it was read, or as a GGUF file's metadata say. */
+  readonly config: Uint8Array;
   /** Rows of the checkpoint's linear layers, when asked for. */
   readonly samples: ReadonlyMap<string, WeightSample>;
 }
@@ -36,6 +39,7 @@ export async function openSession(options: SessionOptions): Promise<Session> {
   const { source, device, threads, fusion, promptLength, length, sequences = 1, sample = false, onProgress } = options;
   const open = await openModel(source);
   try {
+    const config = await readConfigBytes(open.files);
     const samples = sample ? await sampleWeights(open.checkpoint, open.architecture, open.config) : new Map();
     const { backend, name } = await createBackend(device, { threads });
     try {
@@ -49,7 +53,7 @@ export async function openSession(options: SessionOptions): Promise<Session> {
         fusion,
         onProgress,
       });
-      return { runner, device: name, threads, samples, [Symbol.asyncDispose]: () => runner.dispose() };
+      return { runner, device: name, threads, config, samples, [Symbol.asyncDispose]: () => runner.dispose() };
     } catch (error) {
       await backend.dispose();
       throw error;
@@ -57,6 +61,11 @@ export async function openSession(options: SessionOptions): Promise<Session> {
   } finally {
     await open.checkpoint.close();
   }
+}
+
+async function readConfigBytes(files: ModelFiles): Promise<Uint8Array> {
+  const file = await files.open("config.json");
+  return file.read(0, file.size).finally(() => file.close());
 }
 
 /** Ids that the model has: OptionError otherwise. */

@@ -1,9 +1,12 @@
 // The tfjs backend is a backend on each flavour of TensorFlow.js that is here, and computes what PyTorch computes. Then what
 // only it promises: tensors are given back, and everything runs on the flavour that was asked for.
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { createTfjsBackend, describeTfjs } from "../../backends/tfjs/index.ts";
 import { FLAVOURS, type Flavour, loadTensorFlow } from "../../backends/tfjs/tensorflow.ts";
 import { DeviceError, InsufficientMemoryError, OptionError } from "../../src/errors.ts";
+import { load } from "../../src/index.ts";
 import { conformance, type Skip } from "../conformance.ts";
 import { Rig } from "../kernels/rig.ts";
 import { describeReferences, describeSamples } from "../models/references.ts";
@@ -85,6 +88,15 @@ for (const flavour of FLAVOURS) {
 }
 
 describe("tfjs", () => {
+  test("answers from the engine's worker, on its best flavour", async () => {
+    const folder = fileURLToPath(new URL("../data/models/llama/", import.meta.url));
+    const golden = JSON.parse(readFileSync(`${folder}dump.f32.json`, "utf8"));
+    await using model = await load(folder, { device: "tfjs" });
+    const prompt: number[] = golden.ids.slice(0, golden.prompt_len);
+    const { tokens } = await model.generate(prompt, { temperature: 0, maxNewTokens: 8, ignoreEos: true }).result();
+    expect(tokens.map(({ id }) => id)).toEqual(golden.greedy.slice(0, 8));
+  });
+
   test("takes the best flavour and says how to get a better one", async () => {
     const description = await describeTfjs();
     if (tensorflow instanceof DeviceError) expect(description).toMatch(/WebAssembly; faster: @tensorflow\/tfjs-node/);

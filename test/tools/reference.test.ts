@@ -38,7 +38,7 @@ function dump(...args: string[]): void {
 
 const open = async (base: string, at = folder) => Reference.open(await openDirectory(at), base);
 
-test.runIf(reason !== undefined)(`the exporter is not run: ${reason}`, ({ skip }) => skip(reason));
+if (reason !== undefined) test.skip(`the exporter is not run: ${reason}`, () => {});
 
 describe.skipIf(reason !== undefined)("tools/reference/dump.py", () => {
   const committed = JSON.parse(readFileSync(`${MODEL}/dump.f32.json`, "utf8"));

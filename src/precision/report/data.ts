@@ -278,10 +278,10 @@ function number(value: number): Num {
   return Number.isFinite(value) ? Number(value.toPrecision(4)) : null;
 }
 
-/** Numbers inside with seven digits at most, which f32 has. */
+/** Numbers inside with nine digits at most, which tell all f32 apart. */
 function rounded<T>(value: T): T {
   const short = (_: string, part: unknown) =>
-    typeof part === "number" && Number.isFinite(part) ? Number(part.toPrecision(7)) : part;
+    typeof part === "number" && Number.isFinite(part) ? Number(part.toPrecision(9)) : part;
   return JSON.parse(JSON.stringify(value, short));
 }
 

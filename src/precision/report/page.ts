@@ -46,13 +46,13 @@ function banner(data: ReportData): string {
   if (reason !== undefined) lines.push(`<p>${html(reason)}</p>`);
   if (firstGuilty !== null) {
     const tap = `<button type="button" class="path" data-tap="${html(firstGuilty)}">${html(firstGuilty)}</button>`;
-    const others = guilty > 1 ? `, and ${guilty - 1} more wrong by themselves` : "";
-    lines.push(`<p class="guilty">First ${guilty > 0 ? "guilty" : "failing"} tap: ${tap}${others}</p>`);
+    const among = guilty > 1 ? `, the first of ${guilty} that are wrong by themselves` : "";
+    lines.push(`<p class="guilty">First ${guilty > 0 ? "guilty" : "failing"} tap: ${tap}${among}</p>`);
   } else if (verdict === "pass" && data.rows.length > 0) {
     lines.push(`<p>All ${data.rows.length} taps are within their gates.</p>`);
   }
   if (propagated > 0)
-    lines.push(`<p class="muted">${propagated} taps fail only because something before them did.</p>`);
+    lines.push(`<p class="muted">Taps that fail only because something before them did: ${propagated}.</p>`);
   if (explanations.length > 0) lines.push(list(explanations));
   const others = [...notes, ...unobserved.map((key) => `not compared: ${key}`)];
   if (others.length > 3) lines.push(`<details><summary>${others.length} notes</summary>${list(others)}</details>`);

@@ -89,8 +89,9 @@ async function texts(files: Awaited<ReturnType<typeof openDirectory>>, vocabSize
     const tokenizer = await loadTokenizer(files, { vocabSize });
     return (id) => {
       const name = tokenizer.tokenOf(id);
-      // Bytes of a character that takes several tokens have no text of their own.
-      const text = name === undefined ? undefined : tokenizer.decode([id]);
+      // Some decoders drop the space of a text's first token, hence the second one. Bytes of a character that takes several
+      // tokens have no text of their own.
+      const text = name === undefined ? undefined : tokenizer.decode([id, id]).slice(tokenizer.decode([id]).length);
       return text === undefined || text === "" || text.includes("\ufffd") ? name : text;
     };
   } catch (error) {

@@ -156,8 +156,8 @@ export function createCharts(ui: Ui) {
             {
               x: left + c * cell,
               y: r * tall,
-              width: cell + 0.3,
-              height: tall,
+              width: cell + 0.4,
+              height: tall + 0.4,
               fill: color(value),
               class: "cell",
               click: () => onPick(r),
@@ -170,9 +170,9 @@ export function createCharts(ui: Ui) {
     const every = Math.max(1, Math.ceil((columns * 34) / (width - left)));
     const tick = [1, 2, 5, 10, 20, 50, 100].find((step) => step >= every) ?? every;
     for (let c = 0; c < columns; c += tick) {
-      parts.push(
-        text(left + (c + 0.5) * cell, height - 6, columnName(c).replace(/^\D*(\d+).*$/s, "$1"), "axis", "middle"),
-      );
+      const x = left + (c + 0.5) * cell;
+      if (x > width - 12) break;
+      parts.push(text(x, height - 6, columnName(c).replace(/^\D*(\d+).*$/s, "$1"), "axis", "middle"));
     }
     if (mark > 0 && mark < columns)
       parts.push(line(left + mark * cell, 0, left + mark * cell, rows.length * tall, "divider"));

@@ -172,7 +172,7 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
           : el("div", { class: "figures" }, ...figures),
       );
     }
-    const first = modes[0];
+    const first = row.key.endsWith(":logits") ? "accumulated" : modes[0];
     show(first);
     return el(
       "div",

@@ -137,7 +137,7 @@ export function createPanels(data: ReportData, ui: Ui) {
         .toSorted((a, b) => theirs.get(a[0])! - theirs.get(b[0])!)
         .map(([id, r, a]) => {
           const [before, now] = [theirs.get(id)!, mine.get(id)!];
-          const moved = before === now ? "" : el("strong", { class: "moved" }, `→ ${now}`);
+          const moved = before === now ? String(now) : el("strong", { class: "moved" }, String(now));
           return [
             String(before),
             moved,
@@ -157,7 +157,7 @@ export function createPanels(data: ReportData, ui: Ui) {
           input && token(input.id, input.text),
           `: KL ${sci(kl)}`,
         ),
-        table(["rank", "here", "token", "reference", "here", "d"], lines, "numbers"),
+        table(["rank", "rank here", "token", "reference", "here", "d"], lines, "numbers"),
       );
     }
     const last = rows.length - 1;

@@ -1,0 +1,359 @@
+// How fast a model is on a device: prefill, decode at a context's length and for several sequences at once, time to load and
+// memory, beside the rate at which the same threads read memory. Runs on a Runner in this thread. Node only.
+import { cpuUsage, resourceUsage } from "node:process";
+import { createBackend } from "../devices.ts";
+import { OptionError } from "../errors.ts";
+import { openModel, type Source } from "../inspect.ts";
+import type { DeviceName } from "../options.ts";
+import { Runner } from "../runner.ts";
+import { createProbe, type Probe } from "./probe.ts";
+
+export interface BenchOptions {
+  readonly source: Source;
+  readonly device: DeviceName;
+  readonly threads?: number;
+  readonly fusion?: "on" | "off";
+  /** Lengths of prompts. */
+  readonly prefill: readonly number[];
+  /** Steps of one measurement of decoding. */
+  readonly decode: number;
+  /** Positions in the cache before the first of these steps. */
+  readonly context: readonly number[];
+  /** Sequences that are decoded at once. */
+  readonly batch: readonly number[];
+  readonly precision: "high" | "fast";
+  /** Measurements of each case; results are medians. */
+  readonly repeat: number;
+  /** Bytes that the probe of the memory reads. Default 256 MiB. */
+  readonly probeBytes?: number;
+  readonly signal?: AbortSignal;
+  /** Told before each round what is measured next. */
+  readonly onProgress?: (what: string) => void;
+}
+
+/** Tokens per second are those of all sequences together. */
+export interface BenchResult {
+  readonly name: "prefill" | "decode";
+  /** Of the prompt, or steps. */
+  readonly tokens: number;
+  readonly context: number;
+  readonly batch: number;
+  readonly precision: "high";
+  /** Median. */
+  readonly tokensPerSecond: number;
+  readonly min: number;
+  readonly max: number;
+  /** Per second that its threads ran, waiting in busy loops included: what to compare on a busy machine, with one thread. */
+  readonly tokensPerCpuSecond: number;
+  /**
+   * Decode: bytes of weights, keys and values that its steps have to read, per second, over `streamReadGBs`. null for prefill,
+   * which arithmetic bounds.
+   */
+  readonly rooflineShare: number | null;
+  /** Prefill: median time from the prompt to the first token. */
+  readonly timeToFirstTokenMs?: number;
+}
+
+export interface BenchReport {
+  readonly device: string;
+  readonly description: string;
+  readonly threads: number;
+  readonly node: string;
+  /** Opening the files, starting the device and loading all weights. */
+  readonly loadMs: number;
+  /** Of this process, after every case ran once; the probe's memory is not in it. */
+  readonly peakRssBytes: number;
+  /** On the device. */
+  readonly weightBytes: number;
+  /** 10⁹ bytes per second, median over the rounds of the measurement. */
+  readonly streamReadGBs: number;
+  readonly results: readonly BenchResult[];
+}
+
+interface Case {
+  readonly name: "prefill" | "decode";
+  readonly tokens: number;
+  readonly context: number;
+  readonly batch: number;
+}
+
+interface Took {
+  readonly seconds: number;
+  /** Of all threads of this process. */
+  readonly cpuSeconds: number;
+}
+
+/** Throws OptionError, and what opening and loading a model throws. */
+export async function bench(options: BenchOptions): Promise<BenchReport> {
+  check(options);
+  const { prefill, decode, context, batch, repeat, signal, onProgress } = options;
+  const cases: Case[] = [
+    ...prefill.map((tokens): Case => ({ name: "prefill", tokens, context: 0, batch: 1 })),
+    ...context.flatMap((c) => batch.map((b): Case => ({ name: "decode", tokens: decode, context: c, batch: b }))),
+  ];
+  onProgress?.("load");
+  const start = performance.now();
+  const { runner, device, threads } = await load(options, cases);
+  const loadMs = performance.now() - start;
+  try {
+    const results = cases.map((): Took[] => []);
+    const work = new Work(runner);
+    for (const one of cases) {
+      onProgress?.(`warm-up: ${describe(one)}`);
+      await work.run({ ...one, tokens: one.name === "decode" ? Math.min(one.tokens, 4) : one.tokens });
+      signal?.throwIfAborted();
+    }
+    const peakRssBytes = resourceUsage().maxRSS * 1024;
+    // On a backend of its own: the model's may have no room left.
+    const { backend } = await createBackend(options.device, { threads: options.threads });
+    try {
+      const probe = await createProbe(backend, options.probeBytes);
+      const passes: number[] = [];
+      await probe.pass();
+      // Round by round, so that what else the machine does falls on all cases alike.
+      for (let round = 0; round < repeat; round++) {
+        for (const [i, one] of cases.entries()) {
+          onProgress?.(`${round + 1} of ${repeat}: ${describe(one)}`);
+          passes.push(await fastestOf(3, probe));
+          results[i].push(await work.run(one));
+          signal?.throwIfAborted();
+        }
+      }
+      const streamReadGBs = probe.byteLength / median(passes) / 1e6;
+      return {
+        device,
+        description: backend.caps.description,
+        threads,
+        node: process.version,
+        loadMs,
+        peakRssBytes,
+        weightBytes: [...runner.weights.values()].reduce((sum, { byteLength }) => sum + byteLength, 0),
+        streamReadGBs,
+        results: cases.map((one, i) => summarize(runner, one, results[i], streamReadGBs)),
+      };
+    } finally {
+      await backend.dispose();
+    }
+  } finally {
+    await runner.dispose();
+  }
+}
+
+function describe({ name, tokens, context, batch }: Case): string {
+  return name === "prefill" ? `prefill ${tokens}` : `decode at ${context}, ${batch} at once`;
+}
+
+// ---------------------------------------------------------------------------------------------- options
+
+function check(options: BenchOptions): void {
+  if (options.precision !== "high") {
+    const message = `precision: only "high" is in this build, got ${JSON.stringify(options.precision)}; products with 8-bit activations do not exist yet`;
+    throw new OptionError("OPTION_RANGE", message, { field: "precision", actual: options.precision });
+  }
+  const whole = (field: string, min: number, values: readonly number[]) => {
+    const wrong = values.find((value) => !(Number.isSafeInteger(value) && value >= min && value <= LIMIT));
+    if (wrong === undefined) return;
+    const message = `${field}: expected whole numbers from ${min} to ${LIMIT}, got ${wrong}`;
+    throw new OptionError("OPTION_RANGE", message, { field, limit: LIMIT, actual: wrong });
+  };
+  whole("prefill", 1, options.prefill);
+  whole("decode", 1, [options.decode]);
+  whole("context", 0, options.context);
+  whole("batch", 1, options.batch);
+  whole("repeat", 1, [options.repeat]);
+  if (options.prefill.length + options.context.length * options.batch.length === 0) {
+    throw new OptionError("OPTION_MISSING", "bench: give a length of --prefill, or a --context and a --batch");
+  }
+}
+
+const LIMIT = 2 ** 20;
+
+// ---------------------------------------------------------------------------------------------- loading
+
+async function load(
+  options: BenchOptions,
+  cases: readonly Case[],
+): Promise<{ runner: Runner; device: string; threads: number }> {
+  const open = await openModel(options.source);
+  try {
+    const { backend, name } = await createBackend(options.device, { threads: options.threads });
+    try {
+      const contextLength = Math.max(...cases.map(({ context, tokens }) => context + tokens));
+      const limit = open.config.maxPositionEmbeddings;
+      if (contextLength > limit) {
+        const message = `bench: ${contextLength} positions are asked for, the model was made for at most ${limit}`;
+        throw new OptionError("OPTION_RANGE", message, { field: "context", limit, actual: contextLength });
+      }
+      const pages = Math.max(...cases.map((one) => one.batch * pagesOf(one)));
+      const maxSequences = Math.max(...cases.map(({ batch }) => batch));
+      const kvTokens = pages * PAGE;
+      const runner = await Runner.create({
+        ...open,
+        backend,
+        contextLength,
+        maxSequences,
+        kvTokens,
+        // A step also holds all sequences that are decoded at once.
+        prefillChunk: Math.max(PREFILL_CHUNK, maxSequences),
+        fusion: options.fusion,
+        signal: options.signal,
+      });
+      const threads = "threads" in backend && typeof backend.threads === "number" ? backend.threads : 1;
+      return { runner, device: name, threads };
+    } catch (error) {
+      await backend.dispose();
+      throw error;
+    }
+  } finally {
+    await open.checkpoint.close();
+  }
+}
+
+/** The engine's default. */
+const PREFILL_CHUNK = 256;
+const PAGE = 64;
+
+/** Of one sequence. */
+function pagesOf({ context, tokens }: Case): number {
+  return Math.ceil((context + tokens) / PAGE);
+}
+
+// ---------------------------------------------------------------------------------------------- measuring
+
+/** Runs cases on a runner. Every step's tokens are read back, as an engine does that gives them to somebody. */
+class Work {
+  readonly #runner: Runner;
+  #seed = 1;
+  /** Positions that each sequence's cache holds. */
+  #filled: { pages: number; lengths: number[] } = { pages: 0, lengths: [] };
+
+  constructor(runner: Runner) {
+    this.#runner = runner;
+  }
+
+  async run(one: Case): Promise<Took> {
+    await this.#fill(one);
+    const start = performance.now();
+    const before = cpuUsage();
+    await (one.name === "prefill" ? this.#prefill(one.tokens) : this.#decode(one));
+    const { user, system } = cpuUsage(before);
+    return { seconds: (performance.now() - start) / 1000, cpuSeconds: (user + system) / 1e6 };
+  }
+
+  async #prefill(tokens: number): Promise<void> {
+    const ids = this.#ids(tokens);
+    const chunk = this.#runner.prefillChunk;
+    for (let from = 0; from < tokens; from += chunk) {
+      const to = Math.min(from + chunk, tokens);
+      const positions = Array.from({ length: to - from }, (_, i) => from + i);
+      const last = to === tokens;
+      const program = await this.#runner.step(
+        {
+          tokens: ids.slice(from, to),
+          positions,
+          sequences: positions.map(() => 0),
+          selected: last ? [to - from - 1] : [],
+          lengths: positions.map(() => tokens),
+        },
+        last ? "greedy" : "none",
+      );
+      if (last) await this.#runner.read(program.outputs.tokens, 1);
+    }
+    this.#filled = { pages: 0, lengths: [] }; // the first positions are others now
+  }
+
+  async #decode({ tokens: steps, context, batch }: Case): Promise<void> {
+    const runner = this.#runner;
+    const rows = Array.from({ length: batch }, (_, i) => i);
+    const step = (tokens: ArrayLike<number>, at: number) =>
+      runner.step({ tokens, positions: rows.map(() => context + at), sequences: rows, selected: rows }, "greedy");
+    const ahead = runner.backend.caps.asynchronous && runner.canContinue;
+    let program = await step(this.#ids(batch), 0);
+    for (let at = 1; at <= steps; at++) {
+      const reading = runner.read(program.outputs.tokens, batch);
+      if (ahead && at < steps) program = runner.continueGreedy();
+      const tokens = await reading;
+      if (!ahead && at < steps) program = await step(tokens, at);
+    }
+  }
+
+  /** Gives every sequence of a case its pages, and keys and values of any size up to its context. */
+  async #fill(one: Case): Promise<void> {
+    const runner = this.#runner;
+    const pages = pagesOf(one);
+    if (pages !== this.#filled.pages) this.#filled = { pages, lengths: [] };
+    for (let sequence = 0; sequence < one.batch; sequence++) {
+      if (runner.hasFullLayers) {
+        const own = Array.from({ length: pages }, (_, i) => sequence * pages + i);
+        runner.assignPages(sequence, own);
+      }
+      for (let from = this.#filled.lengths[sequence] ?? 0; from < one.context; from += PREFILL_CHUNK) {
+        const rows = Math.min(PREFILL_CHUNK, one.context - from);
+        for (let layer = 0; layer < runner.config.numHiddenLayers; layer++) {
+          const { kvHeads, headDim } = runner.architecture.kv(runner.config, layer);
+          const values = Float32Array.from({ length: rows * kvHeads * headDim }, () => this.#random() - 0.5);
+          await runner.writeKv(layer, sequence, from, values, values);
+        }
+      }
+      this.#filled.lengths[sequence] = Math.max(this.#filled.lengths[sequence] ?? 0, one.context);
+    }
+  }
+
+  #ids(count: number): number[] {
+    return Array.from({ length: count }, () => Math.floor(this.#random() * this.#runner.vocabSize));
+  }
+
+  #random(): number {
+    this.#seed = (Math.imul(this.#seed, 1664525) + 1013904223) >>> 0;
+    return this.#seed / 2 ** 32;
+  }
+}
+
+async function fastestOf(count: number, probe: Probe): Promise<number> {
+  let fastest = Number.POSITIVE_INFINITY;
+  for (let i = 0; i < count; i++) fastest = Math.min(fastest, await probe.pass());
+  return fastest;
+}
+
+// ---------------------------------------------------------------------------------------------- results
+
+export function median(values: readonly number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+function summarize(runner: Runner, one: Case, took: readonly Took[], streamReadGBs: number): BenchResult {
+  const tokens = one.tokens * one.batch;
+  const seconds = took.map((round) => round.seconds);
+  const typical = median(seconds);
+  const speeds = {
+    ...one,
+    precision: "high" as const,
+    tokensPerSecond: tokens / typical,
+    min: tokens / Math.max(...seconds),
+    max: tokens / Math.min(...seconds),
+    tokensPerCpuSecond: tokens / median(took.map((round) => round.cpuSeconds)),
+  };
+  if (one.name === "prefill") return { ...speeds, rooflineShare: null, timeToFirstTokenMs: 1000 * typical };
+  return { ...speeds, rooflineShare: (stepBytes(runner, one) * one.tokens) / typical / 1e9 / streamReadGBs };
+}
+
+/** Bytes that a decode step of a case has to read, at the middle of its steps. */
+function stepBytes({ weights, config, architecture }: Runner, { tokens, context, batch }: Case): number {
+  let bytes = 0;
+  const { numExpertsPerTok } = config as { numExpertsPerTok?: number };
+  for (const { name, shape, byteLength } of weights.values()) {
+    // Of an embedding that is no head, only rows are read.
+    if (name === "model.embed_tokens.weight" && !config.tieWordEmbeddings) continue;
+    const isExperts = shape.length === 3 && numExpertsPerTok !== undefined;
+    // How many of E experts `batch` tokens are expected to need, when each chooses K at random.
+    bytes += isExperts ? byteLength * (1 - (1 - numExpertsPerTok / shape[0]) ** batch) : byteLength;
+  }
+  for (let layer = 0; layer < config.numHiddenLayers; layer++) {
+    const { kvHeads, headDim, window } = architecture.kv(config, layer);
+    const positions = Math.min(window ?? Number.POSITIVE_INFINITY, context + (tokens + 1) / 2);
+    bytes += batch * positions * kvHeads * headDim * 2 * 4; // keys and values, f32
+  }
+  return bytes;
+}

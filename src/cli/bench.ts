@@ -1,0 +1,70 @@
+// `vernier bench`: how fast a model is here, as a table for people or one line of JSON for scripts. Node only.
+import { writeFile } from "node:fs/promises";
+import { Command, Option } from "commander";
+import { chart } from "../bench/chart.ts";
+import { type BenchReport, bench } from "../bench/measure.ts";
+import { DEVICES, type DeviceName } from "../options.ts";
+import { interruptible, numbers, printJson } from "./common.ts";
+import { formatBytes } from "./progress.ts";
+
+interface Flags {
+  device: DeviceName;
+  threads?: number;
+  fusion: "on" | "off";
+  prefill: number[];
+  decode: number;
+  context: number[];
+  batch: number[];
+  precision: "high" | "fast";
+  repeat: number;
+  json?: boolean;
+  chart?: string;
+}
+
+export function benchCommand(): Command {
+  return new Command("bench")
+    .description("measure prefill, decode, loading and memory on this machine")
+    .argument("<model>", "folder of a checkpoint, or a GGUF file")
+    .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
+    .option("--threads <n>", "CPU threads", Number)
+    .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
+    .option("--prefill <list>", "lengths of prompts, comma list", numbers, [256])
+    .option("--decode <n>", "steps of one measurement of decoding", Number, 64)
+    .option("--context <list>", "tokens in the cache when decoding begins, comma list", numbers, [0])
+    .option("--batch <list>", "sequences to decode at once, comma list", numbers, [1])
+    .addOption(
+      new Option("--precision <name>", "fast: 8-bit activations, not in this build")
+        .choices(["high", "fast"])
+        .default("high"),
+    )
+    .option("--repeat <n>", "measurements of each case; medians are reported", Number, 5)
+    .option("--json", "print one line of JSON and nothing else")
+    .option("--chart <file>", "also draw the speeds as SVG")
+    .action((model: string, flags: Flags) => interruptible((signal) => run(model, flags, signal)));
+}
+
+async function run(model: string, flags: Flags, signal: AbortSignal): Promise<void> {
+  const { json, chart: file, ...rest } = flags;
+  const onProgress = json ? undefined : (what: string) => void process.stderr.write(`${what}\n`);
+  const source = model === "demo" ? ({ kind: "demo" } as const) : ({ kind: "path", path: model } as const);
+  const report = await bench({ source, ...rest, signal, onProgress });
+  if (file !== undefined) await writeFile(file, chart(model, report));
+  if (json) printJson({ model, ...report });
+  else process.stdout.write(table(report));
+}
+
+function table({ device, description, node, loadMs, weightBytes, peakRssBytes, streamReadGBs, results }: BenchReport) {
+  const lines = [
+    `${device}: ${description}; Node ${node}`,
+    `load ${(loadMs / 1000).toFixed(2)} s, weights ${formatBytes(weightBytes)}, peak memory ${formatBytes(peakRssBytes)}`,
+    `memory reads at ${streamReadGBs.toFixed(1)} GB/s`,
+    "",
+    `${"".padEnd(8)}${["tokens", "context", "batch", "tokens/s", "min", "max", "roofline"].map((title) => title.padStart(10)).join("")}`,
+    ...results.map(({ name, tokens, context, batch, tokensPerSecond, min, max, rooflineShare }) => {
+      const share = rooflineShare === null ? "" : `${(100 * rooflineShare).toFixed(0)} %`;
+      const cells = [tokens, context, batch, ...[tokensPerSecond, min, max].map((speed) => speed.toFixed(1)), share];
+      return `${name.padEnd(8)}${cells.map((cell) => String(cell).padStart(10)).join("")}`;
+    }),
+  ];
+  return `${lines.join("\n")}\n`;
+}

@@ -1,0 +1,88 @@
+// `vernier quantize`: a checkpoint in fewer bits, and how far each weight moved. Node only.
+import { mkdir, open, rename, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { Command, Option } from "commander";
+import { OptionError } from "../errors.ts";
+import { openModel } from "../inspect.ts";
+import { type QuantizeReport, quantize } from "../quantize.ts";
+import { interruptible, printJson } from "./common.ts";
+import { formatBytes } from "./progress.ts";
+
+interface Flags {
+  to: "int8" | "mxfp4";
+  group?: number;
+  json?: boolean;
+}
+
+export function quantizeCommand(): Command {
+  return new Command("quantize")
+    .description(
+      "write a checkpoint with its linear layers in INT8 (compressed-tensors) or its experts in MXFP4 (gpt-oss)",
+    )
+    .argument("<model>", "folder of a checkpoint, or a GGUF file")
+    .argument("<out>", "folder to write; must not exist")
+    .addOption(new Option("--to <format>", "what to write").choices(["int8", "mxfp4"]).makeOptionMandatory())
+    .option("--group <n>", "int8: values that share a scale (default: a whole row)", Number)
+    .option("--json", "print one line of JSON about what was written")
+    .action((model: string, out: string, flags: Flags) => interruptible((signal) => run(model, out, flags, signal)));
+}
+
+/** Everything of a checkpoint's folder that is not its weights or its config. */
+const COMPANIONS = [
+  ...["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"],
+  ...["chat_template.jinja", "chat_template.json"],
+];
+
+async function run(path: string, out: string, { to, group, json }: Flags, signal: AbortSignal): Promise<void> {
+  if (group !== undefined && !(Number.isSafeInteger(group) && group > 0)) {
+    const message = `--group: expected a whole number from 1, got ${group}`;
+    throw new OptionError("OPTION_RANGE", message, { field: "--group", actual: group });
+  }
+  const model = await openModel({ kind: "path", path });
+  try {
+    await makeFolder(out);
+    // Under its own name only once it is whole.
+    const part = join(out, "model.safetensors.part");
+    const file = await open(part, "wx");
+    let report: QuantizeReport;
+    try {
+      report = await quantize(model, async (bytes) => void (await file.writeFile(bytes)), { to, group, signal });
+    } catch (error) {
+      await file.close();
+      await rm(out, { recursive: true });
+      throw error;
+    }
+    await file.close();
+    for (const name of COMPANIONS) {
+      if (!(await model.files.has(name))) continue;
+      const companion = await model.files.open(name);
+      await writeFile(join(out, name), await companion.read(0, companion.size));
+      await companion.close();
+    }
+    await writeFile(join(out, "config.json"), `${JSON.stringify(report.config, undefined, 2)}\n`);
+    await rename(part, join(out, "model.safetensors"));
+    const { config: _, ...summary } = report;
+    if (json) printJson({ out, ...summary });
+    else process.stdout.write(table(out, report));
+  } finally {
+    await model.checkpoint.close();
+  }
+}
+
+async function makeFolder(out: string): Promise<void> {
+  try {
+    await mkdir(out);
+  } catch (cause) {
+    const exists = (cause as NodeJS.ErrnoException).code === "EEXIST";
+    const reason = exists ? "exists already; give the name of a new folder" : (cause as Error).message;
+    throw new OptionError("OPTION_RANGE", `quantize: ${out} ${reason}`, { field: "out", actual: out, cause });
+  }
+}
+
+function table(out: string, { tensors, bytesBefore, bytesAfter }: QuantizeReport): string {
+  const lines = tensors.map(({ name, nmse, maxAbs }) => {
+    return `${nmse.toExponential(2).padStart(9)} ${maxAbs.toExponential(2).padStart(9)}  ${name}`;
+  });
+  const sizes = `${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)}`;
+  return `${["     NMSE   max abs  tensor", ...lines].join("\n")}\n${out}: ${tensors.length} tensors quantised, ${sizes}\n`;
+}

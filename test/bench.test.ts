@@ -1,0 +1,268 @@
+// `vernier bench`: the shape of its line, what it refuses, its chart; and the random models it is used with. Nothing is timed.
+import { spawn } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { text as readAll } from "node:stream/consumers";
+import { fileURLToPath } from "node:url";
+import { afterAll, describe, expect, test } from "vitest";
+import { type GgufEncoding, writeGguf } from "../bench/gguf-writer.ts";
+import { rowValues, writeCheckpoint } from "../bench/random-model.ts";
+import { SHAPES } from "../bench/shapes.ts";
+import { chart } from "../src/bench/chart.ts";
+import { type BenchOptions, type BenchReport, bench, median } from "../src/bench/measure.ts";
+import { createProbe } from "../src/bench/probe.ts";
+import { createBackend } from "../src/devices.ts";
+import { OptionError } from "../src/errors.ts";
+import { openModel } from "../src/inspect.ts";
+import { Runner } from "../src/runner.ts";
+import { decodeWeight } from "../weights/decode.ts";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+const folder = mkdtempSync(join(tmpdir(), "vernier-bench-"));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+/** Each real shape, made small. */
+const SMALL = {
+  qwen3: {
+    pre: SHAPES["qwen3-0.6b"].pre,
+    config: {
+      ...SHAPES["qwen3-0.6b"].config,
+      ...{ hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, vocab_size: 320 },
+      ...{ num_attention_heads: 4, num_key_value_heads: 2, head_dim: 32 },
+    },
+  },
+  mistral: {
+    pre: SHAPES["mistral-7b"].pre,
+    config: {
+      ...SHAPES["mistral-7b"].config,
+      ...{ hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, vocab_size: 320 },
+      ...{ num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16 },
+    },
+  },
+  gpt_oss: {
+    pre: SHAPES["gpt-oss-20b"].pre,
+    config: {
+      ...SHAPES["gpt-oss-20b"].config,
+      ...{ hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, vocab_size: 320, num_local_experts: 4 },
+      ...{ num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_experts_per_tok: 2, sliding_window: 8 },
+    },
+  },
+} as const;
+type SmallName = keyof typeof SMALL;
+
+function checkpoint(name: SmallName, seed = 1): string {
+  const path = join(folder, `${name}-${seed}`);
+  writeCheckpoint(path, { config: SMALL[name].config, seed });
+  return path;
+}
+
+function gguf(name: SmallName, encoding: GgufEncoding, seed = 1): string {
+  const path = join(folder, `${name}-${encoding}-${seed}.gguf`);
+  writeGguf(path, { ...SMALL[name], encoding, seed });
+  return path;
+}
+
+const OPTIONS: BenchOptions = {
+  source: { kind: "path", path: checkpoint("gpt_oss") },
+  device: "cpu",
+  threads: 1,
+  prefill: [3, 300],
+  decode: 2,
+  context: [0, 70],
+  batch: [1, 3],
+  precision: "high",
+  repeat: 2,
+  probeBytes: 16 << 20,
+};
+
+describe("bench", () => {
+  test("reports every case, in the order of the options", async () => {
+    const report = await bench(OPTIONS);
+    expect(report).toEqual({
+      device: "cpu",
+      description: expect.stringContaining("1 thread"),
+      threads: 1,
+      node: process.version,
+      loadMs: expect.any(Number),
+      peakRssBytes: expect.any(Number),
+      weightBytes: expect.any(Number),
+      streamReadGBs: expect.any(Number),
+      results: expect.any(Array),
+    });
+    expect(report.results.map(({ name, tokens, context, batch }) => [name, tokens, context, batch])).toEqual([
+      ["prefill", 3, 0, 1],
+      ["prefill", 300, 0, 1],
+      ["decode", 2, 0, 1],
+      ["decode", 2, 0, 3],
+      ["decode", 2, 70, 1],
+      ["decode", 2, 70, 3],
+    ]);
+    for (const result of report.results) {
+      expect(result.min).toBeLessThanOrEqual(result.tokensPerSecond);
+      expect(result.max).toBeGreaterThanOrEqual(result.tokensPerSecond);
+      expect(result.tokensPerCpuSecond).toBeGreaterThan(0);
+      expect(result.precision).toBe("high");
+      expect(result.rooflineShare === null).toBe(result.name === "prefill");
+      expect(result.timeToFirstTokenMs !== undefined).toBe(result.name === "prefill");
+    }
+  });
+
+  test("the same decoding has to read more with more context and more sequences", async () => {
+    const { results, streamReadGBs } = await bench(OPTIONS);
+    // Bytes a step, from what is reported.
+    const bytes = results
+      .filter(({ name }) => name === "decode")
+      .map(({ rooflineShare, tokensPerSecond, batch }) => {
+        return (rooflineShare! * streamReadGBs * 1e9 * batch) / tokensPerSecond;
+      });
+    // gpt-oss: one layer of two slides over 8 positions; a position has 2 · 2 heads · 16 · 4 bytes.
+    expect(bytes[2] - bytes[0]).toBeCloseTo(256 * (71.5 - 1.5) + 256 * (8 - 1.5), 3);
+    // 1 − (1 − 2/4)³ of the experts' bytes instead of 2/4, and two more sequences' keys and values.
+    const experts = 2 * 4 * (192 + 64) * 64 * (17 / 32) + 2 * 4 * 64 * (96 - 64) * (17 / 32);
+    expect(bytes[1] - bytes[0]).toBeCloseTo(experts * (0.875 - 0.5) + 2 * 2 * 256 * 1.5, 3);
+  });
+
+  test.each([
+    [{ precision: "fast" }, "OPTION_RANGE", 'only "high"'],
+    [{ decode: 0 }, "OPTION_RANGE", "decode"],
+    [{ prefill: [1.5] }, "OPTION_RANGE", "prefill"],
+    [{ context: [-1] }, "OPTION_RANGE", "context"],
+    [{ batch: [Number.NaN] }, "OPTION_RANGE", "batch"],
+    [{ repeat: 0 }, "OPTION_RANGE", "repeat"],
+    [{ prefill: [], batch: [] }, "OPTION_MISSING", "--prefill"],
+    [{ context: [200_000] }, "OPTION_RANGE", "131072"],
+  ] as const)("refuses %j", async (wrong, code, message) => {
+    const error = await bench({ ...OPTIONS, ...wrong }).catch((caught) => caught);
+    expect(error).toBeInstanceOf(OptionError);
+    expect(error.code).toBe(code);
+    expect(error.message).toContain(message);
+  });
+
+  test("the probe reads all it was given", async () => {
+    const { backend } = await createBackend("cpu", { threads: 2 });
+    const probe = await createProbe(backend, 16 << 20);
+    expect(probe.byteLength).toBe(16 << 20);
+    expect(await probe.pass()).toBeGreaterThan(0);
+    probe.free();
+    await backend.dispose();
+  });
+
+  test("medians", () => {
+    expect(median([3, 1, 2])).toBe(2);
+    expect(median([4, 1, 2, 3])).toBe(2.5);
+  });
+
+  test("the chart has a bar for each case, and escapes names", () => {
+    const result = { name: "decode", tokens: 2, context: 0, batch: 1, precision: "high" } as const;
+    const speeds = { tokensPerSecond: 5, min: 4, max: 6, tokensPerCpuSecond: 5, rooflineShare: 0.5 };
+    const report: BenchReport = {
+      ...{ device: "cpu", description: "two threads", threads: 2, node: "v26.0.0" },
+      ...{ loadMs: 1, peakRssBytes: 1, weightBytes: 1, streamReadGBs: 10 },
+      results: [
+        { ...result, ...speeds },
+        { ...result, ...speeds, name: "prefill" },
+      ],
+    };
+    const svg = chart("a<b", report);
+    expect(svg.match(/<rect x="190"/g)).toHaveLength(2);
+    expect(svg).toContain("a&#60;b");
+    expect(svg).not.toContain("a<b");
+  });
+});
+
+async function command(...args: string[]) {
+  const child = spawn(process.execPath, [join(root, "src", "cli", "main.ts"), "bench", ...args]);
+  const [code, out, err] = await Promise.all([
+    new Promise<number | null>((resolve) => child.on("close", resolve)),
+    readAll(child.stdout),
+    readAll(child.stderr),
+  ]);
+  return { code, out, err };
+}
+
+describe("the command", () => {
+  const model = checkpoint("qwen3");
+  const short = [...["--device", "cpu", "--threads", "2", "--prefill", "4", "--decode", "2", "--repeat", "1"]];
+
+  test("--json: one line, and nothing else", async () => {
+    const { code, out, err } = await command(model, ...short, "--json");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    expect(out.trimEnd().split("\n")).toHaveLength(1);
+    const report = JSON.parse(out);
+    expect(report).toMatchObject({ model, device: "cpu", threads: 2, node: process.version });
+    expect(report.results).toHaveLength(2);
+  });
+
+  test("a table for people, and a chart", async () => {
+    const file = join(folder, "chart.svg");
+    const { code, out, err } = await command(model, ...short, "--chart", file);
+    expect(code).toBe(0);
+    expect(out).toMatch(/decode +2 +0 +1 +\d/);
+    expect(err).toContain("1 of 1: prefill 4");
+    expect(readFileSync(file, "utf8")).toContain("</svg>");
+  });
+
+  test("--precision fast is refused", async () => {
+    const { code, err } = await command(model, ...short, "--precision", "fast");
+    expect(code).toBe(2);
+    expect(err).toMatch(/^error OPTION_RANGE: precision/);
+  });
+});
+
+describe("random models", () => {
+  test.each(["qwen3", "mistral", "gpt_oss"] as const)("%s: the same seed gives the same bytes", (name) => {
+    const bytes = () => readFileSync(join(checkpoint(name), "model.safetensors"));
+    const first = bytes();
+    expect(bytes().equals(first)).toBe(true);
+    expect(readFileSync(join(checkpoint(name, 2), "model.safetensors")).equals(first)).toBe(false);
+    const file = readFileSync(gguf(name, "Q8_0"));
+    expect(readFileSync(gguf(name, "Q8_0")).equals(file)).toBe(true);
+  });
+
+  test("values do not depend on which rows were made before", () => {
+    const row = () => rowValues(1, "a.weight", 7, new Float32Array(32)).slice();
+    const first = row();
+    rowValues(1, "a.weight", 8, new Float32Array(32));
+    expect(row()).toEqual(first);
+  });
+
+  test.each(["qwen3", "mistral", "gpt_oss"] as const)("%s: both formats hold the same weights", async (name) => {
+    const hf = await openModel({ kind: "path", path: checkpoint(name) });
+    for (const encoding of ["BF16", "Q8_0"] as const) {
+      const other = await openModel({ kind: "path", path: gguf(name, encoding) });
+      for (const [tensor, spec] of Object.entries(hf.architecture.tensors(hf.config))) {
+        const [expected, actual] = await Promise.all(
+          [hf, other].map(({ checkpoint }) => decodeWeight(checkpoint.source(tensor, spec))),
+        );
+        // Q8_0 rounds to 1/254 of the largest of 32 values, and its scale to 11 bits.
+        const largest = Math.max(...expected.map(Math.abs));
+        const tolerance = encoding === "BF16" ? 0 : largest / 200;
+        const worst = expected.reduce((max, value, i) => Math.max(max, Math.abs(value - actual[i])), 0);
+        expect(worst, tensor).toBeLessThanOrEqual(tolerance);
+      }
+      await other.checkpoint.close();
+    }
+    await hf.checkpoint.close();
+  });
+
+  test("a shape keeps its numbers finite", async () => {
+    const open = await openModel({ kind: "path", path: gguf("gpt_oss", "Q8_0") });
+    const { backend } = await createBackend("cpu", { threads: 1 });
+    const runner = await Runner.create({ ...open, backend, contextLength: 16 });
+    runner.assignPages(0, [0]);
+    const batch = { tokens: [1, 2, 3], positions: [0, 1, 2], sequences: [0, 0, 0], selected: [2] };
+    const program = await runner.step(batch, "logits");
+    const logits = await runner.read(program.outputs.logits, 1);
+    expect(logits.every(Number.isFinite)).toBe(true);
+    expect(Math.max(...logits)).toBeGreaterThan(Math.min(...logits));
+    await runner.dispose();
+    await open.checkpoint.close();
+  });
+
+  test("files are no larger than their tensors and header", () => {
+    const size = statSync(join(checkpoint("qwen3"), "model.safetensors")).size;
+    const layer = 64 * (128 + 64 + 64 + 128) + 3 * 64 * 96 + 2 * 64 + 2 * 32;
+    expect(size).toBeLessThan(2 * (320 * 64 + 64 + 2 * layer) + 8192);
+  });
+});

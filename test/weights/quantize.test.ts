@@ -1,0 +1,48 @@
+// Quantisers: the nearest value that a format has, and nothing lost of values that it has.
+import { expect, test } from "vitest";
+import { decodeInt8 } from "../../weights/int8.ts";
+import { decodeMxfp4 } from "../../weights/mxfp4.ts";
+import { quantizeInt8, quantizeMxfp4 } from "../../weights/quantize.ts";
+
+/** Values of about one, from a seed. */
+function values(count: number, seed: number): Float32Array {
+  let state = seed;
+  return Float32Array.from({ length: count }, () => {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    return (state / 2 ** 31 - 1) * 2 ** ((state >>> 7) % 5);
+  });
+}
+
+test("int8: no value is further off than half a step of its group, and the largest is exact to f32", () => {
+  const stored = values(640, 7);
+  const { data, scales } = quantizeInt8(stored, 64);
+  const back = decodeInt8(data, scales, 64);
+  for (const [i, value] of stored.entries()) {
+    expect(Math.abs(back[i] - value)).toBeLessThanOrEqual(scales[Math.floor(i / 64)] * 0.5000001);
+  }
+  for (let g = 0; g < 10; g++) expect(Math.max(...data.subarray(g * 64, (g + 1) * 64).map(Math.abs))).toBe(127);
+  expect(quantizeInt8(new Float32Array(4), 2)).toEqual({ data: new Int8Array(4), scales: Float32Array.of(1, 1) });
+});
+
+test("mxfp4: the nearest code of the block's scale, checked against all sixteen", () => {
+  const stored = values(320, 3);
+  const { blocks, scales } = quantizeMxfp4(stored);
+  const back = decodeMxfp4(blocks, scales);
+  const codes = [0, 0.5, 1, 1.5, 2, 3, 4, 6];
+  for (const [i, value] of stored.entries()) {
+    const scale = 2 ** (scales[Math.floor(i / 32)] - 127);
+    const nearest = Math.min(...codes.map((code) => Math.abs(code * scale - Math.abs(value))));
+    expect(Math.abs(back[i] - value)).toBe(nearest);
+    expect(Math.sign(back[i]) * Math.sign(value)).toBeGreaterThanOrEqual(0);
+  }
+});
+
+test("mxfp4: what it can say comes back bit for bit, at every scale", () => {
+  const blocks = Uint8Array.from({ length: 16 * 250 }, (_, i) => (i * 37 + (i >> 4)) & 0xff);
+  const scales = Uint8Array.from({ length: 250 }, (_, i) => i + 2);
+  const stored = decodeMxfp4(blocks, scales);
+  const again = quantizeMxfp4(stored);
+  expect(decodeMxfp4(again.blocks, again.scales).map((value) => value + 0)).toEqual(stored.map((value) => value + 0));
+  const zeros = quantizeMxfp4(new Float32Array(32));
+  expect(decodeMxfp4(zeros.blocks, zeros.scales)).toEqual(new Float32Array(32));
+});

@@ -1,0 +1,92 @@
+// f32 → INT8 and MXFP4: the nearest values that a checkpoint in these formats can have. Knows nothing of files.
+import type { WeightSource } from "../src/backend.ts";
+import { assert } from "../src/errors.ts";
+import { decodeWeight, rowsOf } from "./decode.ts";
+import { MXFP4_BLOCK } from "./mxfp4.ts";
+import { planeBytes } from "./sources.ts";
+
+export interface QuantizedInt8 {
+  readonly data: Int8Array;
+  /** One for each run of `group` values. */
+  readonly scales: Float32Array;
+}
+
+/** Symmetric: the largest of each run of `group` values becomes ±127. */
+export function quantizeInt8(values: Float32Array, group: number): QuantizedInt8 {
+  const data = new Int8Array(values.length);
+  const scales = new Float32Array(values.length / group);
+  for (let g = 0; g < scales.length; g++) {
+    const from = g * group;
+    scales[g] = largest(values, from, from + group) / 127 || 1;
+    for (let i = from; i < from + group; i++) {
+      data[i] = Math.max(-127, Math.min(127, Math.round(values[i] / scales[g])));
+    }
+  }
+  return { data, scales };
+}
+
+/** A weight seen in INT8, one scale a row. Keeps the rows that were read last: both planes are made from them. */
+export function asInt8(source: WeightSource): WeightSource {
+  const { name, shape } = source;
+  const { columns } = rowsOf(shape);
+  let latest: { from: number; to: number; rows: Promise<QuantizedInt8> } | undefined;
+
+  function rows(from: number, to: number): Promise<QuantizedInt8> {
+    if (latest?.from !== from || latest.to !== to) {
+      latest = { from, to, rows: decodeWeight(source, from, to).then((values) => quantizeInt8(values, columns)) };
+    }
+    return latest.rows;
+  }
+
+  return {
+    name,
+    shape,
+    format: "int8",
+    group: columns,
+    byteLength: (plane) => planeBytes("int8", shape, plane, columns),
+    async read(plane, byteOffset, byteLength) {
+      const inside = byteOffset >= 0 && byteOffset + byteLength <= planeBytes("int8", shape, plane, columns);
+      assert(inside, `${name}: ${plane} ${byteOffset} + ${byteLength}`);
+      const rowLength = plane === "data" ? columns : 4;
+      const from = Math.floor(byteOffset / rowLength);
+      const values = (await rows(from, Math.ceil((byteOffset + byteLength) / rowLength)))[plane];
+      return new Uint8Array(values.buffer, byteOffset - from * rowLength, byteLength);
+    },
+  };
+}
+
+export interface QuantizedMxfp4 {
+  /** 16 bytes a block, in the order of Hugging Face's gpt-oss files. */
+  readonly blocks: Uint8Array;
+  readonly scales: Uint8Array;
+}
+
+/** Upper bounds of codes 0 … 6: midpoints between 0, 0.5, 1, 1.5, 2, 3, 4, 6; what lies on one goes to the smaller value. */
+const BOUNDS = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5];
+
+/** The scale of a block is the power of two that brings its largest value to 4 … 8; beyond 6 it is cut (OCP MX 1.0, 6.3). */
+export function quantizeMxfp4(values: Float32Array): QuantizedMxfp4 {
+  const count = values.length / MXFP4_BLOCK;
+  const blocks = new Uint8Array(count * 16);
+  const scales = new Uint8Array(count);
+  const bits = new DataView(new ArrayBuffer(4));
+  for (let n = 0; n < count; n++) {
+    const from = n * MXFP4_BLOCK;
+    bits.setFloat32(0, largest(values, from, from + MXFP4_BLOCK));
+    scales[n] = Math.max(0, (bits.getUint32(0) >>> 23) - 2); // the exponent as f32 keeps it is E8M0's
+    const scale = 2 ** (scales[n] - 127);
+    for (let i = 0; i < MXFP4_BLOCK; i++) {
+      const magnitude = Math.abs(values[from + i]) / scale;
+      const found = BOUNDS.findIndex((bound) => magnitude <= bound);
+      const code = (found < 0 ? 7 : found) | (values[from + i] < 0 ? 8 : 0);
+      blocks[n * 16 + (i >> 1)] |= code << (4 * (i & 1));
+    }
+  }
+  return { blocks, scales };
+}
+
+function largest(values: Float32Array, from: number, to: number): number {
+  let most = 0;
+  for (let i = from; i < to; i++) most = Math.max(most, Math.abs(values[i]));
+  return most;
+}
