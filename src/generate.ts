@@ -30,6 +30,9 @@ export interface TextRequest {
   readonly signal: AbortSignal;
 }
 
+/** No character has more tokens than UTF-8 has bytes for it. */
+const CHARACTER = 4;
+
 /** The pieces of all answers, in the order in which they come; then how each ended. */
 export async function* generateText(
   model: TextModel,
@@ -38,12 +41,13 @@ export async function* generateText(
   const startedAt = performance.now();
   const ids = encodePrompt(model, request);
   const channels = isMessages(request.prompt) && request.options.addGenerationPrompt !== false;
+  const continued = typeof request.prompt === "string" ? Array.from(ids).slice(-CHARACTER) : [];
   const base = tokenRequest(model, request, ids);
   const seed = request.options.seed;
   const choices = Array.from({ length: request.options.n ?? 1 }, (_, i) => {
     // Answers that run side by side must not share a random sequence.
     const tokens = seed === undefined ? base : { ...base, seed: (seed + i) % Number.MAX_SAFE_INTEGER };
-    return new ChoiceInTheMaking(model, tokens, { index: i, channels, stop: request.options.stop });
+    return new ChoiceInTheMaking(model, tokens, { index: i, channels, continued, stop: request.options.stop });
   });
 
   const stop = () => {
@@ -145,6 +149,8 @@ interface ChoiceOptions {
   readonly index: number;
   /** The answer opens an assistant's turn, so it may be in harmony's channels. */
   readonly channels: boolean;
+  /** The last tokens of the text that the answer continues. */
+  readonly continued: readonly number[];
   readonly stop?: string | readonly string[];
 }
 
@@ -220,7 +226,9 @@ class ChoiceInTheMaking {
   #textStream(): TextStream {
     const { tokenizer } = this.#model;
     if (tokenizer === undefined) return new NoText();
-    return this.#options.channels && isHarmony(tokenizer) ? new Channels(tokenizer) : new PlainText(tokenizer);
+    return this.#options.channels && isHarmony(tokenizer)
+      ? new Channels(tokenizer)
+      : new PlainText(tokenizer, this.#options.continued);
   }
 }
 
@@ -260,8 +268,10 @@ class NoText implements TextStream {
 class PlainText implements TextStream {
   readonly #decoder: ReturnType<Tokenizer["stream"]>;
 
-  constructor(tokenizer: Tokenizer) {
+  /** Some decoders take the space from the first word of a text: the answer to a text is not the beginning of one. */
+  constructor(tokenizer: Tokenizer, continued: readonly number[]) {
     this.#decoder = tokenizer.stream({ skipSpecialTokens: true });
+    for (const id of continued) this.#decoder.push(id);
   }
 
   push(token: number): TextPart[] {

@@ -60,19 +60,24 @@ export async function load(source: ModelSource = "demo", options: LoadOptions = 
 }
 
 /**
- * What a model is and what memory it takes, from its config and the headers of its files; no weight is read.
+ * What a model is and what memory it takes, from its config and the headers of its files; no weight is read, unless asked.
  * @param options.contextLength tokens to keep keys and values for; default what `load` takes.
- * @throws as `load`.
+ * @param options.checkTensors reads every weight and looks for NaN and infinity. Default false.
+ * @throws as `load`; ModelFileError WEIGHT_NOT_FINITE.
  */
 export async function inspect(
   source: ModelSource = "demo",
-  options: { contextLength?: number } = {},
+  options: { contextLength?: number; checkTensors?: boolean } = {},
 ): Promise<ModelSummary> {
   const { contextLength } = checkLoadOptions({ contextLength: options.contextLength });
   const checked = checkSource(source);
   const { openModel, summarize } = await import("./inspect.ts");
   const model = await openModel(checked);
   try {
+    if (options.checkTensors === true) {
+      const { checkFinite } = await import("../weights/finite.ts");
+      await checkFinite(model.checkpoint);
+    }
     return summarize(model, { contextLength });
   } finally {
     await model.checkpoint.close();

@@ -158,6 +158,17 @@ describe("generate", () => {
   });
 });
 
+/** A folder with the tiny model, the last value of its last tensor a bf16 NaN. */
+function withNaN(): string {
+  const folder = mkdtempSync(join(tmpdir(), "vernier-"));
+  for (const name of ["config.json", "model.safetensors"]) {
+    const bytes = readFileSync(join(TINY, name));
+    if (name !== "config.json") bytes.writeUInt16LE(0x7fc0, bytes.length - 2);
+    writeFileSync(join(folder, name), bytes);
+  }
+  return folder;
+}
+
 describe("errors are one line with a code, and exit code 2", () => {
   test.each([
     ["no tokenizer", ["generate", TINY, "--prompt", "x"], "MODEL_NO_TOKENIZER"],
@@ -169,8 +180,10 @@ describe("errors are one line with a code, and exit code 2", () => {
     ["not a number", ["generate", TINY, "--ids", "1", "--temperature", "hot"], "OPTION_RANGE"],
     ["wrong ids", ["generate", TINY, "--ids", "1,x"], "OPTION_RANGE"],
     ["unreadable file", ["generate", TINY, "--ids", "@/no/file"], "OPTION_RANGE"],
+    ["no folder to write into", ["dump", TINY, "--ids", "1", "--out", "/no/such/folder/x"], "OPTION_RANGE"],
     ["unknown flag", ["generate", "--nope"], "OPTION_UNKNOWN"],
     ["unknown command", ["nope"], "OPTION_UNKNOWN"],
+    ["weights that are not finite", ["inspect", withNaN(), "--check-tensors"], "WEIGHT_NOT_FINITE"],
   ])("%s", async (_, args, code) => {
     const outcome = await vernier(args);
     expect(outcome).toMatchObject({ code: 2, out: "" });
@@ -228,7 +241,12 @@ describe("other commands", () => {
     expect(line(out)).toMatchObject({
       architecture: "mistral",
       memory: { contextLength: 64, fits: true, weights: expect.any(Number), available: expect.any(Number) },
-      tensors: expect.arrayContaining([{ name: "lm_head.weight", shape: [70, 40], format: "bf16", byteLength: 5600 }]),
+      tensors: expect.arrayContaining([
+        {
+          ...{ name: "lm_head.weight", shape: [70, 40], format: "bf16", byteLength: 5600 },
+          ...{ stored: "BF16", storedBytes: 5600 },
+        },
+      ]),
     });
     expect((await vernier(["inspect"])).out).toMatch(/gpt_oss.+mxfp4.+fits.+lm_head\.weight/s);
   });

@@ -6,8 +6,9 @@ import { afterEach, describe, expect, test } from "vitest";
 import { sizeOf } from "../src/backend.ts";
 import { readConfig } from "../src/config.ts";
 import { createBackend } from "../src/devices.ts";
+import { VernierError } from "../src/errors.ts";
 import { openGguf } from "../src/gguf.ts";
-import { type OpenModel, openModel } from "../src/inspect.ts";
+import { type OpenModel, openModel, summarize } from "../src/inspect.ts";
 import type { GptOssConfig } from "../src/models/gpt_oss.ts";
 import type { LlamaConfig } from "../src/models/llama.ts";
 import type { MoeConfig } from "../src/models/mixtral.ts";
@@ -18,6 +19,7 @@ import { loadChatTemplate } from "../src/text/chat-template.ts";
 import { createTokenizer, loadTokenizer } from "../src/text/tokenizer.ts";
 import { decodeWeight } from "../weights/decode.ts";
 import { openDirectory } from "../weights/directory.ts";
+import { parseGguf } from "../weights/gguf.ts";
 import { type GgufSpec, ggufFile, type TensorEntry, type Value } from "./weights/gguf-file.ts";
 import { errorOf, memoryFiles } from "./weights/memory.ts";
 
@@ -283,6 +285,40 @@ test("a folder with one GGUF file is that file; of several one must be named", a
   expect([model.architecture.modelType, model.config.hiddenSize]).toEqual(["llama", 8]);
   const error = await errorOf(() => openModel(blob(["a.gguf", "b.GGUF"])));
   expect([error.code, error.message]).toEqual(["OPTION_RANGE", expect.stringContaining('"a.gguf", "b.GGUF"')]);
+});
+
+test("1,000 files with a damaged header: a model that holds together, or a typed error", async () => {
+  const original = new Uint8Array(readFileSync(`${data}gguf/qwen3-q8_0.gguf`));
+  const bytes = original.slice();
+  const header = parseGguf(original, original.length)!;
+  const end = Math.min(...[...header.tensors.values()].map(({ byteOffset }) => byteOffset));
+  const codes = new Map<string, number>();
+  let state = 1;
+  const next = () => {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    return state >>> 8;
+  };
+  for (let round = 0; round < 1000; round++) {
+    // Mostly numbers of the metadata before the vocabulary, and of the tensors after it.
+    const at = Array.from({ length: 1 + (next() % 2) }, () => (next() % 3 === 0 ? next() % end : next() % 1500));
+    for (const byte of at) bytes[byte] = [0, 1, 0x7f, 0xff, next() & 0xff][next() % 5];
+    let code = "ok";
+    try {
+      const model = await openModel({ kind: "blobs", blobs: new Map([["m.gguf", new Blob([bytes])]]) });
+      summarize(model);
+      await loadTokenizer(model.files, { vocabSize: model.config.vocabSize });
+    } catch (error) {
+      if (!(error instanceof VernierError)) throw error;
+      expect(error.message.length).toBeLessThan(1000);
+      code = error.code;
+    }
+    codes.set(code, (codes.get(code) ?? 0) + 1);
+    for (const byte of at) bytes[byte] = original[byte];
+  }
+  expect(codes.get("ok")).toBeGreaterThan(50);
+  expect([...codes.keys()].filter((code) => /^(GG|CFG|TOK|MODEL)_/.test(code)).length).toBeGreaterThan(8);
+  // FILE_MISSING: the key of the tokenizer is damaged, so there is none.
+  expect([...codes.keys()].filter((code) => !/^(ok$|GG_|CFG_|TOK_|MODEL_|FILE_MISSING)/.test(code))).toEqual([]);
 });
 
 // ---------------------------------------------------------------------------------------------- architectures

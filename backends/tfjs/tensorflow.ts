@@ -35,7 +35,8 @@ const PACKAGES: Readonly<Record<Flavour, string>> = {
 /** The heap of its WebAssembly module is 4 GiB, and XNNPACK keeps a second, packed copy of each matrix in it. */
 const MAX_BYTES: Readonly<Record<Flavour, number>> = { tensorflow: 2 ** 40, wasm: 2 ** 31 - 2 ** 27, cpu: 2 ** 40 };
 
-const INSTALL = "npm install @tensorflow/tfjs-core@4.22.0 @tensorflow/tfjs-backend-wasm@4.22.0 (docs/tfjs.md)";
+const install = (flavour: Flavour = "wasm") =>
+  `npm install @tensorflow/tfjs-core@4.22.0 ${PACKAGES[flavour]}@4.22.0 (docs/tfjs.md)`;
 
 /**
  * @param wanted this flavour or none; default: the best that is there.
@@ -58,7 +59,7 @@ export async function loadTensorFlow(wanted?: Flavour): Promise<TensorFlow> {
     const description = `TensorFlow.js ${tf.version_core}, ${NAMES[flavour]}${better}`;
     return { tf, flavour, description, maxBytes: MAX_BYTES[flavour], use: () => use(tf, flavour) };
   }
-  const message = `tfjs: nothing to compute with: ${missed.join("; ")}. Install it: ${INSTALL}`;
+  const message = `tfjs: nothing to compute with: ${missed.join("; ")}. Install it: ${install(wanted)}`;
   throw new DeviceError("DEVICE_UNAVAILABLE", message, { field: "device", actual: "tfjs" });
 }
 
@@ -68,7 +69,7 @@ async function loadCore(): Promise<Tf> {
     tf.enableProdMode(); // no advertisements on the console
     return tf;
   } catch (cause) {
-    const message = `tfjs: @tensorflow/tfjs-core ${reason(cause)}. Install it: ${INSTALL}`;
+    const message = `tfjs: @tensorflow/tfjs-core ${reason(cause)}. Install it: ${install()}`;
     throw new DeviceError("DEVICE_UNAVAILABLE", message, { field: "device", actual: "tfjs", cause });
   }
 }

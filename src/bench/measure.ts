@@ -226,9 +226,17 @@ class Work {
   #seed = 1;
   /** Positions that each sequence's cache holds. */
   #filled: { pages: number; lengths: number[] } = { pages: 0, lengths: [] };
+  /** Keys or values of a chunk, of any layer. */
+  readonly #block: Float32Array;
 
   constructor(runner: Runner) {
     this.#runner = runner;
+    const { architecture, config } = runner;
+    const widths = Array.from({ length: config.numHiddenLayers }, (_, i) => {
+      const { kvHeads, headDim } = architecture.kv(config, i);
+      return kvHeads * headDim;
+    });
+    this.#block = Float32Array.from({ length: PREFILL_CHUNK * Math.max(...widths) }, () => this.#random() - 0.5);
   }
 
   async run(one: Case): Promise<Took> {
@@ -277,7 +285,7 @@ class Work {
     }
   }
 
-  /** Gives every sequence of a case its pages, and keys and values of any size up to its context. */
+  /** Gives every sequence of a case its pages, and some keys and values up to its context. */
   async #fill(one: Case): Promise<void> {
     const runner = this.#runner;
     const pages = pagesOf(one);
@@ -291,7 +299,7 @@ class Work {
         const rows = Math.min(PREFILL_CHUNK, one.context - from);
         for (let layer = 0; layer < runner.config.numHiddenLayers; layer++) {
           const { kvHeads, headDim } = runner.architecture.kv(runner.config, layer);
-          const values = Float32Array.from({ length: rows * kvHeads * headDim }, () => this.#random() - 0.5);
+          const values = this.#block.subarray(0, rows * kvHeads * headDim);
           await runner.writeKv(layer, sequence, from, values, values);
         }
       }

@@ -24,7 +24,7 @@ interface Flags extends ModelFlags, SamplingFlags {
 
 export function demoCommand(): Command {
   const command = new Command("demo")
-    .description("the embedded model (12.6 M parameters, gpt-oss architecture) tells a story")
+    .description("the embedded model (gpt-oss architecture) tells a story")
     .option("--prompt <text>", "what to ask it", PROMPT)
     .option("--json", "print one line of JSON and nothing else");
   return samplingOptions(modelOptions(command)).action((flags: Flags) => interruptible((signal) => run(flags, signal)));

@@ -26,7 +26,7 @@ interface Flags {
   decode: number;
   device: DeviceName;
   threads?: number;
-  class: ComputeClass;
+  class?: ComputeClass;
   isolated?: boolean;
   forceRouting?: boolean;
   fusion: "on" | "off";
@@ -50,7 +50,7 @@ export function diffCommand(): Command {
     .option("--ids <list>", "with --a and --b: token ids of the prompt, 1,2,3 or @file.json")
     .option("--decode <n>", "with --a and --b: greedy steps after the prompt", Number, 4)
     .option("--threads <n>", "CPU threads", Number)
-    .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES).default("f32"))
+    .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES))
     .option("--isolated", "replay every layer and operation from the reference's input (default)")
     .option("--no-isolated", "replay only what failed: quicker, and blind to small errors that others hide")
     .option("--force-routing", "take the reference's choice of experts")

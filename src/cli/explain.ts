@@ -16,7 +16,7 @@ interface Flags {
   reference: string;
   device: DeviceName;
   threads?: number;
-  class: ComputeClass;
+  class?: ComputeClass;
   fusion: "on" | "off";
   json?: boolean;
 }
@@ -30,7 +30,7 @@ export function explainCommand(): Command {
     .requiredOption("--reference <base>", "dump to compare with: <base>.json and <base>.safetensors")
     .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
     .option("--threads <n>", "CPU threads", Number)
-    .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES).default("f32"))
+    .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES))
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
     .option("--json", "print one line of JSON and nothing else")
     .action(run);

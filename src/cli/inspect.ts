@@ -1,4 +1,4 @@
-// `vernier inspect`: what a checkpoint is and whether it fits, from its config and headers. Node only.
+// `vernier inspect`: what a checkpoint is and whether it fits, from its config and headers; its values when asked. Node only.
 import { Command } from "commander";
 import { inspect } from "../language-model.ts";
 import { printJson } from "./common.ts";
@@ -9,12 +9,16 @@ export function inspectCommand(): Command {
     .description("architecture, tensors and memory of a checkpoint; loads no weights")
     .argument("[model]", "folder or address of a checkpoint or of a GGUF file (default: the embedded demo model)")
     .option("--context <n>", "tokens to keep keys and values for", Number)
+    .option("--check-tensors", "read all weights too, and look for values that are not finite")
     .option("--json", "print one line of JSON and nothing else")
     .action(run);
 }
 
-async function run(source: string | undefined, flags: { context?: number; json?: boolean }): Promise<void> {
-  const model = await inspect(source ?? "demo", { contextLength: flags.context });
+async function run(
+  source: string | undefined,
+  flags: { context?: number; checkTensors?: boolean; json?: boolean },
+): Promise<void> {
+  const model = await inspect(source ?? "demo", { contextLength: flags.context, checkTensors: flags.checkTensors });
   const available = process.availableMemory();
   const fits = model.memory.total <= available;
   if (flags.json) return printJson({ ...model, memory: { ...model.memory, available, fits } });

@@ -21,6 +21,7 @@ import { distrust, type WeightSample } from "./trust.ts";
 export interface DiffOptions {
   /** From `sampleWeights`. */
   readonly samples: ReadonlyMap<string, WeightSample>;
+  /** Default: `w8a8` for a dump whose linear layers quantised their inputs, else `f32`. */
   readonly computeClass?: ComputeClass;
   /**
    * Replay every layer and operation from the reference's own input (default). `false`: only those that failed; then an error
@@ -89,7 +90,12 @@ export interface DiffReport {
 }
 
 export async function diff(runner: Runner, reference: Reference, options: DiffOptions): Promise<DiffReport> {
-  const { computeClass = "f32", forceRouting = false, isolated: everything = true, observe } = options;
+  const {
+    computeClass = naturalClass(reference),
+    forceRouting = false,
+    isolated: everything = true,
+    observe,
+  } = options;
   const { manifest } = reference;
   const empty = {
     firstGuilty: null,
@@ -191,6 +197,11 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     unobserved,
     computeClass,
   };
+}
+
+/** INT8 activations turn the last bit of an input into a step of their scale: two correct devices differ by that. */
+function naturalClass({ manifest }: Reference): ComputeClass {
+  return /int8/.test(String(manifest.producer?.activations ?? "")) ? "w8a8" : "f32";
 }
 
 function headline({ mae, mre, cosine }: { mae: number; mre: number; cosine: number }): Headline {

@@ -46,7 +46,7 @@ export function hypothesesAt(place: Place): Hypothesis[] {
   if (port === "q_rope" || port === "k_cache") return [...rotations(place), ...tables(place)];
   if (/^(probs|ctx|out\.1)$/.test(port) && path.endsWith("self_attn")) return attention(place);
   if (/\.mlp\.(router|gate)$/.test(path)) return port === "out.0" ? products(path) : ROUTING;
-  if (path.endsWith(".experts") && port === "out") return [...gates("gluPacked"), ...experts(path)];
+  if (path.endsWith(".experts") && port !== "in") return [...gates("gluPacked"), ...experts(path)];
   if (path.endsWith("down_proj") && port === "in") return gates("glu");
   if (kindOf(key) === "norm") return norms(place);
   if (path === "" || path === "lm_head") return [...HEAD, ...products("lm_head")];

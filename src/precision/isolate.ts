@@ -185,6 +185,10 @@ function blame(failed: readonly string[]): string[] {
       const mlp = path.replace(/\.down_proj$/, "");
       sources.push(`${mlp}.gate_proj:out`, `${mlp}.up_proj:out`, `${mlp}.gate_up_proj:out`);
     }
+    if (path.endsWith(".experts")) {
+      const inner = ["gate_up", "act", "slots", "out"];
+      sources.push(...inner.slice(0, inner.indexOf(port)).map((earlier) => `${path}:${earlier}`));
+    }
     if (path.endsWith(".mlp") && port === "out") sources.push(`${path}.down_proj:out`, `${path}.experts:out`);
     if (path.endsWith(".mlp") && port === "out.1") sources.push(`${path}.router:out.1`, `${path}.gate:out.1`);
     if (/\.(router|gate)$/.test(path) && port !== "out.0" && port.startsWith("out.")) sources.push(`${path}:out.0`);

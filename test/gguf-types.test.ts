@@ -1,0 +1,101 @@
+// One model with a weight of nearly every ggml type: the cpu backend, which packs what it can, gives what the reference gives.
+import { expect, test } from "vitest";
+import { createBackend } from "../src/devices.ts";
+import { openModel } from "../src/inspect.ts";
+import { diff } from "../src/precision/diff.ts";
+import { dump } from "../src/precision/dump.ts";
+import { Reference } from "../src/precision/reference.ts";
+import { Runner } from "../src/runner.ts";
+import { GGML_TYPES, type GgmlType } from "../weights/ggml.ts";
+import { ggufFile, type TensorEntry, type Value } from "./weights/gguf-file.ts";
+
+const WIDTH = 256; // of everything: the largest block
+
+/** Where the f16 scales of a block are, and values for them that give weights of about 1 / √WIDTH. */
+const SCALES: Partial<Record<GgmlType, readonly (readonly [at: number, half: number])[]>> = {
+  Q8_0: [[0, 0x1000]], // 2^-11
+  Q4_0: [[0, 0x2000]], // 2^-7
+  Q5_0: [[0, 0x1c00]],
+  Q5_1: [
+    [0, 0x1c00],
+    [2, 0xac00],
+  ], // the minimum is −2^-4
+  IQ4_NL: [[0, 0x1000]],
+  IQ4_XS: [[0, 0x0400]],
+  Q2_K: [
+    [80, 0x1800],
+    [82, 0x1800],
+  ],
+  Q3_K: [[108, 0x1000]],
+  Q4_K: [
+    [0, 0x0800],
+    [2, 0x1000],
+  ],
+  Q6_K: [[208, 0x0100]],
+};
+
+function tensor(name: string, type: GgmlType, rows: number, seed: number): TensorEntry {
+  const { elements, bytes: size, code } = GGML_TYPES[type];
+  const blocks = (rows * WIDTH) / elements;
+  let state = seed;
+  const bytes = Uint8Array.from({ length: blocks * size }, () => {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    return state >>> 24;
+  });
+  const view = new DataView(bytes.buffer);
+  for (let block = 0; block < blocks; block++) {
+    for (const [at, half] of SCALES[type]!) view.setUint16(block * size + at, half, true);
+  }
+  return { name, type: code, ne: [WIDTH, rows], bytes };
+}
+
+const norm = (name: string): TensorEntry => {
+  return { name, ne: [WIDTH], bytes: new Uint8Array(new Float32Array(WIDTH).fill(1).buffer) };
+};
+
+function model(): Uint8Array<ArrayBuffer> {
+  const metadata: Record<string, Value> = {
+    "general.architecture": ["string", "llama"],
+    "llama.block_count": ["u32", 1],
+    "llama.context_length": ["u32", 64],
+    "llama.embedding_length": ["u32", WIDTH],
+    "llama.feed_forward_length": ["u32", WIDTH],
+    "llama.attention.head_count": ["u32", 8],
+    "llama.attention.head_count_kv": ["u32", 4],
+    "llama.attention.layer_norm_rms_epsilon": ["f32", 1e-5],
+    "llama.vocab_size": ["u32", 70],
+  };
+  const tensors = [
+    tensor("token_embd.weight", "Q8_0", 70, 1),
+    norm("blk.0.attn_norm.weight"),
+    tensor("blk.0.attn_q.weight", "Q6_K", WIDTH, 2),
+    tensor("blk.0.attn_k.weight", "Q3_K", WIDTH / 2, 3),
+    tensor("blk.0.attn_v.weight", "IQ4_XS", WIDTH / 2, 4),
+    tensor("blk.0.attn_output.weight", "Q4_K", WIDTH, 5),
+    norm("blk.0.ffn_norm.weight"),
+    tensor("blk.0.ffn_gate.weight", "Q5_0", WIDTH, 6),
+    tensor("blk.0.ffn_up.weight", "Q2_K", WIDTH, 7),
+    tensor("blk.0.ffn_down.weight", "Q4_0", WIDTH, 8),
+    norm("output_norm.weight"),
+    tensor("output.weight", "IQ4_NL", 70, 9),
+  ];
+  return ggufFile({ metadata: Object.entries(metadata), tensors });
+}
+
+async function runnerOn(device: "reference" | "cpu", bytes: Uint8Array<ArrayBuffer>): Promise<Runner> {
+  const open = await openModel({ kind: "blobs", blobs: new Map([["m.gguf", new Blob([bytes])]]) });
+  const { backend } = await createBackend(device, { threads: 2 });
+  return Runner.create({ ...open, backend, contextLength: 32, maxSequences: 1, prefillChunk: 16 });
+}
+
+test("a model of ten types: every tap of cpu is within the f32 gates of reference", async () => {
+  const bytes = model();
+  const reference = await runnerOn("reference", bytes);
+  const ids = [3, 1, 4, 1, 5, 9, 2, 6, 53, 58, 69];
+  const expected = Reference.fromDump(await dump(reference, { ids, decode: 4, wants: () => true }), "llama");
+  const cpu = await runnerOn("cpu", bytes);
+  const report = await diff(cpu, expected, { computeClass: "f32", isolated: true, samples: new Map() });
+  expect(report.taps.filter(({ verdict }) => verdict === "fail" || verdict === "non-finite")).toEqual([]);
+  expect([report.verdict, report.logits?.greedyEqual]).toEqual(["pass", true]);
+  await Promise.all([reference.dispose(), cpu.dispose()]);
+});
