@@ -211,6 +211,10 @@ export class Runner {
   /** Tells the device which physical pages hold a sequence, in logical order. */
   assignPages(sequence: number, pages: readonly number[]): void {
     assert(pages.length <= this.pagesPerSequence, "assignPages: more pages than a sequence can have");
+    assert(
+      pages.every((page) => page >= 0 && page < this.totalPages),
+      `assignPages: a page outside the pool of ${this.totalPages}`,
+    );
     this.backend.write(this.#pages, bytesOf(Int32Array.from(pages)), sequence * this.pagesPerSequence * 4);
   }
 

@@ -123,6 +123,11 @@ describe("bench", () => {
     expect(bytes[1] - bytes[0]).toBeCloseTo(experts * (0.875 - 0.5) + 2 * 2 * 256 * 1.5, 3);
   });
 
+  test("more sequences than positions", async () => {
+    const { results } = await bench({ ...OPTIONS, prefill: [], decode: 1, context: [0], batch: [5], repeat: 1 });
+    expect(results).toHaveLength(1);
+  });
+
   test.each([
     [{ precision: "fast" }, "OPTION_RANGE", 'only "high"'],
     [{ decode: 0 }, "OPTION_RANGE", "decode"],

@@ -179,6 +179,31 @@ describe("defaults", () => {
 });
 
 describe("text", () => {
+  test("the answer to a text keeps the space that a decoder takes from the first word of a text", async () => {
+    const bytes = byteTokenizer();
+    const stripping: Tokenizer = {
+      ...bytes,
+      stream: () => {
+        const stream = bytes.stream();
+        let first = true;
+        const push = (id: number) => {
+          const text = stream.push(id);
+          const shown = first ? text.replace(/^ /, "") : text;
+          if (text !== "") first = false;
+          return shown;
+        };
+        return { ...stream, push };
+      },
+    };
+    const said = async (prompt: TextRequest["prompt"]) => {
+      const { model } = scripted([script(" was")], { tokenizer: stripping });
+      return (await run(model, prompt)).text();
+    };
+    expect(await said("Once é")).toBe(" was");
+    expect(await said("")).toBe("was");
+    expect(await said([79])).toBe("was");
+  });
+
   test("pieces are whole characters, and tokens are all there", async () => {
     const tokens = script("a€🙂b");
     const { pieces, text, end } = await run(scripted([tokens]).model, [1]);

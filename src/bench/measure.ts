@@ -190,7 +190,7 @@ async function load(
       const runner = await Runner.create({
         ...open,
         backend,
-        contextLength,
+        contextLength: Math.max(contextLength, maxSequences),
         maxSequences,
         kvTokens,
         // A step also holds all sequences that are decoded at once.
@@ -224,8 +224,8 @@ function pagesOf({ context, tokens }: Case): number {
 class Work {
   readonly #runner: Runner;
   #seed = 1;
-  /** Positions that each sequence's cache holds. */
-  #filled: { pages: number; lengths: number[] } = { pages: 0, lengths: [] };
+  /** Physical pages, and positions of each sequence's rings, that were written: never-written memory is fast to read. */
+  readonly #written = { pages: new Set<number>(), rings: [] as number[] };
   /** Keys or values of a chunk, of any layer. */
   readonly #block: Float32Array;
 
@@ -267,7 +267,6 @@ class Work {
       );
       if (last) await this.#runner.read(program.outputs.tokens, 1);
     }
-    this.#filled = { pages: 0, lengths: [] }; // the first positions are others now
   }
 
   async #decode({ tokens: steps, context, batch }: Case): Promise<void> {
@@ -285,17 +284,18 @@ class Work {
     }
   }
 
-  /** Gives every sequence of a case its pages, and some keys and values up to its context. */
+  /** Gives every sequence of a case its pages, and some keys and values up to its context: which ones is all the same. */
   async #fill(one: Case): Promise<void> {
     const runner = this.#runner;
-    const pages = pagesOf(one);
-    if (pages !== this.#filled.pages) this.#filled = { pages, lengths: [] };
+    const { pages: written, rings } = this.#written;
     for (let sequence = 0; sequence < one.batch; sequence++) {
-      if (runner.hasFullLayers) {
-        const own = Array.from({ length: pages }, (_, i) => sequence * pages + i);
-        runner.assignPages(sequence, own);
-      }
-      for (let from = this.#filled.lengths[sequence] ?? 0; from < one.context; from += PREFILL_CHUNK) {
+      const pages = runner.hasFullLayers
+        ? Array.from({ length: pagesOf(one) }, (_, i) => sequence * pagesOf(one) + i)
+        : [];
+      if (runner.hasFullLayers) runner.assignPages(sequence, pages);
+      const used = pages.slice(0, Math.ceil(one.context / PAGE));
+      if (used.every((page) => written.has(page)) && (rings[sequence] ?? 0) >= one.context) continue;
+      for (let from = 0; from < one.context; from += PREFILL_CHUNK) {
         const rows = Math.min(PREFILL_CHUNK, one.context - from);
         for (let layer = 0; layer < runner.config.numHiddenLayers; layer++) {
           const { kvHeads, headDim } = runner.architecture.kv(runner.config, layer);
@@ -303,7 +303,8 @@ class Work {
           await runner.writeKv(layer, sequence, from, values, values);
         }
       }
-      this.#filled.lengths[sequence] = Math.max(this.#filled.lengths[sequence] ?? 0, one.context);
+      for (const page of used) written.add(page);
+      rings[sequence] = Math.max(rings[sequence] ?? 0, one.context);
     }
   }
 

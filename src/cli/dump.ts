@@ -68,7 +68,9 @@ async function run(model: string, flags: Flags): Promise<void> {
   });
   const summary = { out, tensors: result.tensors.length, greedy: result.greedy };
   if (flags.json) printJson(summary);
-  else process.stderr.write(`${out}.safetensors, ${out}.json: ${summary.tensors} tensors\n`);
+  else if (flags.taps !== "none" && result.tensors.every(({ key }) => key.endsWith("/:logits"))) {
+    process.stderr.write(`--taps ${flags.taps} matches no tap: only the logits were written\n`);
+  } else process.stderr.write(`${out}.safetensors, ${out}.json: ${summary.tensors} tensors\n`);
 }
 
 /** Before anything is computed, not after. */
@@ -83,11 +85,11 @@ async function checkFolder(out: string): Promise<void> {
   }
 }
 
-/** A tap is wanted when its name matches; with or without the step in front, as users see it in the files. */
-function matcher(pattern: string): (key: string) => boolean {
+/** A tap is wanted when its name matches, with the step in front as it stands in the files, or without. */
+function matcher(pattern: string): (key: string, step: number) => boolean {
   try {
-    const regex = new RegExp(pattern.replace(/^\^?\d+\//, ""));
-    return (key) => regex.test(key);
+    const regex = new RegExp(pattern);
+    return (key, step) => regex.test(key) || regex.test(`${step}/${key}`);
   } catch (cause) {
     throw new OptionError("OPTION_RANGE", `--taps: not a regular expression: ${(cause as Error).message}`, {
       field: "--taps",

@@ -15,6 +15,12 @@ import { generateCommand } from "./generate.ts";
 import { inspectCommand } from "./inspect.ts";
 import { quantizeCommand } from "./quantize.ts";
 
+// package.json asks for it too, but npm only warns.
+if (Number(process.versions.node.split(".")[0]) < 22) {
+  process.stderr.write(`error NODE_VERSION: vernier needs Node 22.12 or newer, this is ${process.versions.node}\n`);
+  process.exit(EXIT.error);
+}
+
 const commands = [
   generateCommand(),
   chatCommand(),

@@ -27,7 +27,7 @@ export interface DumpOptions {
   /** Greedy steps after the prompt. */
   readonly decode: number;
   /** Which taps are kept, besides the logits: keys without the step. */
-  readonly wants: (key: string) => boolean;
+  readonly wants: (key: string, step: number) => boolean;
   /** Steps that are tapped; the others keep their logits only. Default: all. */
   readonly tappedSteps?: ReadonlySet<number>;
   /** Fed instead of the greedy choices (teacher forcing): at least `decode` ids. */
@@ -44,7 +44,7 @@ export async function dump(runner: Runner, options: DumpOptions): Promise<Dump> 
   const tensors: DumpTensor[] = [];
   for (let step = 0; step <= decode; step++) {
     const tokens = step === 0 ? prompt : ids.slice(-1);
-    const wants = tappedSteps?.has(step) === false ? () => false : options.wants;
+    const wants = (key: string) => tappedSteps?.has(step) !== false && options.wants(key, step);
     const start = ids.length - tokens.length;
     const traced = await traceStep(runner, { tokens, start, step, wants, replace: options.replace?.(step) });
     for (const tensor of traced) tensors.push({ ...tensor, key: `${step}/${tensor.key}` });
@@ -155,7 +155,7 @@ async function cacheTaps(
   runner: Runner,
   length: number,
   step: number,
-  wants: DumpOptions["wants"],
+  wants: TraceOptions["wants"],
 ): Promise<DumpTensor[]> {
   const tensors: DumpTensor[] = [];
   for (let layer = 0; layer < runner.config.numHiddenLayers; layer++) {
@@ -175,7 +175,7 @@ function ropeTaps(
   runner: Runner,
   positions: readonly number[],
   length: number,
-  wants: DumpOptions["wants"],
+  wants: TraceOptions["wants"],
 ): DumpTensor[] {
   const tensors: DumpTensor[] = [];
   for (const name of runner.ropeNames) {

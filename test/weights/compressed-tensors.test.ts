@@ -2,6 +2,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
+import { quantizedLinear } from "../../kernels/reference/linear.ts";
 import { type Int8Scheme, readConfig, readInt8Scheme } from "../../src/config.ts";
 import { createBackend } from "../../src/devices.ts";
 import { openModel } from "../../src/inspect.ts";
@@ -74,6 +75,19 @@ describe("reading", () => {
       ]);
     }
   });
+});
+
+test("W8A8: halves go to even, rows of zeros give the bias, every product is rounded to f32", () => {
+  const out = new Float32Array(4);
+  // s = 1: 0.5 → 0, 1.5 → 2, −2.5 → −2; 127 stays.
+  const x = Float32Array.of(0.5, 1.5, -2.5, 127, 0, 0, 0, 0);
+  const data = Int8Array.of(1, 10, 100, 1, -128, 127, 3, -1);
+  const scales = Float32Array.of(0.1, 3);
+  const bias = Float32Array.of(0.25, -1);
+  quantizedLinear({ out, x, data, scales, bias, rows: 2, inner: 4, width: 2 });
+  const { fround } = Math;
+  const first = fround(fround(-53 * fround(0.1)) + 0.25); // 20 − 200 + 127
+  expect([...out]).toEqual([first, 3 * (254 - 6 - 127) - 1, 0.25, -1]);
 });
 
 const WEIGHTS = { num_bits: 8, type: "int", symmetric: true, strategy: "channel", dynamic: false };
