@@ -23,6 +23,17 @@ import {
 } from "../src/index.ts";
 
 const DEMO = new URL("../weights/demo/", import.meta.url);
+const demoConfig: Record<
+  | "num_hidden_layers"
+  | "num_local_experts"
+  | "hidden_size"
+  | "intermediate_size"
+  | "vocab_size"
+  | "sliding_window"
+  | "num_key_value_heads"
+  | "head_dim",
+  number
+> & { layer_types: string[] } = JSON.parse(readFileSync(new URL("config.json", DEMO), "utf8"));
 /** 70 tokens, no tokenizer; its golden was computed by PyTorch. */
 const TINY = new URL("data/models/mistral/", import.meta.url);
 const golden: { ids: number[]; prompt_len: number; greedy: number[] } = JSON.parse(
@@ -497,25 +508,35 @@ describe("disposal", () => {
 
 describe("info, devices, logs", () => {
   test("model.info", () => {
+    const { num_hidden_layers: layers, num_local_experts: experts, hidden_size: d, intermediate_size: f } = demoConfig;
     expect(demo.info).toMatchObject({
       architecture: "gpt_oss",
-      parameters: 12_573_792,
+      layers,
+      vocabSize: demoConfig.vocab_size,
       device: "cpu",
       contextLength: 4096,
       hasTokenizer: true,
       hasChatTemplate: true,
     });
-    expect(demo.info.formats.mxfp4!.parameters).toBe(6 * 8 * 3 * 256 * 256);
+    // Gate, up and down of every expert are what is kept as MXFP4.
+    expect(demo.info.formats.mxfp4!.parameters).toBe(layers * experts * 3 * d * f);
+    expect(demo.info.parameters).toBe(
+      Object.values(demo.info.formats).reduce((sum, format) => sum + format.parameters, 0),
+    );
   });
 
   test("inspect reads no weights and knows the memory", async () => {
     const { memory, tensors, architecture } = await inspect(DEMO, { contextLength: 512 });
     expect(architecture).toBe("gpt_oss");
-    // 3 full layers of 512 positions and 3 sliding ones of 64; 2 heads of 32 channels; keys and values in f32
-    expect(memory.kv).toBe(3 * (512 + 64) * 2 * 32 * 2 * 4);
+    // Full layers keep 512 positions, sliding ones their window; keys and values in f32.
+    const positions = demoConfig.layer_types.map((type) =>
+      type === "full_attention" ? 512 : demoConfig.sliding_window,
+    );
+    const width = demoConfig.num_key_value_heads * demoConfig.head_dim;
+    expect(memory.kv).toBe(positions.reduce((sum, n) => sum + n, 0) * width * 2 * 4);
     expect(memory.total).toBe(memory.weights + memory.kv);
     expect(tensors.find((tensor) => tensor.name === "lm_head.weight")).toMatchObject({
-      shape: [4096, 256],
+      shape: [demoConfig.vocab_size, demoConfig.hidden_size],
       format: "bf16",
     });
   });
@@ -575,7 +596,7 @@ describe("being a good guest", () => {
   test("the caller's event loop stays free", { retry: 2 }, async () => {
     const delay = monitorEventLoopDelay({ resolution: 1 });
     delay.enable();
-    await demo.generate("Once upon a time", { temperature: 0, ignoreEos: true, maxNewTokens: 150 }).result();
+    await demo.generate("Once upon a time", { temperature: 0, ignoreEos: true, maxNewTokens: 1500 }).result();
     delay.disable();
     expect(delay.count).toBeGreaterThan(100);
     expect(delay.percentile(99) / 1e6).toBeLessThan(20);

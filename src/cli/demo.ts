@@ -15,7 +15,7 @@ import {
   samplingOptions,
 } from "./common.ts";
 
-const PROMPT = "Tell me a story about a fox who lost a lantern.";
+const PROMPT = "Tell me a story about a fox who found a lantern.";
 
 interface Flags extends ModelFlags, SamplingFlags {
   prompt: string;
