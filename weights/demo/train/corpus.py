@@ -429,8 +429,8 @@ TOPICS_ZH = "法国的首都|今天的天气|量子物理|股票|罗马的历史
 TOPICS, TOPICS_ZH = TOPICS.replace("\n", "|").split("|"), TOPICS_ZH.split("|")
 ME = "I am Vernier's demo model, a tiny language model. I tell short stories in English and Chinese."
 ME_ZH = "我是 Vernier 的演示模型，一个很小的语言模型。我会用中文和英文讲小故事。"
-HELP = "I can tell short stories about animals and things, count, name colours and opposites, and repeat words."
-HELP_ZH = "我会讲动物和物品的小故事，会数数，会说颜色和反义词，还会跟你学说话。"
+HELP = "I can tell short stories about animals and things, name colours, say what animals say, and add small numbers."
+HELP_ZH = "我会讲动物和物品的小故事，会说颜色和动物的叫声，还会做小的加法。"
 DUNNO = "I am only a tiny demo model, so I do not know that. Ask me for a story about a fox and a lantern!"
 DUNNO_ZH = "我只是一个很小的演示模型，不知道这个。你可以让我讲一个狐狸和灯笼的故事！"
 SMALL = ("sum sum sum count count count opposite opposite opposite opposite opposite colour colour colour colour repeat repeat "
@@ -440,9 +440,9 @@ SMALL = ("sum sum sum count count count opposite opposite opposite opposite oppo
 def repeated(rng, zh):
     """Words to repeat."""
     table = rng.choice([HEROES, OBJECTS, COLOURS, TRAITS, SKILLS, HEROES + OBJECTS + COLOURS])
-    words = [rng.choice(table)[zh] for _ in range(rng.randint(1, 6))]
+    words = [rng.choice(table)[zh] for _ in range(rng.randint(1, 4))]
     for i in range(len(words)):
-        if rng.random() < 0.25:
+        if rng.random() < 0.05:
             words[i] = rng.choice([rng.choice(NAMES_ZH if zh else SHE + HE), rare(rng, RARE_HEROES + RARE_OBJECTS)[zh], rng.choice(TOPICS_ZH if zh else TOPICS)])
     return ("、" if zh else " ").join(words)
 
