@@ -2,6 +2,7 @@
 import { basename, dirname } from "node:path";
 import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
+import { checkPromptIds } from "../answer.ts";
 import { createBackend } from "../devices.ts";
 import { OptionError } from "../errors.ts";
 import { openModel } from "../inspect.ts";
@@ -9,7 +10,6 @@ import { DEVICES, type DeviceName } from "../options.ts";
 import { type Bisection, bisect } from "../precision/bisect.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
-import { checkIds } from "../precision/session.ts";
 import { printJson, readIds } from "./common.ts";
 
 interface Flags {
@@ -43,7 +43,7 @@ async function run(model: string, flags: Flags): Promise<void> {
   const ids = await prompt(flags);
   const open = await openModel({ kind: "path", path: model });
   try {
-    checkIds(ids, open.config.vocabSize);
+    checkPromptIds(ids, open.config.vocabSize);
     const { backend: good } = await createBackend(goodName, { threads });
     const { backend: bad } = await createBackend(badName, { threads });
     const result = await bisect({ ...open, good, bad, ids, layers, computeClass: flags.class });

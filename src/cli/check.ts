@@ -1,10 +1,11 @@
 // `vernier check`: what can be said of a device without a reference. Node only.
 import { Command, Option } from "commander";
+import { checkPromptIds } from "../answer.ts";
 import { openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName } from "../options.ts";
 import { CHECK_SEQUENCES, type CheckReport, check, checkLength } from "../precision/check.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
-import { checkIds, openSession } from "../precision/session.ts";
+import { openSession } from "../precision/session.ts";
 import { printJson, readIds } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
@@ -36,7 +37,7 @@ async function run(model: string, flags: Flags): Promise<void> {
   const open = await openModel(source);
   try {
     const ids = flags.ids === undefined ? undefined : await readIds(flags.ids);
-    if (ids !== undefined) checkIds(ids, open.config.vocabSize);
+    if (ids !== undefined) checkPromptIds(ids, open.config.vocabSize);
     const length = ids?.length ?? checkLength(open);
     const bar = new ProgressBar("loading");
     const onProgress = bar.update;

@@ -3,6 +3,7 @@ import { writeFile } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
+import { checkPromptIds } from "../answer.ts";
 import { ModelFileError, OptionError, type VernierError } from "../errors.ts";
 import { type OpenModel, openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName } from "../options.ts";
@@ -14,7 +15,7 @@ import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gat
 import { Reference } from "../precision/reference.ts";
 import { Collector, layoutOf } from "../precision/report/collect.ts";
 import { writeReport } from "../precision/report/write.ts";
-import { checkIds, openSession } from "../precision/session.ts";
+import { openSession } from "../precision/session.ts";
 import { printJson, readIds, report, version } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
@@ -129,7 +130,7 @@ async function openReference(model: string, flags: Flags): Promise<Reference> {
     throw new OptionError("OPTION_MISSING", "diff: --a and --b need --ids", { field: "--ids" });
   const ids = await readIds(idsFlag);
   await using session = await open(model, flags, a!, Math.max(1, ids.length), Math.max(1, ids.length) + decode);
-  checkIds(ids, session.runner.vocabSize);
+  checkPromptIds(ids, session.runner.vocabSize);
   return Reference.fromDump(
     await dump(session.runner, { ids, decode, wants: () => true }),
     session.runner.config.modelType,

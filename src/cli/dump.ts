@@ -3,11 +3,12 @@
 import { access, constants } from "node:fs/promises";
 import { dirname } from "node:path";
 import { Command, Option } from "commander";
+import { checkPromptIds } from "../answer.ts";
 import { OptionError } from "../errors.ts";
 import { DEVICES, type DeviceName } from "../options.ts";
 import { dump } from "../precision/dump.ts";
 import { writeDump } from "../precision/dump-file.ts";
-import { checkIds, openSession } from "../precision/session.ts";
+import { openSession } from "../precision/session.ts";
 import { printJson, readIds } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
@@ -58,7 +59,7 @@ async function run(model: string, flags: Flags): Promise<void> {
     onProgress: bar.update,
   }).finally(() => bar.end());
   const { runner } = session;
-  checkIds(ids, runner.vocabSize);
+  checkPromptIds(ids, runner.vocabSize);
   const result = await dump(runner, { ids, decode, wants });
   await writeDump(out, result, {
     model,

@@ -2,7 +2,6 @@
 
 import type { ModelFiles } from "../../weights/files.ts";
 import { createBackend } from "../devices.ts";
-import { OptionError } from "../errors.ts";
 import type { Source } from "../inspect.ts";
 import { openModel } from "../inspect.ts";
 import type { DeviceName } from "../options.ts";
@@ -66,20 +65,4 @@ export async function openSession(options: SessionOptions): Promise<Session> {
 async function readConfigBytes(files: ModelFiles): Promise<Uint8Array> {
   const file = await files.open("config.json");
   return file.read(0, file.size).finally(() => file.close());
-}
-
-/** Ids that the model has: OptionError otherwise. */
-export function checkIds(ids: readonly number[], vocabSize: number): void {
-  if (ids.length === 0) throw new OptionError("INPUT_EMPTY", "ids: at least one token id is needed", { field: "ids" });
-  const wrong = ids.find((id) => !Number.isSafeInteger(id) || id < 0 || id >= vocabSize);
-  if (wrong === undefined) return;
-  throw new OptionError(
-    "INPUT_TOKEN",
-    `ids: ${wrong} is no token id, expected whole numbers from 0 to ${vocabSize - 1}`,
-    {
-      field: "ids",
-      limit: vocabSize - 1,
-      actual: wrong,
-    },
-  );
 }
