@@ -53,11 +53,24 @@ export function worstSlice(a: Values, r: Values, width: number): At {
 
 /** Largest `nmse` among the columns of rows of `width` (an output channel); `index` is the column. */
 export function worstColumn(a: Values, r: Values, width: number): At {
+  const error = new Float64Array(width);
+  const energy = new Float64Array(width);
+  for (let from = 0; from < r.length; from += width) {
+    for (let column = 0; column < width; column++) {
+      const [mine, theirs] = [a[from + column], r[from + column]];
+      if (Object.is(mine, theirs)) {
+        energy[column] += Number.isFinite(theirs) ? theirs * theirs : 0;
+        continue;
+      }
+      error[column] += (mine - theirs) ** 2;
+      energy[column] += theirs * theirs;
+    }
+  }
   let worst: At = { value: 0, index: 0 };
-  const rows = r.length / width;
-  const pick = (values: Values, column: number) => Array.from({ length: rows }, (_, t) => values[t * width + column]);
   for (let column = 0; column < width; column++) {
-    const value = nmse(pick(a, column), pick(r, column));
+    if (error[column] === 0) continue;
+    const ratio = error[column] / energy[column];
+    const value = Number.isNaN(ratio) ? Number.POSITIVE_INFINITY : ratio;
     if (value > worst.value) worst = { value, index: column };
   }
   return worst;
