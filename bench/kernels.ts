@@ -1,7 +1,8 @@
 // How fast the cpu backend's kernels are: products with weights of each format, beside the rate at which the same threads can
 // read memory, and each fused op beside its base ops. A table for people, then one JSON line for scripts.
 //
-//   npm run bench:kernels -- [--threads n] [--variant relaxed|simd|single] [--only text] [--cpu-time]
+//   npm run bench:kernels -- [--threads n] [--variant relaxed|simd|single]
+//     [--precision exact|high|fast] [--only text] [--cpu-time]
 //
 // --cpu-time counts the time that the threads ran, not the time that went by: for machines with other work, with --threads 1.
 import { parseArgs } from "node:util";
@@ -21,18 +22,21 @@ import {
 import { createProbe } from "../src/bench/probe.ts";
 import { lower } from "../src/ops.ts";
 import { Taps } from "../src/tap.ts";
+import { placed } from "../weights/files.ts";
 
 const { values: flags } = parseArgs({
   options: {
     threads: { type: "string" },
     variant: { type: "string" },
     only: { type: "string", default: "" },
+    precision: { type: "string", default: "high" },
     "cpu-time": { type: "boolean", default: false },
   },
 });
 const options: CpuOptions = {
   threads: flags.threads === undefined ? undefined : Number(flags.threads),
   variant: flags.variant as CpuOptions["variant"],
+  precision: flags.precision as CpuOptions["precision"],
 };
 
 function now(): number {
@@ -88,8 +92,8 @@ function source(format: WeightFormat, shape: Shape, group = shape.at(-1)!): Weig
     shape,
     format,
     group: format === "int8" ? group : undefined,
-    byteLength: (plane) => (plane === "data" ? sizeOf(shape) * BYTES[format] : scales),
-    async read(plane, _, byteLength) {
+    byteLength: (plane) => ({ data: sizeOf(shape) * BYTES[format], scales, blocks: 0 })[plane],
+    async read(plane, _, byteLength, into) {
       const bytes = new Uint8Array(byteLength);
       if (plane === "data") {
         for (let at = 0; at < byteLength; at += values.length) {
@@ -97,7 +101,7 @@ function source(format: WeightFormat, shape: Shape, group = shape.at(-1)!): Weig
         }
       } else if (format === "mxfp4") bytes.fill(120);
       else new Float32Array(bytes.buffer).fill(0.01);
-      return bytes;
+      return placed(bytes, into);
     },
   };
 }

@@ -27,7 +27,18 @@ export interface Tensor {
  *   (E8M0, value = 2^(scale − 127)). See docs/numerics.md.
  */
 export type WeightFormat = "f32" | "f16" | "bf16" | "int8" | "mxfp4";
-export type WeightPlane = "data" | "scales";
+
+/**
+ * How a file interleaves the values of 32 columns with their scale, for backends that take such blocks apart while they
+ * pack. Rows of columns / 32 blocks, row-major like the planes; unpacked, they are exactly the planes of the format.
+ * - `q8_0`, of `int8` with group 32: 34 bytes = scale f16, little endian (the plane has it as f32); 32 values i8.
+ * - `mxfp4`, of `mxfp4`: 17 bytes = scale E8M0; 16 bytes of codes: low nibbles are elements 0 … 15, high nibbles
+ *   16 … 31 (the plane pairs neighbours instead).
+ */
+export type BlockEncoding = "q8_0" | "mxfp4";
+
+/** `data` and `scales` are what a format consists of; `blocks` is another view of both, which only some sources have. */
+export type WeightPlane = "data" | "scales" | "blocks";
 
 /** Named values on disk (or anywhere): what a backend loads a weight from. Made by `weights/`. */
 export interface WeightSource {
@@ -44,9 +55,16 @@ export interface WeightSource {
    * to f32. It changes the numbers, so a backend without `caps.int8Activations` is never given such a weight.
    */
   readonly activations?: "int8";
-  /** Bytes of a plane; throws a typed error when the file is shorter. Ranges may be read in any order and in parallel. */
-  read(plane: WeightPlane, byteOffset: number, byteLength: number): Promise<Uint8Array>;
-  /** Size of a plane in bytes (0: the format has no such plane). */
+  /** The weight can be read as plane `blocks` too, in this encoding: one read in place of two, and nothing rearranged. */
+  readonly blocks?: BlockEncoding;
+  /**
+   * Bytes of a plane; throws a typed error when the file is shorter. Ranges may be read in any order and in parallel.
+   * @param into exactly `byteLength` bytes, possibly of shared memory, which are filled and returned. After an error they may
+   * hold anything, but nothing is written to them any more. Without it, what comes back may be a view of bytes that the
+   * source keeps: not to be written to.
+   */
+  read(plane: WeightPlane, byteOffset: number, byteLength: number, into?: Uint8Array): Promise<Uint8Array>;
+  /** Size of a plane in bytes (0: there is no such plane). */
   byteLength(plane: WeightPlane): number;
 }
 

@@ -1,8 +1,8 @@
 // Which devices this build and this machine have, and the backend for a name. Backends are loaded only when they are
 // chosen. Knows nothing of models.
 import type { Backend } from "./backend.ts";
-import { DeviceError, InternalError } from "./errors.ts";
-import type { DeviceName } from "./options.ts";
+import { DeviceError, InternalError, OptionError } from "./errors.ts";
+import type { DeviceName, Precision } from "./options.ts";
 
 export interface DeviceInfo {
   name: Exclude<DeviceName, "auto">;
@@ -15,6 +15,8 @@ export interface DeviceInfo {
 
 export interface BackendOptions {
   threads?: number;
+  /** At least; default `exact`. */
+  precision?: Precision;
 }
 
 type Name = DeviceInfo["name"];
@@ -36,9 +38,9 @@ const DEVICES: Readonly<Record<Name, Device>> = {
       const { describeCpu } = await import("../backends/cpu/index.ts");
       return describeCpu();
     },
-    async create({ threads }) {
+    async create({ threads, precision }) {
       const { createCpuBackend } = await import("../backends/cpu/index.ts");
-      return createCpuBackend({ threads });
+      return createCpuBackend({ threads, precision });
     },
   },
   tfjs: {
@@ -94,7 +96,8 @@ async function describeDevice(name: Name, chosen: boolean): Promise<DeviceInfo> 
 /**
  * The backend for a name. `auto` takes the first of ascend, webgpu and cpu that is there, and `why` says in one line what it
  * chose and why the ones before were not.
- * @throws DeviceError DEVICE_UNAVAILABLE when a device that was asked for by name is missing: it is never replaced.
+ * @throws OptionError OPTION_RANGE for `precision: "fast"` on a device that has no such products,
+ * DeviceError DEVICE_UNAVAILABLE when a device that was asked for by name is missing: it is never replaced.
  */
 export async function createBackend(
   device: DeviceName,
@@ -106,6 +109,10 @@ export async function createBackend(
       const { chosen } = chooseAuto();
       const message = `device: ${device} is ${missing}; use "${chosen}", or "auto" for the best that is there`;
       throw new DeviceError("DEVICE_UNAVAILABLE", message, { field: "device", actual: device });
+    }
+    if (options.precision === "fast" && device !== "cpu") {
+      const message = `precision: only cpu computes with 8-bit activations; use "high" with ${device}`;
+      throw new OptionError("OPTION_RANGE", message, { field: "precision", actual: "fast" });
     }
     return { backend: await DEVICES[device].create(options), name: device };
   }

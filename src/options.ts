@@ -10,6 +10,13 @@ import { type ChatMessage, checkMessages } from "./text/messages.ts";
 export const DEVICES = ["auto", "cpu", "reference", "webgpu", "tfjs", "ascend"] as const;
 export type DeviceName = (typeof DEVICES)[number];
 
+/**
+ * How exactly products with INT8 and MXFP4 weights read their activations, in blocks of 32 with a scale each: `exact` 24 bits
+ * (as good as f32), `high` 16 bits (better than f16), `fast` 8 bits. Products with other weights are f32 throughout.
+ */
+export const PRECISIONS = ["exact", "high", "fast"] as const;
+export type Precision = (typeof PRECISIONS)[number];
+
 /** Receives the library's log lines. Without one, warnings and errors go to `console.warn` and nothing else is said. */
 export interface Logger {
   debug?(message: string): void;
@@ -37,6 +44,10 @@ export interface LoadOptions {
   maxSequences?: number;
   /** `"off"` runs every operation by itself, as the precision tools need it. Default `"on"`. */
   fusion?: "on" | "off";
+  /**
+   * Of products with INT8 and MXFP4 weights on the CPU; the other devices compute in f32 and refuse `"fast"`. Default `"high"`.
+   */
+  precision?: Precision;
   /**
    * `"int8"` makes linear layers of 16 or 32 bits INT8 while they are loaded, one scale a row: half the memory of bf16 and
    * faster on a CPU, but not the numbers of the checkpoint any more. Packed weights stay as they are. Default: none.
@@ -222,6 +233,7 @@ const LOAD: Record<keyof LoadOptions, Check> = {
   contextLength: integer(16, 2 ** 20),
   maxSequences: integer(1, 64),
   fusion: oneOf("on", "off"),
+  precision: oneOf(...PRECISIONS),
   quantize: oneOf("int8"),
   onProgress: callback,
   signal,

@@ -15,6 +15,7 @@ import { argmax, uniform } from "../src/sampling.ts";
 import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
 import { decodeWeight } from "../weights/decode.ts";
 import { openDirectory } from "../weights/directory.ts";
+import { placed } from "../weights/files.ts";
 import { memorySource } from "./kernels/rig.ts";
 
 const MODELS = fileURLToPath(new URL("data/models/", import.meta.url));
@@ -89,7 +90,10 @@ function alter(source: WeightSource, shape: Shape, change: NonNullable<Variant["
     return new Uint8Array(changed.buffer, changed.byteOffset, changed.byteLength);
   };
   const empty = memorySource(source.name, shape, "f32", { data: new Uint8Array(sizeOf(shape) * 4) });
-  return { ...empty, read: async (_, offset, length) => (await values()).slice(offset, offset + length) };
+  return {
+    ...empty,
+    read: async (_, offset, length, into) => placed((await values()).slice(offset, offset + length), into),
+  };
 }
 
 /** Tokens of a sequence, never a special one. */

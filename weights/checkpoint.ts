@@ -179,10 +179,10 @@ function asStored({ file, byteOffset, ...tensor }: FileTensor): StoredTensor {
     shape,
     format,
     byteLength: (plane) => (plane === "data" ? byteLength : 0),
-    async read(plane, from, length) {
+    async read(plane, from, length, into) {
       const inside = plane === "data" && from >= 0 && from + length <= byteLength;
       assert(inside, `${name}: ${plane} ${from} + ${length}`);
-      return file.read(byteOffset + from, length);
+      return file.read(byteOffset + from, length, into);
     },
   };
   return { ...tensor, format, source };
@@ -211,16 +211,17 @@ function joinMxfp4(tensors: ReadonlyMap<string, FileTensor>, stored: Map<string,
   }
 }
 
-function mxfp4Source(name: string, shape: Shape, planes: Record<WeightPlane, FileTensor>): WeightSource {
+function mxfp4Source(name: string, shape: Shape, planes: Partial<Record<WeightPlane, FileTensor>>): WeightSource {
   return {
     name,
     shape,
     format: "mxfp4",
-    byteLength: (plane) => planes[plane].byteLength,
-    async read(plane, from, length) {
+    byteLength: (plane) => planes[plane]?.byteLength ?? 0,
+    async read(plane, from, length, into) {
       const tensor = planes[plane];
-      assert(from >= 0 && from + length <= tensor.byteLength, `${name}: ${plane} ${from} + ${length}`);
-      const bytes = await tensor.file.read(tensor.byteOffset + from, length);
+      const inside = tensor !== undefined && from >= 0 && from + length <= tensor.byteLength;
+      assert(inside, `${name}: ${plane} ${from} + ${length}`);
+      const bytes = await tensor.file.read(tensor.byteOffset + from, length, into);
       if (plane === "scales") requireScales(bytes, from, tensor);
       return bytes;
     },

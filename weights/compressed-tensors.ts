@@ -6,6 +6,7 @@ import type { Int8Scheme } from "../src/config.ts";
 import { assert } from "../src/errors.ts";
 import type { FileTensor, StoredTensor } from "./checkpoint.ts";
 import { decodeRows } from "./decode.ts";
+import { placed } from "./files.ts";
 
 const SCALES = { F32: "f32", F16: "f16", BF16: "bf16" } as const;
 
@@ -53,23 +54,24 @@ interface Int8Parts {
 function int8Source(name: string, shape: Shape, { data, scales, group, offset }: Int8Parts): WeightSource {
   const scaleFormat = SCALES[scales.dtype as keyof typeof SCALES];
   const scaleBytes = scaleFormat === "f32" ? 4 : 2;
-  const sizes = { data: data.byteLength, scales: (scales.byteLength / scaleBytes) * 4 };
+  const sizes = { data: data.byteLength, scales: (scales.byteLength / scaleBytes) * 4, blocks: 0 };
   return {
     name,
     shape,
     format: "int8",
     group,
     byteLength: (plane) => sizes[plane],
-    async read(plane, from, length) {
+    async read(plane, from, length, into) {
       assert(from >= 0 && from + length <= sizes[plane], `${name}: ${plane} ${from} + ${length}`);
       if (plane === "data") {
-        const bytes = await data.file.read(data.byteOffset + from, length);
-        return offset ? bytes.map((byte) => byte ^ 0x80) : bytes;
+        const bytes = await data.file.read(data.byteOffset + from, length, into);
+        if (offset) for (let i = 0; i < length; i++) bytes[i] ^= 0x80;
+        return bytes;
       }
       const [first, last] = [Math.floor(from / 4), Math.ceil((from + length) / 4)];
       const stored = await scales.file.read(scales.byteOffset + first * scaleBytes, (last - first) * scaleBytes);
       const values = decodeRows(scaleFormat, { data: stored });
-      return new Uint8Array(values.buffer, values.byteOffset + from - first * 4, length);
+      return placed(new Uint8Array(values.buffer, values.byteOffset + from - first * 4, length), into);
     },
   };
 }

@@ -1,14 +1,17 @@
 // The files of one model, wherever they are: a folder, a web address, blobs a page was given. Only plain names inside the
 // model's folder can be opened. Knows nothing of what the files contain.
-import { InsufficientMemoryError, ModelFileError, quote } from "../src/errors.ts";
+import { assert, InsufficientMemoryError, ModelFileError, quote } from "../src/errors.ts";
 
 /** One open file. */
 export interface ModelFile {
   readonly name: string;
   /** Bytes. */
   readonly size: number;
-  /** Exactly `byteLength` bytes, or a ModelFileError (FILE_READ, FILE_CHANGED). */
-  read(byteOffset: number, byteLength: number): Promise<Uint8Array>;
+  /**
+   * Exactly `byteLength` bytes, or a ModelFileError (FILE_READ, FILE_CHANGED). They come in `into` if it is given (of that
+   * length; it may be shared memory, and hold anything after an error), else in a buffer that is the caller's.
+   */
+  read(byteOffset: number, byteLength: number, into?: Uint8Array): Promise<Uint8Array>;
   close(): Promise<void>;
 }
 
@@ -51,6 +54,21 @@ export function requireRange(file: { name: string; size: number }, byteOffset: n
     `${quote(file.name)}: ${byteLength} bytes at ${byteOffset} were asked for, the file has ${file.size}`,
     { file: file.name, offset: byteOffset, limit: file.size, actual: byteLength },
   );
+}
+
+/** Where a read of `byteLength` bytes puts them: the place it was given, or a buffer of its own. */
+export function destination(byteLength: number, what: string, into?: Uint8Array): Uint8Array {
+  if (into === undefined) return allocate(byteLength, what);
+  assert(into.length === byteLength, `${what}: a place of ${into.length} bytes for ${byteLength}`);
+  return into;
+}
+
+/** What a read returns whose bytes are somewhere already: they themselves, or a copy in the place it was given. */
+export function placed(bytes: Uint8Array, into?: Uint8Array): Uint8Array {
+  if (into === undefined) return bytes;
+  assert(into.length === bytes.length, `a place of ${into.length} bytes for ${bytes.length}`);
+  into.set(bytes);
+  return into;
 }
 
 /** A zeroed buffer, or InsufficientMemoryError that says for what. */

@@ -1,11 +1,12 @@
 // Tensors of a GGUF file as weight sources, and the ways in which its authors rearranged weights, undone: rows permuted for
 // another kind of rope, rows of two weights that were one, norms with one added. Knows nothing of which weights need what.
-import type { Shape, WeightPlane, WeightSource } from "../src/backend.ts";
+import { type Shape, sizeOf, type WeightPlane, type WeightSource } from "../src/backend.ts";
 import { assert } from "../src/errors.ts";
 import { decodeRows, type Planes, rowBytes, rowsOf } from "./decode.ts";
-import type { ModelFile } from "./files.ts";
+import { type ModelFile, placed } from "./files.ts";
 import { GGML_TYPES, type GgmlType } from "./ggml.ts";
-import { planeBytes } from "./sources.ts";
+import { allSettled, withScratch } from "./scratch.ts";
+import { joinedPlanes, madeTogether, planeBytes, widened } from "./sources.ts";
 
 export interface GgmlTensor {
   readonly type: GgmlType;
@@ -14,33 +15,36 @@ export interface GgmlTensor {
   readonly byteOffset: number;
 }
 
-/** The tensor in the format its type becomes. Keeps the blocks that were read last: both planes are made from them. */
+/** The tensor in the format its type becomes, and as the blocks of the file where the contract has a name for them. */
 export function ggmlSource(name: string, file: ModelFile, { type, shape, byteOffset }: GgmlTensor): WeightSource {
-  const { format, group, unpack, elements, bytes } = GGML_TYPES[type];
-  const size = (plane: WeightPlane) => planeBytes(format, shape, plane, group);
-  let latest: { from: number; to: number; planes: Promise<Planes> } | undefined;
+  const { format, group, unpack, elements, bytes, blocks } = GGML_TYPES[type];
+  const stored = (sizeOf(shape) / elements) * bytes;
+  const size = (plane: WeightPlane) =>
+    plane === "blocks" && blocks !== undefined ? stored : planeBytes(format, shape, plane, group);
 
-  function blocks(from: number, to: number): Promise<Planes> {
-    if (latest?.from !== from || latest.to !== to) {
-      const read = file.read(byteOffset + from * bytes, (to - from) * bytes);
-      latest = { from, to, planes: read.then((data) => unpack?.(data) ?? { data }) };
-    }
-    return latest.planes;
+  function unpacked(from: number, to: number): Promise<Planes> {
+    return withScratch((to - from) * bytes, async (data) =>
+      unpack!(await file.read(byteOffset + from * bytes, (to - from) * bytes, data)),
+    );
   }
+  const scaled = madeTogether(unpacked);
 
   return {
     name,
     shape,
     format,
     group,
+    blocks,
     byteLength: size,
-    async read(plane, offset, length) {
+    async read(plane, offset, length, into) {
       assert(offset >= 0 && offset + length <= size(plane), `${name}: ${plane} ${offset} + ${length}`);
+      if (plane === "blocks" || unpack === undefined) return file.read(byteOffset + offset, length, into);
       const perBlock = rowBytes(format, elements, group)[plane];
       const from = Math.floor(offset / perBlock);
-      const planes = await blocks(from, Math.ceil((offset + length) / perBlock));
+      const to = Math.ceil((offset + length) / perBlock);
+      const made = format === "f32" ? (await unpacked(from, to)).data : await scaled(plane, from, to);
       const start = offset - from * perBlock;
-      return planes[plane]!.subarray(start, start + length);
+      return placed(made.subarray(start, start + length), into);
     },
   };
 }
@@ -50,28 +54,11 @@ export function ggmlSource(name: string, file: ModelFile, { type, shape, byteOff
  * a head there is row s · headDim / 2 + i here. A vector (a bias) has rows of one value.
  */
 export function unpermuted(source: WeightSource, headDim: number): WeightSource {
-  const { name, shape, format, group } = source;
-  const columns = shape.length === 1 ? 1 : rowsOf(shape).columns;
+  const { name, shape } = source;
   assert(shape[0] % headDim === 0, `unpermuted: ${name} [${shape}] has no heads of ${headDim}`);
-  const stride = rowBytes(format, columns, group);
   const half = headDim / 2;
-  return {
-    ...source,
-    async read(plane, byteOffset, byteLength) {
-      const headBytes = headDim * stride[plane];
-      const from = Math.floor(byteOffset / headBytes);
-      const to = Math.ceil((byteOffset + byteLength) / headBytes);
-      const stored = await source.read(plane, from * headBytes, (to - from) * headBytes);
-      const rows = new Uint8Array(stored.length);
-      for (let row = 0; row < (to - from) * headDim; row++) {
-        const within = row % headDim;
-        const there = row - within + 2 * (within % half) + Math.floor(within / half);
-        rows.set(stored.subarray(there * stride[plane], (there + 1) * stride[plane]), row * stride[plane]);
-      }
-      const start = byteOffset - from * headBytes;
-      return rows.subarray(start, start + byteLength);
-    },
-  };
+  const order = Array.from({ length: headDim }, (_, row) => 2 * (row % half) + Math.floor(row / half));
+  return reordered(source, [source], order, shape.length === 1 ? "values" : "rows");
 }
 
 /**
@@ -84,31 +71,66 @@ export function interleaved(
   [even, odd]: readonly [WeightSource, WeightSource],
   of: "rows" | "values",
 ): WeightSource {
-  const { format, group } = even;
-  assert(odd.format === format && odd.group === group, `interleaved: ${name} has parts of different formats`);
-  const stride = rowBytes(format, of === "values" ? 1 : rowsOf(shape).columns, group);
+  assert(odd.format === even.format && odd.group === even.group, `interleaved: ${name} has parts of different formats`);
+  return reordered({ name, shape }, [even, odd], [0, 1], of);
+}
+
+/**
+ * Rows in another order, which repeats: a run of rows of each part, one part after the other, becomes one run here, whose
+ * row i is row `order[i]` of those. Single values are taken out of formats that pack them first.
+ */
+function reordered(
+  { name, shape }: Pick<WeightSource, "name" | "shape">,
+  stored: readonly WeightSource[],
+  order: readonly number[],
+  of: "rows" | "values",
+): WeightSource {
+  const packed = stored[0].format === "int8" || stored[0].format === "mxfp4";
+  const parts = of === "values" && packed ? stored.map(widened) : stored;
+  const planes = joinedPlanes(parts);
+  const runs = (of === "values" ? sizeOf(shape) : rowsOf(shape).rows) / order.length;
   return {
     name,
     shape,
-    format,
-    group,
-    byteLength: (plane) => even.byteLength(plane) + odd.byteLength(plane),
-    async read(plane, byteOffset, byteLength) {
-      const bytes = stride[plane];
-      const pairBytes = 2 * bytes;
-      const from = Math.floor(byteOffset / pairBytes);
-      const to = Math.ceil((byteOffset + byteLength) / pairBytes);
-      const parts = await Promise.all([even, odd].map((part) => part.read(plane, from * bytes, (to - from) * bytes)));
-      const rows = new Uint8Array((to - from) * pairBytes);
-      for (const [side, part] of parts.entries()) {
-        for (let row = 0; row < to - from; row++) {
-          rows.set(part.subarray(row * bytes, (row + 1) * bytes), (2 * row + side) * bytes);
+    format: parts[0].format,
+    group: parts[0].group,
+    ...planes,
+    async read(plane, byteOffset, byteLength, into) {
+      const inside = byteOffset >= 0 && byteOffset + byteLength <= planes.byteLength(plane);
+      assert(inside, `${name}: ${plane} ${byteOffset} + ${byteLength}`);
+      if (byteLength === 0) return placed(new Uint8Array(0), into);
+      const runBytes = planes.byteLength(plane) / runs;
+      const from = Math.floor(byteOffset / runBytes);
+      const runCount = Math.ceil((byteOffset + byteLength) / runBytes) - from;
+      const size = runCount * runBytes;
+      return withScratch(2 * size, async (scratch) => {
+        // First the rows as stored, part by part; behind them the same in order.
+        const share = size / parts.length;
+        const first = (from * runBytes) / parts.length;
+        await allSettled(
+          parts.map((part, p) => part.read(plane, first, share, scratch.subarray(p * share, (p + 1) * share))),
+        );
+        const stride = runBytes / order.length;
+        const perPart = order.length / parts.length;
+        const starts = order.map((row) => Math.floor(row / perPart) * share + (row % perPart) * stride);
+        for (let run = 0, to = size; run < runCount; run++) {
+          for (const start of starts) {
+            moveRow(scratch, start + run * perPart * stride, to, stride);
+            to += stride;
+          }
         }
-      }
-      const start = byteOffset - from * pairBytes;
-      return rows.subarray(start, start + byteLength);
+        const start = size + byteOffset - from * runBytes;
+        const asked = scratch.subarray(start, start + byteLength);
+        return into === undefined ? asked.slice() : placed(asked, into);
+      });
     },
   };
+}
+
+/** A call for a row is quicker than a loop, unless the row has but a few bytes. */
+function moveRow(bytes: Uint8Array, from: number, to: number, byteLength: number): void {
+  if (byteLength > 16) bytes.copyWithin(to, from, from + byteLength);
+  else for (let i = 0; i < byteLength; i++) bytes[to + i] = bytes[from + i];
 }
 
 /** A vector with one subtracted from every value, as f32. */
@@ -122,12 +144,12 @@ export function minusOne(source: WeightSource): WeightSource {
     shape,
     format: "f32",
     byteLength: (plane) => (plane === "data" ? size : 0),
-    async read(plane, byteOffset, byteLength) {
+    async read(plane, byteOffset, byteLength, into) {
       assert(plane === "data", `minusOne: ${name} has no ${plane}`);
       values ??= source.read("data", 0, source.byteLength("data")).then((data) => {
         return new Uint8Array(decodeRows(format, { data }).map((value) => value - 1).buffer);
       });
-      return (await values).subarray(byteOffset, byteOffset + byteLength);
+      return placed((await values).subarray(byteOffset, byteOffset + byteLength), into);
     },
   };
 }

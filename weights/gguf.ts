@@ -209,7 +209,7 @@ class Parser {
 
   #value(type: ValueType, key: string): GgufValue {
     if (type === "array") return this.#array(key);
-    if (type === "string") return this.#text(this.#u64(key), `the value of ${quote(key)}`, key);
+    if (type === "string") return this.#text(this.#length(key), "the value", key);
     return this.#scalar(type, this.#take(VALUE_BYTES[type], key), key);
   }
 
@@ -357,10 +357,19 @@ class Parser {
     return this.#view.getBigUint64(this.#take(8, what), true);
   }
 
-  #text(length: bigint, what: string, field?: string): string {
+  /** A u64 of which there are hundreds of thousands, and seldom a large one: a number where it can be one. */
+  #length(what: string): number | bigint {
+    const at = this.#take(8, what);
+    return this.#view.getUint32(at + 4, true) === 0
+      ? this.#view.getUint32(at, true)
+      : this.#view.getBigUint64(at, true);
+  }
+
+  #text(length: number | bigint, what: string, field?: string): string {
     const left = this.#fileSize - this.#at;
-    if (length > BigInt(left)) {
-      const message = `${what} has ${length} bytes, the rest of the file ${left}`;
+    if (length > left) {
+      const whose = field === undefined ? what : `${what} of ${quote(field)}`;
+      const message = `${whose} has ${length} bytes, the rest of the file ${left}`;
       throw this.#fault("GG_STRING_LENGTH", message, { field, limit: left, actual: length });
     }
     const at = this.#take(Number(length), what);

@@ -2,8 +2,9 @@
 import type { WeightSource } from "../src/backend.ts";
 import { assert } from "../src/errors.ts";
 import { decodeWeight, rowsOf } from "./decode.ts";
+import { placed } from "./files.ts";
 import { MXFP4_BLOCK } from "./mxfp4.ts";
-import { planeBytes } from "./sources.ts";
+import { madeTogether, planeBytes } from "./sources.ts";
 
 export interface QuantizedInt8 {
   readonly data: Int8Array;
@@ -25,18 +26,14 @@ export function quantizeInt8(values: Float32Array, group: number): QuantizedInt8
   return { data, scales };
 }
 
-/** A weight seen in INT8, one scale a row. Keeps the rows that were read last: both planes are made from them. */
+/** A weight seen in INT8, one scale a row. */
 export function asInt8(source: WeightSource): WeightSource {
   const { name, shape } = source;
   const { columns } = rowsOf(shape);
-  let latest: { from: number; to: number; rows: Promise<QuantizedInt8> } | undefined;
-
-  function rows(from: number, to: number): Promise<QuantizedInt8> {
-    if (latest?.from !== from || latest.to !== to) {
-      latest = { from, to, rows: decodeWeight(source, from, to).then((values) => quantizeInt8(values, columns)) };
-    }
-    return latest.rows;
-  }
+  const rows = madeTogether(async (from, to) => {
+    const { data, scales } = quantizeInt8(await decodeWeight(source, from, to), columns);
+    return { data: new Uint8Array(data.buffer), scales: new Uint8Array(scales.buffer) };
+  });
 
   return {
     name,
@@ -44,13 +41,14 @@ export function asInt8(source: WeightSource): WeightSource {
     format: "int8",
     group: columns,
     byteLength: (plane) => planeBytes("int8", shape, plane, columns),
-    async read(plane, byteOffset, byteLength) {
+    async read(plane, byteOffset, byteLength, into) {
       const inside = byteOffset >= 0 && byteOffset + byteLength <= planeBytes("int8", shape, plane, columns);
-      assert(inside, `${name}: ${plane} ${byteOffset} + ${byteLength}`);
+      assert(plane !== "blocks" && inside, `${name}: ${plane} ${byteOffset} + ${byteLength}`);
       const rowLength = plane === "data" ? columns : 4;
       const from = Math.floor(byteOffset / rowLength);
-      const values = (await rows(from, Math.ceil((byteOffset + byteLength) / rowLength)))[plane];
-      return new Uint8Array(values.buffer, byteOffset - from * rowLength, byteLength);
+      const bytes = await rows(plane, from, Math.ceil((byteOffset + byteLength) / rowLength));
+      const start = byteOffset - from * rowLength;
+      return placed(bytes.subarray(start, start + byteLength), into);
     },
   };
 }

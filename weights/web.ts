@@ -1,7 +1,15 @@
 // The files of a model on the web (read by HTTP range requests) or as blobs a page was given. For browsers and Node alike.
 // Knows nothing of what the files contain.
 import { ModelFileError, OptionError, quote } from "../src/errors.ts";
-import { allocate, type ModelFile, type ModelFiles, requirePlainName, requireRange } from "./files.ts";
+import {
+  allocate,
+  destination,
+  type ModelFile,
+  type ModelFiles,
+  placed,
+  requirePlainName,
+  requireRange,
+} from "./files.ts";
 
 /** Asked for when a file is opened: a small file then needs no second request, a large one gives its header's length. */
 const FIRST_BYTES = 64 * 2 ** 10;
@@ -76,7 +84,7 @@ async function openRemote(name: string, request: (init: RequestInit) => Promise<
     // 416 answers any range of an empty file. Some servers do not let a page see Content-Range: then ask for the length.
     size = totalOf(first) ?? (await lengthByHead(name, request));
     const expected = Math.min(FIRST_BYTES, size);
-    start = first.status === 416 ? new Uint8Array(0) : await exactly(name, first, expected);
+    start = first.status === 416 ? new Uint8Array(0) : await exactly(name, first, allocate(expected, name));
     if (start.length !== expected)
       throw failure("FILE_READ", name, `a server error: range refused (416) for ${size} bytes`);
   } else {
@@ -87,10 +95,14 @@ async function openRemote(name: string, request: (init: RequestInit) => Promise<
     name,
     size,
 
-    async read(byteOffset, byteLength) {
+    async read(byteOffset, byteLength, into) {
       requireRange(file, byteOffset, byteLength);
+      const bytes = destination(byteLength, name, into);
       const end = byteOffset + byteLength;
-      if (end <= start.length) return start.slice(byteOffset, end);
+      if (end <= start.length) {
+        bytes.set(start.subarray(byteOffset, end));
+        return bytes;
+      }
       const response = await request(range(byteOffset, end - 1));
       const now = { size: totalOf(response) ?? size, tag: response.headers.get("etag") };
       if (response.status !== 206 || now.size !== size || (tag !== null && now.tag !== null && now.tag !== tag)) {
@@ -99,7 +111,7 @@ async function openRemote(name: string, request: (init: RequestInit) => Promise<
           throw refused(name, response);
         throw failure("FILE_CHANGED", name, "it was changed on the server while it was open; load the model again");
       }
-      return exactly(name, response, byteLength);
+      return exactly(name, response, bytes);
     },
 
     async close() {},
@@ -124,10 +136,11 @@ export function openBlobs(files: ReadonlyMap<string, Blob>, label = "files"): Mo
       const file: ModelFile = {
         name,
         size: blob.size,
-        async read(byteOffset, byteLength) {
+        async read(byteOffset, byteLength, into) {
           requireRange(file, byteOffset, byteLength);
+          let content: ArrayBuffer;
           try {
-            return new Uint8Array(await blob.slice(byteOffset, byteOffset + byteLength).arrayBuffer());
+            content = await blob.slice(byteOffset, byteOffset + byteLength).arrayBuffer();
           } catch (cause) {
             throw failure(
               "FILE_CHANGED",
@@ -136,6 +149,7 @@ export function openBlobs(files: ReadonlyMap<string, Blob>, label = "files"): Mo
               cause,
             );
           }
+          return placed(new Uint8Array(content), into);
         },
         async close() {},
       };
@@ -161,8 +175,8 @@ async function lengthByHead(name: string, request: (init: RequestInit) => Promis
 }
 
 /** The body, straight into a buffer of the size that was asked for. */
-async function exactly(name: string, response: Response, byteLength: number): Promise<Uint8Array> {
-  const bytes = allocate(byteLength, name);
+async function exactly(name: string, response: Response, bytes: Uint8Array): Promise<Uint8Array> {
+  const byteLength = bytes.length;
   let length = 0;
   await readBody(name, response, (chunk) => {
     if (length + chunk.length <= byteLength) bytes.set(chunk, length);

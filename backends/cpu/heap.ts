@@ -1,18 +1,41 @@
-// The one WebAssembly memory of a cpu backend and who has which part of it. Grows as needed, up to 4 GiB; knows nothing of what
-// is stored.
+// One WebAssembly memory and who has which part of it. Grows as needed, as far as 32-bit addresses reach and the machine has
+// memory; knows nothing of what is stored.
 import { assert, DisposedError, InsufficientMemoryError } from "../../src/errors.ts";
 
 const PAGE = 65536;
 /** Addresses are 32 bits wide. */
-const MAX_PAGES = 65536;
-const LIMIT = PAGE * MAX_PAGES;
+export const MAX_HEAP_BYTES = 2 ** 32;
 export const ALIGNMENT = 64;
 /** Address 0 stays unused: kernels read it as "none". */
 const BASE = ALIGNMENT;
 
 const align = (bytes: number) => Math.ceil(Math.max(bytes, 1) / ALIGNMENT) * ALIGNMENT;
 
+/** What the heaps of one backend may take together. */
+export class Budget {
+  readonly bytes: number;
+  #taken = 0;
+
+  constructor(bytes: number) {
+    this.bytes = bytes;
+  }
+
+  /** Throws InsufficientMemoryError unless `bytes` more may be taken. */
+  require(bytes: number, label: string): void {
+    if (this.#taken + bytes <= this.bytes) return;
+    const message = `cpu: ${label} needs ${bytes} bytes more; this model has ${this.#taken} of the ${this.bytes} that the machine lets the process have; use a smaller or more strongly quantised model, or a shorter context`;
+    throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit: this.bytes, actual: this.#taken + bytes });
+  }
+
+  take(bytes: number): void {
+    this.#taken += bytes;
+  }
+}
+
 export class Heap {
+  /** The most that it can hold. */
+  readonly limit: number;
+  readonly #budget: Budget;
   #memory: WebAssembly.Memory | undefined;
   /** Sizes of the blocks in use, by address. */
   readonly #used = new Map<number, number>();
@@ -24,13 +47,17 @@ export class Heap {
   /** Memory from here on was never handed out and is still zero. */
   #dirtyBelow = 0;
 
-  constructor(shared: boolean) {
+  constructor(shared: boolean, budget = new Budget(Number.POSITIVE_INFINITY), limit = MAX_HEAP_BYTES) {
+    this.limit = limit;
+    this.#budget = budget;
+    budget.require(PAGE, "a WebAssembly memory");
     try {
-      this.#memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared });
+      this.#memory = new WebAssembly.Memory({ initial: 1, maximum: limit / PAGE, shared });
     } catch (cause) {
       const message = "cpu: the address space has no room for a WebAssembly memory; dispose other models first";
-      throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit: LIMIT, cause });
+      throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit, cause });
     }
+    budget.take(PAGE);
     this.#u8 = new Uint8Array(this.memory.buffer);
     this.#gaps.push({ address: BASE, bytes: PAGE - BASE });
   }
@@ -58,6 +85,12 @@ export class Heap {
 
   f32(address: number, length: number): Float32Array<ArrayBufferLike> {
     return new Float32Array(this.memory.buffer, address, length);
+  }
+
+  /** Whether `alloc` has room for a block of `bytes`, the machine's memory aside. */
+  fits(bytes: number): boolean {
+    const size = align(bytes);
+    return this.#gaps.some((gap) => gap.bytes >= size) || size <= this.limit - this.#end + (this.#open?.bytes ?? 0);
   }
 
   /** A zero-filled block on a multiple of 64. Throws InsufficientMemoryError before it takes anything. */
@@ -108,27 +141,34 @@ export class Heap {
     }
   }
 
+  /** The gap that ends where memory ends. */
+  get #open(): { address: number; bytes: number } | undefined {
+    const last = this.#gaps.at(-1);
+    return last !== undefined && last.address + last.bytes === this.#end ? last : undefined;
+  }
+
   /** The last gap, made at least `size` bytes long. */
   #grow(size: number, label: string): { address: number; bytes: number } {
-    const last = this.#gaps.at(-1);
-    const open = last !== undefined && last.address + last.bytes === this.#end ? last : undefined;
-    const missing = size - (open?.bytes ?? 0);
-    const pages = Math.ceil(missing / PAGE);
-    const available = LIMIT - this.#end + (open?.bytes ?? 0);
+    const open = this.#open;
+    const free = open?.bytes ?? 0;
+    const bytes = Math.ceil((size - free) / PAGE) * PAGE;
+    const available = this.limit - this.#end + free;
     if (size > available) {
-      const message = `cpu: ${label} needs ${size} bytes, ${available} are left of the 4 GiB that this backend can address at present; use a smaller or quantised model, or another device`;
-      throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit: LIMIT, actual: size });
+      const message = `cpu: ${label} needs ${size} bytes, ${available} are left of the ${this.limit} of one memory; use a smaller or more strongly quantised model, or a shorter context`;
+      throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit: this.limit, actual: size });
     }
+    this.#budget.require(bytes, label);
     try {
-      this.memory.grow(pages);
+      this.memory.grow(bytes / PAGE);
     } catch (cause) {
-      const message = `cpu: ${label} needs ${size} bytes, and the machine did not give ${pages * PAGE} more; close other programs or use a smaller model`;
-      throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit: LIMIT, actual: size, cause });
+      const message = `cpu: ${label} needs ${size} bytes, and the machine did not give ${bytes} more; close other programs or use a smaller model`;
+      throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { limit: this.limit, actual: size, cause });
     }
+    this.#budget.take(bytes);
     const gap = open ?? { address: this.#end, bytes: 0 };
     if (open === undefined) this.#gaps.push(gap);
-    gap.bytes += pages * PAGE;
-    this.#end += pages * PAGE;
+    gap.bytes += bytes;
+    this.#end += bytes;
     return gap;
   }
 }

@@ -1,5 +1,5 @@
-// The cpu backend: SIMD kernels in WebAssembly on a pool of threads over one shared memory, in Node and in browsers. Computes
-// when `run` is called and returns when it is done.
+// The cpu backend: SIMD kernels in WebAssembly on threads that share memory, in Node and in browsers. Computes when `run` is
+// called and returns when it is done.
 import type {
   Backend,
   Capabilities,
@@ -13,14 +13,15 @@ import type {
   Weight,
   WeightSource,
 } from "../../src/backend.ts";
-import { sizeOf } from "../../src/backend.ts";
 import { assert, DeviceError, DisposedError, OptionError } from "../../src/errors.ts";
-import { Heap } from "./heap.ts";
-import { loadWeight, rowsOf, Staging } from "./load.ts";
+import type { Precision } from "../../src/options.ts";
+import { Banks } from "./bank.ts";
+import { MAX_HEAP_BYTES } from "./heap.ts";
+import { loadWeight } from "./load.ts";
 import { type Arithmetic, features, loadModule } from "./module.ts";
 import { CpuOps, FUSED_OPS } from "./ops.ts";
-import { Pool } from "./pool.ts";
-import { Arena, CpuProgram } from "./program.ts";
+import type { Pool } from "./pool.ts";
+import { CpuProgram } from "./program.ts";
 import { CpuKv, CpuTensor, cpuTensor } from "./tensor.ts";
 
 export interface CpuOptions {
@@ -31,7 +32,15 @@ export interface CpuOptions {
    * in pages that are not cross-origin isolated. Default `auto`: the fastest that runs here.
    */
   readonly variant?: "auto" | "relaxed" | "simd" | "single";
+  /** Default `exact`: what the precision tools and the tests expect of a device. Models are loaded with `high`, see LoadOptions. */
+  readonly precision?: Precision;
+  /** For tests: the size of one memory, a multiple of 64 KiB. Default 4 GiB, all that a kernel can address. */
+  readonly bankBytes?: number;
+  /** For tests: weights and caches go to so many memories in turn. Default: one memory is filled after the other. */
+  readonly spread?: number;
 }
+
+const PARTS: Record<Precision, number> = { fast: 1, high: 2, exact: 3 };
 
 const MAX_THREADS = 256;
 const DEFAULT_MAX_THREADS = 16;
@@ -40,9 +49,15 @@ const DEFAULT_MAX_THREADS = 16;
 export async function createCpuBackend(options: CpuOptions = {}): Promise<CpuBackend> {
   const { threads, shared, arithmetic } = choose(options);
   const module = await loadModule(shared, arithmetic);
-  const heap = new Heap(shared);
-  const pool = await Pool.start(heap, module, { threads });
-  return new CpuBackend(heap, pool, describe(threads, arithmetic));
+  const { precision = "exact", bankBytes = MAX_HEAP_BYTES, spread } = options;
+  const banks = new Banks({ module, shared, threads, parts: PARTS[precision], bankBytes, spread });
+  try {
+    await banks.ready();
+  } catch (error) {
+    await banks.dispose();
+    throw error;
+  }
+  return new CpuBackend(banks, describe(threads, arithmetic));
 }
 
 /** One line on what `createCpuBackend()` would use here. */
@@ -80,70 +95,76 @@ export class CpuBackend implements Backend {
   readonly name = "cpu";
   readonly caps: Capabilities;
   readonly threads: number;
-  readonly #heap: Heap;
-  readonly #pool: Pool;
-  readonly #arena: Arena;
-  readonly #staging: Staging;
+  readonly #banks: Banks;
   #disposed = false;
 
   /** Made by `createCpuBackend`. */
-  constructor(heap: Heap, pool: Pool, description: string) {
-    this.#heap = heap;
-    this.#pool = pool;
-    this.#arena = new Arena(heap);
-    this.#staging = new Staging(heap);
-    this.threads = pool.threads;
+  constructor(banks: Banks, description: string) {
+    this.#banks = banks;
+    this.threads = banks.first.pool.threads;
     this.caps = {
       packedFormats: ["bf16", "f16", "f32", "int8", "mxfp4"],
       fusedOps: FUSED_OPS,
       asynchronous: false,
-      maxBufferBytes: 2 ** 32 - 2 ** 16,
+      // The first 64 KiB are never part of a buffer.
+      maxBufferBytes: banks.first.heap.limit - 2 ** 16,
       description,
     };
   }
 
   /** Bytes of memory in use; for tests and reports. */
   get bytesInUse(): number {
-    return this.#heap.inUse;
+    return this.#banks.list.reduce((sum, { heap }) => sum + heap.inUse, 0);
   }
 
-  /** For tests of idling and of lost threads. */
+  /** How many memories there are; for tests and reports. */
+  get bankCount(): number {
+    return this.#banks.list.length;
+  }
+
+  /** The first memory's threads: for tests of idling and of lost threads. */
   get pool(): Pool {
-    return this.#pool;
+    return this.#banks.first.pool;
   }
 
   alloc(shape: Shape, dtype: DType, label: string): Tensor {
     this.#check();
-    return new CpuTensor(shape, dtype, label, "heap", this.#heap.alloc(4 * sizeOf(shape), label));
+    const tensor = new CpuTensor(shape, dtype, label, "heap");
+    tensor.bank = this.#banks.forTensor(label, tensor.byteLength);
+    tensor.offset = tensor.bank.heap.alloc(tensor.byteLength, label);
+    return tensor;
   }
 
   write(dst: Tensor, bytes: Uint8Array, byteOffset = 0): void {
-    const to = this.#range(dst, byteOffset, bytes.length);
-    this.#heap.u8.set(bytes, to);
+    const tensor = this.#tensor(dst, byteOffset, bytes.length);
+    for (const place of [tensor, ...tensor.mirrors.values()]) place.bytes().set(bytes, byteOffset);
   }
 
   async read(src: Tensor, byteOffset = 0, byteLength = cpuTensor(src).byteLength - byteOffset): Promise<Uint8Array> {
-    const from = this.#range(src, byteOffset, byteLength);
-    return new Uint8Array(this.#heap.u8.subarray(from, from + byteLength));
+    const tensor = this.#tensor(src, byteOffset, byteLength);
+    return new Uint8Array(tensor.bytes().subarray(byteOffset, byteOffset + byteLength));
   }
 
   free(...buffers: Tensor[]): void {
     this.#check();
     for (const buffer of buffers.map(cpuTensor)) {
       assert(buffer.space === "heap" && buffer.offset >= 0, `cpu: "${buffer.label}" is scratch or already freed`);
-      this.#heap.free(buffer.offset);
-      buffer.offset = -1;
+      for (const place of [buffer, ...buffer.mirrors.values()]) {
+        place.bank!.heap.free(place.offset);
+        place.offset = -1;
+      }
+      buffer.mirrors.clear();
     }
   }
 
   async loadWeight(source: WeightSource): Promise<Weight> {
     this.#check();
-    return loadWeight(this.#heap, this.#pool.kernels, this.#staging, source);
+    return loadWeight(this.#banks, source);
   }
 
   allocKv(spec: KvSpec): KvCache {
     this.#check();
-    return new CpuKv(this.#heap, spec);
+    return new CpuKv(this.#banks, spec);
   }
 
   async readKv(
@@ -156,22 +177,24 @@ export class CpuBackend implements Backend {
     this.#check();
     assert(cache instanceof CpuKv, `cpu: cache "${cache.spec.label}" is of another backend`);
     const perSequence = step.pages.shape[1];
-    const at = this.#range(step.pages, 4 * sequence * perSequence, 4 * perSequence);
-    return cache.gather(this.#heap, this.#heap.i32(at, perSequence), sequence, from, to);
+    const pages = await this.read(step.pages, 4 * sequence * perSequence, 4 * perSequence);
+    return cache.gather(cache.bank.heap, new Int32Array(pages.buffer), sequence, from, to);
   }
 
   async record(label: string, build: Parameters<Backend["record"]>[1]): Promise<Program> {
     this.#check();
-    this.#staging.release();
-    const ops = new CpuOps({ rowsOf: (weight) => rowsOf(this.#heap, this.#pool.kernels, weight) });
+    await this.#banks.ready();
+    this.#check();
+    for (const { loader } of this.#banks.list) loader.release();
+    const ops = new CpuOps(this.pool.recordBytes);
     const outputs = build(ops);
-    return new CpuProgram(this.#heap, this.#arena, label, ops.list, outputs);
+    return new CpuProgram(this.#banks.first, label, ops.list, outputs);
   }
 
   run(program: Program): void {
     this.#check();
     assert(program instanceof CpuProgram, `cpu: program "${program.label}" is of another backend`);
-    this.#pool.run(program.address);
+    program.run();
   }
 
   release(program: Program): void {
@@ -182,21 +205,20 @@ export class CpuBackend implements Backend {
 
   async dispose(): Promise<void> {
     this.#disposed = true;
-    await this.#pool.dispose();
-    this.#heap.release();
+    await this.#banks.dispose();
   }
 
   #check(): void {
     if (this.#disposed) throw new DisposedError("DISPOSED", "cpu: the backend was disposed; create another one");
   }
 
-  /** The address of some bytes of a tensor. */
-  #range(tensor: Tensor, byteOffset: number, byteLength: number): number {
+  /** A tensor that has these bytes. */
+  #tensor(tensor: Tensor, byteOffset: number, byteLength: number): CpuTensor {
     this.#check();
     const t = cpuTensor(tensor);
     assert(t.offset >= 0, `cpu: tensor "${t.label}" was freed or is not part of a program`);
     const fits = byteOffset >= 0 && byteLength >= 0 && byteOffset + byteLength <= t.byteLength;
     assert(fits, `cpu: bytes ${byteOffset} to ${byteOffset + byteLength} of "${t.label}", which has ${t.byteLength}`);
-    return t.offset + byteOffset + (t.space === "arena" ? this.#arena.address : 0);
+    return t;
   }
 }

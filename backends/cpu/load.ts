@@ -1,10 +1,29 @@
-// Weights from their source to their packed place, a few MiB at a time: there is never a second copy of a whole weight. What
-// the packed order is, the kernels say (kernels/wasm/weights.ts).
-import { TILE } from "../../kernels/wasm/layout.ts";
-import { sizeOf, type WeightFormat, type WeightSource } from "../../src/backend.ts";
+// Weights from their source to their packed place, a few MiB at a time: read into staging memory, packed from there by all
+// threads while the next piece is read. There is never a second copy of a whole weight. What the packed order is, the kernels
+// say (kernels/wasm/weights.ts).
+import {
+  BLOCKS_MXFP4,
+  BLOCKS_Q8_0,
+  GROUP_COLUMNS,
+  OP_ARGS,
+  OP_BYTES,
+  OP_CODE,
+  OP_PACK,
+  OP_ROWS,
+  PLANES,
+  PROGRAM_HEADER,
+  PROGRAM_OPS,
+  PROGRAM_STATE,
+  STATE_BYTES,
+  TILE,
+} from "../../kernels/wasm/layout.ts";
+import type { BlockEncoding, WeightFormat, WeightPlane, WeightSource } from "../../src/backend.ts";
 import { UnsupportedModelError } from "../../src/errors.ts";
+import { allSettled } from "../../weights/scratch.ts";
+import { widened } from "../../weights/sources.ts";
+import type { Bank, Banks } from "./bank.ts";
 import type { Heap } from "./heap.ts";
-import type { Kernels } from "./module.ts";
+import type { Pool } from "./pool.ts";
 import { CpuWeight, FORMAT_CODES } from "./tensor.ts";
 
 /** How much of a weight is read at once, if a tile row is not larger. */
@@ -14,6 +33,12 @@ const BITS: Record<WeightFormat, number> = { f32: 32, f16: 16, bf16: 16, int8: 8
 
 /** Bytes of the scale of a group. */
 const SCALE: Record<WeightFormat, number> = { f32: 0, f16: 0, bf16: 0, int8: 4, mxfp4: 1 };
+
+/** Codes of the block encodings, and the bytes of their blocks. */
+const ENCODINGS: Record<BlockEncoding, { code: number; bytes: number }> = {
+  q8_0: { code: BLOCKS_Q8_0, bytes: 34 },
+  mxfp4: { code: BLOCKS_MXFP4, bytes: 17 },
+};
 
 /** Columns that share a scale; all of them where the format has none. */
 function groupOf(source: WeightSource): number {
@@ -31,140 +56,196 @@ function check(source: WeightSource): void {
   throw new UnsupportedModelError("UNSUPPORTED_SHAPE", message, { tensor: name, actual: `[${shape}]` });
 }
 
-function notFinite({ name, format }: WeightSource): UnsupportedModelError {
-  const message = `${name}: some of its ${format} values are infinite or not a number; the checkpoint is damaged, or was converted from values beyond ${format}`;
-  return new UnsupportedModelError("UNSUPPORTED_VALUE", message, { tensor: name });
+/** Integer products take 32 columns at a time: INT8 in other groups becomes f32, and so do INT8 vectors. */
+function mustWiden(source: WeightSource): boolean {
+  return source.format === "int8" && (source.shape.length === 1 || groupOf(source) % GROUP_COLUMNS !== 0);
 }
 
-/** Where source bytes are put before they are packed; grown to the largest chunk, shared by all loads. */
-export class Staging {
-  readonly #heap: Heap;
-  #address = 0;
-  #bytes = 0;
-
-  constructor(heap: Heap) {
-    this.#heap = heap;
-  }
-
-  /** An address with room for `bytes`, until the next call. */
-  use(bytes: number): number {
-    if (bytes > this.#bytes) {
-      this.release();
-      this.#address = this.#heap.alloc(bytes, "weight staging");
-      this.#bytes = bytes;
-    }
-    return this.#address;
-  }
-
-  release(): void {
-    if (this.#bytes > 0) this.#heap.free(this.#address);
-    this.#bytes = 0;
-  }
+/** Some rows of a weight, on their way to tiles at `to`. */
+interface Piece {
+  readonly row: number;
+  readonly rows: number;
+  readonly to: number;
 }
 
-export async function loadWeight(
-  heap: Heap,
-  kernels: Kernels,
-  staging: Staging,
-  source: WeightSource,
-): Promise<CpuWeight> {
+/** How a weight lies in memory: what is stored, in how many tiles of how many bytes. */
+interface Layout {
+  readonly stored: WeightSource;
+  readonly outs: number;
+  readonly columns: number;
+  readonly experts: number;
+  readonly group: number;
+  readonly tiles: number;
+  readonly tileBytes: number;
+  readonly packedBytes: number;
+  /** What it takes in the end: vectors become f32, up to a multiple of the tile, which kernels may read. */
+  readonly byteLength: number;
+}
+
+function layoutOf(source: WeightSource): Layout {
   check(source);
-  return source.shape.length === 1
-    ? await loadVector(heap, kernels, staging, source)
-    : await loadTiles(heap, kernels, staging, source);
+  const stored = mustWiden(source) ? widened(source) : source;
+  const { shape } = source;
+  const [outs, columns] = shape.length === 1 ? [1, shape[0]] : shape.slice(-2);
+  const experts = shape.length === 3 ? shape[0] : 1;
+  const group = groupOf(stored);
+  const tiles = Math.ceil(outs / TILE);
+  const tileBytes = TILE * ((columns * BITS[stored.format]) / 8 + (columns / group) * SCALE[stored.format]);
+  const packedBytes = experts * tiles * tileBytes;
+  const byteLength = shape.length === 1 ? 4 * TILE * Math.ceil(columns / TILE) : packedBytes;
+  return { stored, outs, columns, experts, group, tiles, tileBytes, packedBytes, byteLength };
 }
 
-/** [outs, columns] or [experts, outs, columns], packed; each expert starts a new tile. */
-async function loadTiles(heap: Heap, kernels: Kernels, staging: Staging, source: WeightSource): Promise<CpuWeight> {
-  const { name, shape, format } = source;
-  const [outs, columns] = shape.slice(-2);
-  const experts = shape.length === 3 ? shape[0] : 1;
-  const group = groupOf(source);
-  const rowBytes = (columns * BITS[format]) / 8;
-  const rowScales = (columns / group) * SCALE[format];
-  const tileBytes = TILE * (rowBytes + rowScales);
-  const tiles = Math.ceil(outs / TILE);
-  const byteLength = experts * tiles * tileBytes;
-  const address = heap.alloc(byteLength, `weight ${name}`);
+export async function loadWeight(banks: Banks, source: WeightSource): Promise<CpuWeight> {
+  const layout = layoutOf(source);
+  const bank = banks.forWeight(source.name, layout.byteLength);
+  const address = bank.heap.alloc(layout.byteLength, `weight ${source.name}`);
   try {
-    const rowsAtOnce = TILE * Math.max(1, Math.floor(CHUNK / tileBytes));
-    const chunks: { row: number; rows: number; to: number }[] = [];
-    for (let expert = 0; expert < experts; expert++) {
-      for (let row = 0; row < outs; row += rowsAtOnce) {
-        const to = address + (expert * tiles + row / TILE) * tileBytes;
-        chunks.push({ row: expert * outs + row, rows: Math.min(rowsAtOnce, outs - row), to });
-      }
-    }
-    const read = ({ row, rows }: { row: number; rows: number }) =>
-      Promise.all([
-        source.read("data", row * rowBytes, rows * rowBytes),
-        rowScales === 0 ? undefined : source.read("scales", row * rowScales, rows * rowScales),
-      ]);
-    let next = read(chunks[0]);
-    for (const [i, { rows, to }] of chunks.entries()) {
-      const [data, scales] = await next;
-      // The next chunk is read while this one is packed; a failure is seen when it is awaited.
-      if (i + 1 < chunks.length) {
-        next = read(chunks[i + 1]);
-        next.catch(() => {});
-      }
-      const at = staging.use(data.length + 64 + (scales?.length ?? 0));
-      const scalesAt = at + Math.ceil(data.length / 4) * 4;
-      heap.u8.set(data, at);
-      if (scales !== undefined) heap.u8.set(scales, scalesAt);
-      const packed = kernels.pack(FORMAT_CODES[format], at, scalesAt, rows, columns, group, to);
-      if (packed === 0) throw notFinite(source);
-    }
+    await bank.loader.load(source.name, layout, address);
   } catch (error) {
-    heap.free(address);
+    bank.heap.free(address);
     throw error;
   }
-  return new CpuWeight({ name, shape, format, storedAs: format, byteLength }, address, group);
-}
-
-/** [N] as f32, zeros up to a multiple of the tile, which kernels may read. */
-async function loadVector(heap: Heap, kernels: Kernels, staging: Staging, source: WeightSource): Promise<CpuWeight> {
   const { name, shape, format } = source;
-  const count = sizeOf(shape);
-  const [data, scales] = await Promise.all([
-    source.read("data", 0, (count * BITS[format]) / 8),
-    format === "int8" ? source.read("scales", 0, source.byteLength("scales")) : undefined,
-  ]);
-  const byteLength = 4 * TILE * Math.ceil(count / TILE);
-  const address = heap.alloc(byteLength, `weight ${name}`);
-  const group = groupOf(source);
-  // One row of a packed weight, unpacked again: the kernels then know all formats in one place.
-  const packed = TILE * ((count * BITS[format]) / 8 + (count / group) * SCALE[format]);
-  const at = staging.use(data.length + 64 + (scales?.length ?? 0) + 64 + packed);
-  const scalesAt = at + Math.ceil(data.length / 4) * 4;
-  const packedAt = Math.ceil((scalesAt + (scales?.length ?? 0)) / 64) * 64;
-  heap.u8.set(data, at);
-  if (scales !== undefined) heap.u8.set(scales, scalesAt);
-  if (kernels.pack(FORMAT_CODES[format], at, scalesAt, 1, count, group, packedAt) === 0) throw notFinite(source);
-  kernels.unpackRow(FORMAT_CODES[format], packedAt, count, group, 0, 0, count, 1, address);
-  return new CpuWeight({ name, shape, format, storedAs: "f32", byteLength }, address, count);
+  const storedAs = shape.length === 1 ? "f32" : layout.stored.format;
+  const { byteLength, group } = layout;
+  return new CpuWeight({ name, shape, format, storedAs, byteLength }, bank, address, group);
 }
 
-/** The f32 rows of a rank-2 weight, for use as a bias per expert; made once and kept with the weight. */
-export function rowsOf(heap: Heap, kernels: Kernels, weight: CpuWeight): { address: number; stride: number } {
-  if (weight.rows === undefined) {
-    const [count, columns] = weight.shape;
-    const stride = TILE * Math.ceil(columns / TILE);
-    const address = heap.alloc(4 * count * stride, `weight ${weight.name} in rows`);
-    for (let row = 0; row < count; row++) {
-      kernels.unpackRow(
-        weight.code,
-        weight.address,
-        columns,
-        weight.group,
-        row,
-        0,
-        columns,
-        1,
-        address + 4 * row * stride,
-      );
-    }
-    weight.rows = { address, stride };
+/** Loads the weights of one memory, one after the other. */
+export class Loader {
+  readonly #heap: Heap;
+  readonly #pool: Pool;
+  /** Two areas, one of which is filled while the other is packed; grown to the largest piece. */
+  readonly #staging = [
+    { address: 0, bytes: 0 },
+    { address: 0, bytes: 0 },
+  ];
+  /** A program of one op. */
+  readonly #program: number;
+  #latest: Promise<unknown> = Promise.resolve();
+
+  constructor(heap: Heap, pool: Pool) {
+    this.#heap = heap;
+    this.#pool = pool;
+    this.#program = heap.alloc(PROGRAM_HEADER + OP_BYTES + STATE_BYTES, "the packing program");
   }
-  return weight.rows;
+
+  /** Packs a weight to `address`. */
+  load(name: string, layout: Layout, address: number): Promise<void> {
+    const loaded = this.#latest.then(() => this.#load(name, layout, address));
+    this.#latest = loaded.catch(() => {});
+    return loaded;
+  }
+
+  /** Gives the staging memory back. */
+  release(): void {
+    for (const area of this.#staging) {
+      if (area.bytes > 0) this.#heap.free(area.address);
+      area.bytes = 0;
+    }
+  }
+
+  async #load(name: string, layout: Layout, address: number): Promise<void> {
+    const { stored, outs, columns, experts, group, tiles, tileBytes, packedBytes } = layout;
+    const vector = stored.shape.length === 1;
+    // A vector is one row of a packed weight, unpacked again: the kernels then know all formats in one place.
+    const packedAt = vector ? this.#heap.alloc(packedBytes, `weight ${name}, packed`) : address;
+    try {
+      const rowsAtOnce = TILE * Math.max(1, Math.floor(CHUNK / tileBytes));
+      const pieces: Piece[] = [];
+      for (let expert = 0; expert < experts; expert++) {
+        for (let row = 0; row < outs; row += rowsAtOnce) {
+          const to = packedAt + (expert * tiles + row / TILE) * tileBytes;
+          pieces.push({ row: expert * outs + row, rows: Math.min(rowsAtOnce, outs - row), to });
+        }
+      }
+      await this.#pack(stored, pieces, columns, group);
+      if (vector) {
+        this.#pool.kernels.unpackRow(FORMAT_CODES[stored.format], packedAt, columns, group, 0, 0, columns, 1, address);
+      }
+    } finally {
+      if (vector) this.#heap.free(packedAt);
+    }
+  }
+
+  async #pack(source: WeightSource, pieces: readonly Piece[], columns: number, group: number): Promise<void> {
+    const { name, format } = source;
+    const blocks = source.blocks === undefined ? undefined : ENCODINGS[source.blocks];
+    const rowBytes = blocks === undefined ? (columns * BITS[format]) / 8 : (columns / GROUP_COLUMNS) * blocks.bytes;
+    const rowScales = blocks === undefined ? (columns / group) * SCALE[format] : 0;
+    const dataBytes = Math.ceil((pieces[0].rows * rowBytes) / 4) * 4;
+    this.#growStaging(dataBytes + pieces[0].rows * rowScales);
+    const read = (i: number) => {
+      const { row, rows } = pieces[i];
+      const at = this.#staging[i % 2].address;
+      const data = this.#read(source, blocks === undefined ? "data" : "blocks", row * rowBytes, rows * rowBytes, at);
+      if (rowScales === 0) return data;
+      const scales = this.#read(source, "scales", row * rowScales, rows * rowScales, at + dataBytes);
+      return allSettled([data, scales]).then(() => {});
+    };
+    let next = read(0);
+    try {
+      for (const [i, { rows, to }] of pieces.entries()) {
+        await next;
+        if (i + 1 < pieces.length) next = read(i + 1);
+        const at = this.#staging[i % 2].address;
+        this.#run([FORMAT_CODES[format], blocks?.code ?? PLANES, at, at + dataBytes, rows, columns, group, to]);
+        if (!this.#pool.takeUnpacked()) continue;
+        const message = `${name}: some of its ${format} values are infinite or not a number; the checkpoint is damaged, or was converted from values beyond ${format}`;
+        throw new UnsupportedModelError("UNSUPPORTED_VALUE", message, { tensor: name });
+      }
+    } finally {
+      // No read is under way when the staging areas are used again.
+      await next.catch(() => {});
+    }
+  }
+
+  async #read(source: WeightSource, plane: WeightPlane, offset: number, length: number, at: number): Promise<void> {
+    const into = this.#heap.u8.subarray(at, at + length);
+    // Memory that is not shared moves when it grows, which may be before the bytes arrive.
+    if (into.buffer instanceof ArrayBuffer) this.#heap.u8.set(await source.read(plane, offset, length), at);
+    else await source.read(plane, offset, length, into);
+  }
+
+  #growStaging(bytes: number): void {
+    for (const area of this.#staging) {
+      if (bytes <= area.bytes) continue;
+      if (area.bytes > 0) this.#heap.free(area.address);
+      area.bytes = 0;
+      area.address = this.#heap.alloc(bytes, "weight staging");
+      area.bytes = bytes;
+    }
+  }
+
+  /** Runs `pack` on all threads. */
+  #run(args: readonly number[]): void {
+    const view = new DataView(this.#heap.memory.buffer, this.#program, PROGRAM_HEADER + OP_BYTES);
+    view.setInt32(PROGRAM_OPS, 1, true);
+    view.setUint32(PROGRAM_STATE, this.#program + PROGRAM_HEADER + OP_BYTES, true);
+    view.setInt32(PROGRAM_HEADER + OP_CODE, OP_PACK, true);
+    view.setInt32(PROGRAM_HEADER + OP_ROWS, 1, true);
+    for (const [i, arg] of args.entries()) view.setUint32(PROGRAM_HEADER + OP_ARGS + 4 * i, arg, true);
+    this.#pool.run(this.#program);
+  }
+}
+
+/** The f32 rows of a rank-2 weight in `bank`, for use as a bias per expert; made once there and kept with the weight. */
+export function biasRows(weight: CpuWeight, bank: Bank): { address: number; stride: number } {
+  const made = weight.rows.get(bank);
+  if (made !== undefined) return made;
+  const [count, columns] = weight.shape;
+  const stride = TILE * Math.ceil(columns / TILE);
+  const address = bank.heap.alloc(4 * count * stride, `weight ${weight.name} in rows`);
+  // Kernels write in their own memory only.
+  const { heap, pool } = weight.bank;
+  const row = heap.alloc(4 * stride, `a row of ${weight.name}`);
+  for (let i = 0; i < count; i++) {
+    pool.kernels.unpackRow(weight.code, weight.address, columns, weight.group, i, 0, columns, 1, row);
+    bank.heap.u8.set(heap.u8.subarray(row, row + 4 * columns), address + 4 * i * stride);
+  }
+  heap.free(row);
+  const rows = { address, stride };
+  weight.rows.set(bank, rows);
+  return rows;
 }

@@ -10,8 +10,8 @@ export interface Kernels {
   run(program: number): number;
   /** A helper thread's life. */
   help(): void;
-  /** 0 if a value of the format cannot be packed. */
-  pack(format: number, data: number, scales: number, rows: number, columns: number, group: number, to: number): number;
+  /** A dot product whose result says how the machine reads bytes of the second operand (kernels/wasm/integer.ts). */
+  dotOfBytes(): number;
   unpackRow(
     format: number,
     weight: number,

@@ -25,6 +25,8 @@ import type {
 } from "../../src/backend.ts";
 import { sizeOf } from "../../src/backend.ts";
 import { assert } from "../../src/errors.ts";
+import type { Bank } from "./bank.ts";
+import { biasRows } from "./load.ts";
 import type { Arg, Op } from "./program.ts";
 import { CpuKv, CpuTensor, type CpuWeight, cpuTensor, cpuWeight, type Live } from "./tensor.ts";
 
@@ -42,20 +44,19 @@ interface Append {
   readonly args: readonly Arg[];
 }
 
-/** What the ops need from their backend. */
-export interface OpsHost {
-  /** A rank-2 weight as f32 rows, each a multiple of 32 long. */
-  rowsOf(weight: CpuWeight): { address: number; stride: number };
-}
-
 export class CpuOps implements BaseOps, FusedOps {
   readonly list: Op[] = [];
-  readonly #host: OpsHost;
+  /** Bytes of 32 quantised activations. */
+  readonly #recordBytes: number;
   /** The slots of a routing sorted by expert, by its `experts` tensor. */
   readonly #groups = new Map<CpuTensor, CpuTensor>();
+  /** What products with INT8 and MXFP4 weights read in place of a tensor. */
+  readonly #quantized = new Map<CpuTensor, CpuTensor>();
+  /** Appends to the op that made a tensor that it shall quantise it, too. */
+  readonly #quantizers = new Map<CpuTensor, (records: CpuTensor) => void>();
 
-  constructor(host: OpsHost) {
-    this.#host = host;
+  constructor(recordBytes: number) {
+    this.#recordBytes = recordBytes;
   }
 
   #make(shape: Shape, label: string, live: Live | undefined, dtype: DType = "f32"): CpuTensor {
@@ -68,6 +69,35 @@ export class CpuOps implements BaseOps, FusedOps {
     this.list.push({ code, ...op });
   }
 
+  /** Appends an op that can also give its output y, rows of whole records, as integers: its argument after the others. */
+  #appendQuantizer(code: number, op: Append, y: CpuTensor): void {
+    const writes = [...op.writes];
+    const args = [...op.args];
+    this.#append(code, { ...op, writes, args });
+    if (y.shape.length !== 2 || y.shape[1] % L.GROUP_COLUMNS !== 0) return;
+    this.#quantizers.set(y, (records) => {
+      writes.push(records);
+      args.push(records);
+    });
+  }
+
+  /** x as products with a weight read it: itself, or its rows as integers, made once for all who read them. */
+  #operand(x: CpuTensor, weight: CpuWeight): CpuTensor {
+    if (weight.storedAs !== "int8" && weight.storedAs !== "mxfp4") return x;
+    let records = this.#quantized.get(x);
+    if (records === undefined) {
+      const [rows, columns] = x.shape;
+      const words = ((columns / L.GROUP_COLUMNS) * this.#recordBytes) / 4;
+      records = this.#make([rows, words], x.label, x.live, "i32");
+      const quantize = this.#quantizers.get(x);
+      const args = [x, records, columns];
+      if (quantize !== undefined) quantize(records);
+      else this.#append(L.OP_QUANTIZE, { rows, live: x.live, reads: [x], writes: [records], args });
+      this.#quantized.set(x, records);
+    }
+    return records;
+  }
+
   // --- base ops
 
   embed(step: Step, table: Weight, options: { scale?: number } = {}): Tensor {
@@ -76,7 +106,7 @@ export class CpuOps implements BaseOps, FusedOps {
     const rows = tokens.shape[0];
     const live = liveOf(step);
     const y = this.#make([rows, w.shape[1]], w.name, live);
-    const args = [tokens, y, w.code, w.address, w.shape[1], w.group, w.shape[0], { f32: options.scale ?? 1 }];
+    const args = [tokens, y, w.code, w, w.shape[1], w.group, w.shape[0], { f32: options.scale ?? 1 }];
     this.#append(L.OP_EMBED, { rows, live, reads: [tokens], writes: [y], args });
     return y;
   }
@@ -86,9 +116,10 @@ export class CpuOps implements BaseOps, FusedOps {
     const w = cpuWeight(weight, 2);
     const [outs, columns] = w.shape;
     const rows = rowsOf(from, columns, w.name);
+    const operand = this.#operand(from, w);
     const y = this.#make([rows, outs], w.name, from.live);
-    const args = [from, y, w.code, w.address, columns, w.group, outs, vector(bias, outs)];
-    this.#append(L.OP_LINEAR, { rows, live: from.live, reads: [from], writes: [y], args });
+    const args = [operand, y, w.code, w, columns, w.group, outs, vector(bias, outs)];
+    this.#append(L.OP_LINEAR, { rows, live: from.live, reads: [operand], writes: [y], args });
     return y;
   }
 
@@ -108,7 +139,9 @@ export class CpuOps implements BaseOps, FusedOps {
     const runs = perRow(from, width, weight.name);
     const y = this.#make(from.shape, weight.name, from.live);
     const args = [runs, from, y, width, vector(weight, width), ...norm(options)];
-    this.#append(L.OP_RMS_NORM, { rows: from.shape[0], live: from.live, reads: [from], writes: [y], args });
+    const op = { rows: from.shape[0], live: from.live, reads: [from], writes: [y], args };
+    if (runs === 1) this.#appendQuantizer(L.OP_RMS_NORM, op, y);
+    else this.#append(L.OP_RMS_NORM, op);
     return y;
   }
 
@@ -133,7 +166,7 @@ export class CpuOps implements BaseOps, FusedOps {
       `cpu: kvAppend of ${rows} keys and ${values.shape[0]} values`,
     );
     const where = placeArgs(step);
-    const args = [kv.descriptor, keys, values, ...where.args];
+    const args = [kv, keys, values, ...where.args];
     const reads = [keys, values, ...where.reads];
     this.#append(L.OP_KV_APPEND, { rows, live: liveOf(step), reads, writes: [kv], args });
   }
@@ -170,7 +203,7 @@ export class CpuOps implements BaseOps, FusedOps {
     assert(heads / kvHeads <= L.ATTENTION_GROUP, `cpu: ${label}: over ${L.ATTENTION_GROUP} query heads a key head`);
     const where = placeArgs(step);
     const rest = [{ f32: scale }, window, vector(sinks, heads), { f32: softcap }, ...more];
-    const args = [q, out, kv.descriptor, heads, ...where.args, ...rest];
+    const args = [q, out, kv, heads, ...where.args, ...rest];
     const reads = [q, kv, ...where.reads];
     this.#append(code, { rows: q.shape[0], live: liveOf(step), reads, writes: [out], args });
   }
@@ -253,17 +286,18 @@ export class CpuOps implements BaseOps, FusedOps {
     const [rows, k] = chosen.shape;
     const slots = rows * k;
     const xRows = rowsOf(from, columns, w.name);
+    const operand = this.#operand(from, w);
     assert(xRows === rows || xRows === slots, `cpu: ${w.name}: ${xRows} rows for ${rows} rows of ${k} experts`);
     const perRow = xRows === slots ? 1 : k;
     const base = chosen.live ?? from.live;
     const times = chosen.live === undefined ? perRow : k;
     const live = base === undefined ? undefined : { count: base.count, times: base.times * times };
-    const b = expertBias(this.#host, bias, experts, outs);
+    const b = expertBias(bias, w.bank, experts, outs);
     const groups = this.#group(chosen, experts, live);
-    const reads = [from, chosen, ...(groups === undefined ? [] : [groups])];
+    const reads = [operand, chosen, ...(groups === undefined ? [] : [groups])];
     /** Arguments up to the weight; `y` is the output. */
-    const head = (y: CpuTensor) => [from, perRow, y, chosen, experts, groups, w.code, w.address, columns, w.group];
-    return { from, chosen, w, outs, columns, rows, k, slots, live, reads, head, bias: [b.address, b.stride] };
+    const head = (y: CpuTensor) => [operand, perRow, y, chosen, experts, groups, w.code, w, columns, w.group];
+    return { operand, chosen, w, outs, columns, rows, k, slots, live, reads, head, bias: [b.address, b.stride] };
   }
 
   linearExperts(x: Tensor, routing: Routing, weight: Weight, bias?: Weight): Tensor {
@@ -324,7 +358,7 @@ export class CpuOps implements BaseOps, FusedOps {
     const sum = this.#make(a.shape, a.label, live);
     const y = this.#make(a.shape, weight.name, live);
     const args = [a, b, sum, y, width, vector(weight, width), ...norm(options)];
-    this.#append(L.OP_ADD_NORM, { rows, live, reads: [a, b], writes: [sum, y], args });
+    this.#appendQuantizer(L.OP_ADD_NORM, { rows, live, reads: [a, b], writes: [sum, y], args }, y);
     return [sum, y];
   }
 
@@ -344,7 +378,7 @@ export class CpuOps implements BaseOps, FusedOps {
     const angles = ropeArgs(rope, step);
     const where = placeArgs(step);
     const args = [
-      kv.descriptor,
+      kv,
       ...sources,
       ...sources.map(({ tensor }) => 4 * tensor.shape[1]),
       y,
@@ -376,14 +410,18 @@ export class CpuOps implements BaseOps, FusedOps {
     const [outs, columns] = g.shape;
     const rows = rowsOf(from, columns, g.name);
     assert(u.shape[0] === outs && u.shape[1] === columns, `cpu: ${u.name} is [${u.shape}], ${g.name} [${g.shape}]`);
+    if (g.bank !== u.bank) {
+      return this.glu(this.linear(x, gate, options.gateBias), this.linear(x, up, options.upBias), options);
+    }
+    const operands = [this.#operand(from, g), this.#operand(from, u)];
     const y = this.#make([rows, outs], g.name, from.live);
     const args = [
-      ...[from, y, columns, outs],
-      ...[g.code, g.address, g.group, vector(options.gateBias, outs)],
-      ...[u.code, u.address, u.group, vector(options.upBias, outs)],
+      ...[...operands, y, columns, outs],
+      ...[g.code, g, g.group, vector(options.gateBias, outs)],
+      ...[u.code, u, u.group, vector(options.upBias, outs)],
       ...unit(options),
     ];
-    this.#append(L.OP_GATE_UP, { rows, live: from.live, reads: [from], writes: [y], args });
+    this.#appendQuantizer(L.OP_GATE_UP, { rows, live: from.live, reads: operands, writes: [y], args }, y);
     return y;
   }
 
@@ -405,12 +443,12 @@ export class CpuOps implements BaseOps, FusedOps {
     const [rows, k] = routing.experts.shape;
     // Several rows: the slots of an expert are one product, and the rows' sums come afterwards.
     if (rows > 1 || x.shape[0] !== k) return this.combine(this.linearExperts(x, routing, weight, bias), routing);
-    const { from, chosen, w, outs, columns, ...e } = this.#experts(x, routing, weight, bias);
+    const { operand, chosen, w, outs, columns, ...e } = this.#experts(x, routing, weight, bias);
     const weights = cpuTensor(routing.weights);
     const live = chosen.live;
     const y = this.#make([rows, outs], w.name, live);
-    const args = [from, y, weights, chosen, k, w.code, w.address, columns, w.group, outs, ...e.bias];
-    this.#append(L.OP_EXPERTS_DOWN, { rows, live, reads: [from, chosen, weights], writes: [y], args });
+    const args = [operand, y, weights, chosen, k, w.code, w, columns, w.group, outs, ...e.bias];
+    this.#append(L.OP_EXPERTS_DOWN, { rows, live, reads: [operand, chosen, weights], writes: [y], args });
     return y;
   }
 
@@ -423,8 +461,9 @@ export class CpuOps implements BaseOps, FusedOps {
     const { live } = from;
     const partial = this.#make([rows, 2 * tiles], w.name, live);
     const y = this.#make([rows], w.name, live, "i32");
-    const args = [from, partial, w.code, w.address, columns, w.group, outs, vector(bias, outs)];
-    this.#append(L.OP_LINEAR_ARGMAX, { rows, live, reads: [from], writes: [partial], args });
+    const operand = this.#operand(from, w);
+    const args = [operand, partial, w.code, w, columns, w.group, outs, vector(bias, outs)];
+    this.#append(L.OP_LINEAR_ARGMAX, { rows, live, reads: [operand], writes: [partial], args });
     this.#append(L.OP_ARGMAX_TILES, { rows, live, reads: [partial], writes: [y], args: [partial, tiles, y] });
     return y;
   }
@@ -450,12 +489,12 @@ function perRow(x: CpuTensor, width: number, name: string): number {
   return runs;
 }
 
-/** The address of a weight [N], 0 for none. */
-function vector(weight: Weight | undefined, size: number): number {
-  if (weight === undefined) return 0;
+/** A weight [N], or none. */
+function vector(weight: Weight | undefined, size: number): CpuWeight | undefined {
+  if (weight === undefined) return undefined;
   const w = cpuWeight(weight, 1);
   assert(w.shape[0] === size, `cpu: ${w.name} has ${w.shape[0]} values, not ${size}`);
-  return w.address;
+  return w;
 }
 
 function norm(options: NormOptions): Arg[] {
@@ -483,10 +522,10 @@ function placeArgs(step: Step): { args: Arg[]; reads: CpuTensor[] } {
   return { args: [...tensors, step.pages.shape[1]], reads: tensors };
 }
 
-/** The bias of all experts, [experts, outs], as f32 rows. */
-function expertBias(host: OpsHost, bias: Weight | undefined, experts: number, outs: number) {
+/** The bias of all experts, [experts, outs], as f32 rows in the bank of their weight. */
+function expertBias(bias: Weight | undefined, bank: Bank, experts: number, outs: number) {
   if (bias === undefined) return { address: 0, stride: 0 };
   const w = cpuWeight(bias, 2);
   assert(w.shape[0] === experts && w.shape[1] === outs, `cpu: ${w.name} is [${w.shape}], not [${experts}, ${outs}]`);
-  return host.rowsOf(w);
+  return biasRows(w, bank);
 }

@@ -1,22 +1,28 @@
-// The threads of a cpu backend: the caller's own, which is thread 0 and computes too, and workers that sleep in WebAssembly
-// between runs. Knows nothing of what a program does.
+// The threads that compute in one memory: the caller's own, which is thread 0 and computes too, and workers that sleep in
+// WebAssembly between runs. Knows nothing of what a program does.
 import {
   CONTROL_BYTES,
   CONTROL_FAILED,
+  CONTROL_PARTS,
+  CONTROL_RECORD,
   CONTROL_SCRATCH,
   CONTROL_SPINS,
   CONTROL_START,
   CONTROL_STOP,
   CONTROL_TABLES,
   CONTROL_TIMEOUT_MS,
+  CONTROL_UNPACKED,
   CONTROL_WAKEUPS,
+  CONTROL_WIDE,
+  GROUP_COLUMNS,
+  RECORD_PARTS,
   SCRATCH_BYTES,
   TABLE_BYTES,
   TABLE_F16_MASK,
   TABLE_F16_SCALE,
   TABLE_FP4,
-  TABLE_FP4_HIGH,
-  TABLE_FP4_LOW,
+  TABLE_FP4_BIASED,
+  TABLE_FP4_TWICE,
   TABLE_HIGH_HALF,
   TABLE_NIBBLE,
 } from "../../kernels/wasm/layout.ts";
@@ -43,6 +49,8 @@ interface Thread {
 
 export interface PoolOptions {
   readonly threads: number;
+  /** 8-bit parts of an activation in integer products, 1 … 3. */
+  readonly parts: number;
   /** How long a thread waits for the others before the device counts as lost. Default 30 s. */
   readonly timeoutMs?: number;
 }
@@ -53,8 +61,15 @@ const SPINS = 20_000;
 /** The values of FP4 (E2M1) by code. */
 const FP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6];
 
+/** 4 · 255 · 127: what `dotOfBytes` gives where the relaxed dot product reads its second operand as unsigned bytes. */
+const UNSIGNED_DOT = 129_540;
+
 export class Pool {
   readonly threads: number;
+  /** Bytes of 32 quantised activations (kernels/wasm/quantize.ts). */
+  readonly recordBytes: number;
+  /** Settles when all helpers wait for their first run; before that, a run does without them. */
+  readonly ready: Promise<void>;
   readonly #heap: Heap;
   readonly #control: number;
   #kernels: Kernels | undefined;
@@ -62,7 +77,8 @@ export class Pool {
   #lost = false;
   #stopped: Promise<void> | undefined;
 
-  private constructor(heap: Heap, module: WebAssembly.Module, options: PoolOptions) {
+  /** Starts the helpers, whose failure is seen by who awaits `ready`. */
+  constructor(heap: Heap, module: WebAssembly.Module, options: PoolOptions) {
     this.threads = options.threads;
     this.#heap = heap;
     this.#control = heap.alloc(CONTROL_BYTES, "thread control");
@@ -74,25 +90,25 @@ export class Pool {
     writeTables(heap.u8.subarray(this.#control + CONTROL_TABLES).subarray(0, TABLE_BYTES));
     const instance = new WebAssembly.Instance(module, { env: { memory: heap.memory } });
     this.#kernels = instance.exports as unknown as Kernels;
+    const wide = this.#kernels.dotOfBytes() === UNSIGNED_DOT;
+    const planes = !wide && options.parts === 2 ? 1 : options.parts;
+    this.recordBytes = RECORD_PARTS + planes * GROUP_COLUMNS * (wide ? 1 : 2);
+    words[CONTROL_PARTS / 4] = options.parts;
+    words[CONTROL_WIDE / 4] = wide ? 1 : 0;
+    words[CONTROL_RECORD / 4] = this.recordBytes;
     this.#kernels.join(this.#control, 0, this.threads);
+    this.ready = this.#start(module);
+    this.ready.catch(() => {});
   }
 
-  static async start(heap: Heap, module: WebAssembly.Module, options: PoolOptions): Promise<Pool> {
-    const pool = new Pool(heap, module, options);
-    const { memory } = heap;
-    for (let thread = 1; thread < options.threads; thread++) {
-      const data = { module, memory, control: pool.#control, thread, threads: options.threads };
-      const worker = await startThread(data);
-      worker.ended.then(() => pool.#onEnd());
-      pool.#workers.push(worker);
+  async #start(module: WebAssembly.Module): Promise<void> {
+    const { memory } = this.#heap;
+    for (let thread = 1; thread < this.threads; thread++) {
+      const worker = await startThread({ module, memory, control: this.#control, thread, threads: this.threads });
+      worker.ended.then(() => this.#onEnd());
+      this.#workers.push(worker);
     }
-    try {
-      await Promise.all(pool.#workers.map((worker) => worker.ready));
-    } catch (error) {
-      await pool.dispose();
-      throw error;
-    }
-    return pool;
+    await Promise.all(this.#workers.map((worker) => worker.ready));
   }
 
   get kernels(): Kernels {
@@ -103,6 +119,14 @@ export class Pool {
   /** How often helpers woke up to look for work: does not grow while nothing is run. */
   get wakeups(): number {
     return this.#heap.i32(this.#control, CONTROL_TABLES / 4)[CONTROL_WAKEUPS / 4];
+  }
+
+  /** Whether a `pack` since the last call met a value that cannot be packed. */
+  takeUnpacked(): boolean {
+    const words = this.#heap.i32(this.#control, CONTROL_TABLES / 4);
+    const found = words[CONTROL_UNPACKED / 4] !== 0;
+    words[CONTROL_UNPACKED / 4] = 0;
+    return found;
   }
 
   /** Throws DeviceError DEVICE_THREAD when a thread has died. */
@@ -135,6 +159,7 @@ export class Pool {
 
   async #stop(): Promise<void> {
     this.#kernels = undefined;
+    await this.ready.catch(() => {});
     if (this.#workers.length === 0) return;
     const words = this.#heap.i32(this.#control, CONTROL_TABLES / 4);
     Atomics.store(words, CONTROL_STOP / 4, 1);
@@ -154,9 +179,8 @@ function writeTables(bytes: Uint8Array<ArrayBufferLike>): void {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   FP4.forEach((value, code) => {
     view.setFloat32(TABLE_FP4 + 4 * code, value, true);
-    // The upper half of the f32 is the value as bfloat16.
-    bytes[TABLE_FP4_LOW + code] = bytes[TABLE_FP4 + 4 * code + 2];
-    bytes[TABLE_FP4_HIGH + code] = bytes[TABLE_FP4 + 4 * code + 3];
+    bytes[TABLE_FP4_TWICE + code] = 2 * value;
+    bytes[TABLE_FP4_BIASED + code] = 2 * value + 12;
     bytes[TABLE_NIBBLE + code] = 15;
   });
   for (let lane = 0; lane < 16; lane += 4) {

@@ -26,9 +26,10 @@ import {
   type WeightFormat,
 } from "../../src/backend.ts";
 import { assert } from "../../src/errors.ts";
+import type { Bank, Banks } from "./bank.ts";
 import type { Heap } from "./heap.ts";
 
-/** `heap`: `offset` is an address. `arena`: scratch of programs, `offset` is relative to the arena they share. */
+/** `heap`: `offset` is an address. `arena`: scratch of programs, `offset` is relative to the arena they share in a bank. */
 export type Space = "heap" | "arena";
 
 /** How many leading rows of a tensor hold anything: `count` (i32 [1]) · `times`. */
@@ -47,6 +48,10 @@ export class CpuTensor implements Tensor {
   offset: number;
   /** Undefined: all rows. */
   live?: Live;
+  /** Where the host reads and writes it. Of scratch: where it is computed, known once its program is cut for the banks. */
+  bank?: Bank;
+  /** What other banks have of it. */
+  readonly mirrors = new Map<Bank, CpuTensor>();
 
   constructor(shape: Shape, dtype: DType, label: string, space: Space, offset = -1) {
     this.shape = shape;
@@ -55,6 +60,31 @@ export class CpuTensor implements Tensor {
     this.space = space;
     this.byteLength = 4 * sizeOf(shape);
     this.offset = offset;
+  }
+
+  /** Its bytes, or the first `count` of them. Not to be kept over an allocation. */
+  bytes(count = this.byteLength): Uint8Array<ArrayBufferLike> {
+    const { heap, arena } = this.bank!;
+    const at = this.offset + (this.space === "arena" ? arena.address : 0);
+    return heap.u8.subarray(at, at + count);
+  }
+
+  /** The tensor that kernels in `bank` read and write for this one: itself, or a mirror, made on first use. */
+  in(bank: Bank): CpuTensor {
+    if (bank === this.bank) return this;
+    let mirror = this.mirrors.get(bank);
+    if (mirror === undefined) {
+      const { shape, dtype, label, space, live } = this;
+      mirror = new CpuTensor(shape, dtype, label, space);
+      mirror.bank = bank;
+      mirror.live = live;
+      if (space === "heap") {
+        mirror.offset = bank.heap.alloc(this.byteLength, `a mirror of ${label}`);
+        mirror.bytes().set(this.bytes());
+      }
+      this.mirrors.set(bank, mirror);
+    }
+    return mirror;
   }
 }
 
@@ -74,14 +104,18 @@ export class CpuWeight implements Weight {
   readonly format: WeightFormat;
   readonly storedAs: WeightFormat;
   readonly byteLength: number;
+  readonly bank: Bank;
   readonly address: number;
   /** Columns that share a scale; all of them where the format has none. Unused by vectors. */
   readonly group: number;
-  /** Rank 2 as plain f32 rows, each padded to a multiple of 32: made when it is first used as a bias of experts. */
-  rows?: { readonly address: number; readonly stride: number };
+  /** Rank 2 as plain f32 rows, each padded to a multiple of 32: made in a bank where it is first used as a bias of experts. */
+  readonly rows = new Map<Bank, { readonly address: number; readonly stride: number }>();
+  /** Addresses of a vector in other banks. */
+  readonly #copies = new Map<Bank, number>();
 
   constructor(
     source: Pick<Weight, "name" | "shape" | "format" | "storedAs" | "byteLength">,
+    bank: Bank,
     address: number,
     group: number,
   ) {
@@ -90,8 +124,22 @@ export class CpuWeight implements Weight {
     this.format = source.format;
     this.storedAs = source.storedAs;
     this.byteLength = source.byteLength;
+    this.bank = bank;
     this.address = address;
     this.group = group;
+  }
+
+  /** Its address for kernels in `bank`. A matrix lies in one bank only; a vector is copied to each that uses it. */
+  addressIn(bank: Bank): number {
+    if (bank === this.bank) return this.address;
+    assert(this.shape.length === 1, `cpu: ${this.name} is used outside its bank`);
+    let address = this.#copies.get(bank);
+    if (address === undefined) {
+      address = bank.heap.alloc(this.byteLength, `a copy of ${this.name}`);
+      bank.heap.u8.set(this.bank.heap.u8.subarray(this.address, this.address + this.byteLength), address);
+      this.#copies.set(bank, address);
+    }
+    return address;
   }
 
   get code(): number {
@@ -110,6 +158,7 @@ const SEGMENT = 16;
 
 export class CpuKv implements KvCache {
   readonly spec: KvSpec;
+  readonly bank: Bank;
   /** The kernels' descriptor. */
   readonly descriptor: number;
   readonly address: number;
@@ -118,7 +167,7 @@ export class CpuKv implements KvCache {
   readonly stride: number;
   readonly segments: number;
 
-  constructor(heap: Heap, spec: KvSpec) {
+  constructor(banks: Banks, spec: KvSpec) {
     const { kvHeads, headDim, ring, pageSize, pages, sequences, label } = spec;
     this.spec = spec;
     this.stride = Math.ceil((ring ?? pageSize) / SEGMENT) * SEGMENT;
@@ -126,6 +175,8 @@ export class CpuKv implements KvCache {
     this.segments = (blocks * this.stride) / SEGMENT;
     const plane = 4 * kvHeads * this.segments * SEGMENT * headDim;
     this.byteLength = 2 * plane;
+    this.bank = banks.forCache(label, this.byteLength);
+    const { heap } = this.bank;
     this.address = heap.alloc(this.byteLength, `the KV cache of ${label}`);
     this.descriptor = heap.alloc(CACHE_BYTES, label);
     const words = new Uint32Array(heap.memory.buffer, this.descriptor, CACHE_BYTES / 4);

@@ -1,6 +1,6 @@
 // argmax: the largest entry of each row, the lowest index on a tie. linearArgmax: the same of a product that is never stored.
 import { ROW_BLOCK, SCRATCH_TOTALS, TILE } from "./layout";
-import { addBias, rowBlocks, tileProduct, useRows } from "./linear";
+import { addBias, rowBlocks, rowBytes, tileProduct, useRows } from "./linear";
 import { claim, scratch, share } from "./threads";
 import { tileBytes } from "./weights";
 
@@ -60,7 +60,7 @@ export function linearArgmax(
       const tile = task % tiles;
       const first = (task / tiles) * ROW_BLOCK;
       const count = min(ROW_BLOCK, rows - first);
-      useRows(x, (<usize>columns) << 2, first, count);
+      useRows(x, rowBytes(format, columns), first, count);
       tileProduct(format, weight + <usize>tile * bytes, columns, group, count, totals);
       addBias(totals, count, bias === 0 ? 0 : bias + ((<usize>tile * TILE) << 2));
       for (let i = 0; i < count; i++) {

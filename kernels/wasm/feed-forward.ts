@@ -4,17 +4,22 @@
 import { combineRun } from "./combine";
 import { gluRun } from "./glu";
 import { ROW_BLOCK, SCRATCH_TOTALS, SCRATCH_TOTALS_UP, TILE } from "./layout";
-import { addBias, putRow, rowBlocks, tileProduct, useRows } from "./linear";
+import { addBias, putRow, rowBlocks, rowBytes, tileProduct, useRows } from "./linear";
 import { count, expert, expertCount, slotAt, useExpert, useSlots } from "./linear-experts";
-import { claim, scratch, share } from "./threads";
+import { quantizeBlock } from "./quantize";
+import { claim, recordBytes, scratch, share } from "./threads";
 import { tileBytes } from "./weights";
 
 const TOTAL: usize = 4 * TILE;
 
-/** x [rows, columns] → y [rows, outs] = unit(x · gateᵀ, x · upᵀ); both weights are [outs, columns]. */
+/**
+ * x [rows, columns], for each weight as its format wants it → y [rows, outs] = unit(x · gateᵀ, x · upᵀ); weights [outs, columns].
+ * Records [rows, outs / 32] of y, or 0 for none: a tile is a record.
+ */
 export function gateUp(
   rows: i32,
-  x: usize,
+  gateX: usize,
+  upX: usize,
   y: usize,
   columns: i32,
   outs: i32,
@@ -28,6 +33,7 @@ export function gateUp(
   upBias: usize,
   activation: i32,
   limit: f32,
+  records: usize,
 ): void {
   const tiles = (outs + TILE - 1) / TILE;
   const tasks = tiles * rowBlocks(rows);
@@ -41,9 +47,10 @@ export function gateUp(
       const tile = task % tiles;
       const first = (task / tiles) * ROW_BLOCK;
       const n = min(ROW_BLOCK, rows - first);
-      useRows(x, (<usize>columns) << 2, first, n);
+      useRows(gateX, rowBytes(gateFormat, columns), first, n);
       tileProduct(gateFormat, gate + <usize>tile * gateBytes, columns, gateGroup, n, gates);
       addBias(gates, n, gateBias === 0 ? 0 : gateBias + <usize>tile * TOTAL);
+      if (upX !== gateX) useRows(upX, rowBytes(upFormat, columns), first, n);
       tileProduct(upFormat, up + <usize>tile * upBytes, columns, upGroup, n, ups);
       addBias(ups, n, upBias === 0 ? 0 : upBias + <usize>tile * TOTAL);
       const width = min(TILE, outs - tile * TILE);
@@ -51,6 +58,7 @@ export function gateUp(
         const at = <usize>i * TOTAL;
         const y0 = y + ((<usize>(first + i) * outs + <usize>tile * TILE) << 2);
         gluRun(gates + at, ups + at, 1, y0, width, activation, limit);
+        if (records !== 0) quantizeBlock(y0, records + <usize>((first + i) * tiles + tile) * recordBytes);
       }
     }
   }
@@ -96,7 +104,7 @@ export function expertsUp(
       const outs = min(perTile, width - tile * perTile);
       for (let s = 0; s < count; s += ROW_BLOCK) {
         const n = min(ROW_BLOCK, count - s);
-        useSlots(x, (<usize>columns) << 2, perRow, s, n);
+        useSlots(x, rowBytes(format, columns), perRow, s, n);
         tileProduct(format, at, columns, group, n, totals);
         addBias(totals, n, b);
         if (interleaved === 0) {
@@ -139,7 +147,7 @@ export function expertsDown(
     for (let tile = from, to = min(from + each, tiles); tile < to; tile++) {
       for (let j = 0; j < k; j++) {
         const e = load<i32>(chosen + ((<usize>j) << 2));
-        useRows(x, (<usize>columns) << 2, j, 1);
+        useRows(x, rowBytes(format, columns), j, 1);
         const at = totals + <usize>j * TOTAL;
         tileProduct(format, weight + <usize>(e * tiles + tile) * bytes, columns, group, 1, at);
         addBias(at, 1, bias === 0 ? 0 : bias + ((<usize>(e * biasStride + tile * TILE)) << 2));

@@ -27,6 +27,8 @@ export const OP_EXPERTS_UP = 22;
 export const OP_EXPERTS_DOWN = 23;
 export const OP_LINEAR_ARGMAX = 24;
 export const OP_ARGMAX_TILES = 25;
+export const OP_QUANTIZE = 26;
+export const OP_PACK = 27;
 
 // --- Weight formats.
 export const F32 = 0;
@@ -34,6 +36,11 @@ export const F16 = 1;
 export const BF16 = 2;
 export const INT8 = 3;
 export const MXFP4 = 4;
+
+// --- How the values to be packed lie in their file: planes of values and scales, or GGUF's blocks of 32 with their scale.
+export const PLANES = 0;
+export const BLOCKS_Q8_0 = 1;
+export const BLOCKS_MXFP4 = 2;
 
 // --- Activations.
 export const SILU = 0;
@@ -62,6 +69,10 @@ export const CONTROL_TIMEOUT_MS = 16; // i32: how long a thread waits for the ot
 export const CONTROL_SPINS = 20; // i32: how often it looks before it sleeps
 export const CONTROL_SCRATCH = 24; // pointer to the threads' scratch
 export const CONTROL_OPEN = 28; // i32: 1 while a run takes helpers
+export const CONTROL_PARTS = 32; // i32: 8-bit parts of an activation in integer products, 1 … 3
+export const CONTROL_WIDE = 36; // i32: 1 where the relaxed dot product takes its second operand as unsigned bytes
+export const CONTROL_RECORD = 40; // i32: bytes of a record of 32 quantised activations
+export const CONTROL_UNPACKED = 44; // i32: tiles with values that cannot be packed
 export const CONTROL_FINISHED = 64; // i32: ops of this run that are done
 export const CONTROL_INSIDE = 128; // i32: helpers that look at the program
 export const CONTROL_SLEEPERS = 192; // i32: threads asleep until an op is done or a helper has left
@@ -69,13 +80,13 @@ export const CONTROL_IDLE = 256; // i32: helpers asleep between runs
 export const CONTROL_WAKEUPS = 260; // i32: how often helpers woke up
 /** Look-up constants that kernels load once per call: V8 rebuilds a v128 constant at each use. */
 export const CONTROL_TABLES = 320;
-export const TABLE_FP4_LOW = 0; // u8 [16]: low bytes of the FP4 values as bfloat16
-export const TABLE_FP4_HIGH = 16; // u8 [16]: high bytes
-export const TABLE_FP4 = 32; // f32 [16]
-export const TABLE_HIGH_HALF = 96; // u32 [4]: 0xffff0000
-export const TABLE_NIBBLE = 112; // u8 [16]: 15
-export const TABLE_F16_MASK = 128; // u32 [4]: 0x8fffe000, sign, exponent and mantissa of a half moved into an f32
-export const TABLE_F16_SCALE = 144; // f32 [4]: 2^112, the difference of their exponent biases
+export const TABLE_FP4 = 0; // f32 [16]: the FP4 (E2M1) values by code
+export const TABLE_HIGH_HALF = 64; // u32 [4]: 0xffff0000
+export const TABLE_NIBBLE = 80; // u8 [16]: 15
+export const TABLE_F16_MASK = 96; // u32 [4]: 0x8fffe000, sign, exponent and mantissa of a half moved into an f32
+export const TABLE_F16_SCALE = 112; // f32 [4]: 2^112, the difference of their exponent biases
+export const TABLE_FP4_TWICE = 128; // i8 [16]: twice the FP4 values, whole numbers from −12 to 12
+export const TABLE_FP4_BIASED = 144; // u8 [16]: 12 more
 export const TABLE_BYTES = 160;
 export const CONTROL_BYTES = 480;
 
@@ -97,13 +108,21 @@ export const BLOCK = 128;
 /** Rows of x that share one decoded block of weights. */
 export const ROW_BLOCK = 256;
 
+// --- Integer products. A record holds 32 activations: their scale (f32); what weights with 128 and with 12 added add to the
+// sums of each part (i32 [3] each); the parts, highest first, in planes of 32 bytes, or of 32 halves where not wide.
+export const GROUP_COLUMNS = 32;
+export const RECORD_INT8_SUMS = 4;
+export const RECORD_FP4_SUMS = 16;
+export const RECORD_PARTS = 32;
+
 // --- A thread's scratch. Offsets in bytes.
-export const SCRATCH_PANEL = 0; // f32 [BLOCK, TILE]: a decoded block of weights
+export const SCRATCH_PANEL = 0; // a decoded block of weights: f32 [BLOCK, TILE], or INT8 blocks with their scales
+export const SCRATCH_PANEL_BLOCKS = 14; // of 32 columns: 1152 bytes each
 export const SCRATCH_TOTALS = 16384; // f32 [ROW_BLOCK, TILE]
 export const SCRATCH_TOTALS_UP = 49152; // f32 [ROW_BLOCK, TILE]: the second product of gate and up
 export const SCRATCH_ROWS = 81920; // pointers [ROW_BLOCK]: where each row of x is
-export const SCRATCH_SCALES = 82944; // f32 [TILE]
-export const SCRATCH_MISC = 83072; // attention: scores and (max, sum) pairs; route: taken experts; heads: one head
+export const SCRATCH_SUMS = 82944; // i32 [3, 16]
+export const SCRATCH_MISC = 83136; // attention: scores and (max, sum) pairs; route: taken experts; heads: one head
 export const SCRATCH_BYTES = 98304;
 /** Attention: how many query rows share a pass over the keys, and how many query heads may share a key head. */
 export const ATTENTION_ROWS = 8;

@@ -1,7 +1,7 @@
 // linearExperts: each slot (row t, choice j) times the weight of its expert. With one row, its K slots are done one by one;
 // with more, the slots of an expert are rows of one product (see `group` in route.ts).
 import { ROW_BLOCK, SCRATCH_ROWS, SCRATCH_TOTALS, TILE } from "./layout";
-import { addBias, putRow, tileProduct } from "./linear";
+import { addBias, putRow, rowBytes, tileProduct } from "./linear";
 import { claim, scratch, share } from "./threads";
 import { tileBytes } from "./weights";
 
@@ -76,7 +76,7 @@ export function linearExperts(
       const width = min(TILE, outs - tile * TILE);
       for (let s = 0; s < count; s += ROW_BLOCK) {
         const n = min(ROW_BLOCK, count - s);
-        useSlots(x, (<usize>columns) << 2, perRow, s, n);
+        useSlots(x, rowBytes(format, columns), perRow, s, n);
         tileProduct(format, at, columns, group, n, totals);
         addBias(totals, n, b);
         for (let i = 0; i < n; i++) {

@@ -37,7 +37,9 @@ import {
   OP_LINEAR_ARGMAX,
   OP_LINEAR_EXPERTS,
   OP_LIVE,
+  OP_PACK,
   OP_QKV_HEADS,
+  OP_QUANTIZE,
   OP_RMS_NORM,
   OP_ROPE,
   OP_ROUTE,
@@ -51,13 +53,16 @@ import {
 } from "./layout";
 import { linear } from "./linear";
 import { linearExperts } from "./linear-experts";
+import { pack } from "./pack";
+import { quantize } from "./quantize";
 import { addNorm, rmsNorm } from "./rms-norm";
 import { rope } from "./rope";
 import { group, route } from "./route";
 import { softcap } from "./softcap";
 import { awaitFinished, awaitStart, begin, close, end, enter, join, leave, open } from "./threads";
 
-export { pack, unpackRow } from "./weights";
+export { dotOfBytes } from "./integer";
+export { unpackRow } from "./weights";
 export { join };
 
 let record: usize = 0;
@@ -91,7 +96,7 @@ function step(): void {
       columns(rows, p(0), p(1), p(2), p(3), p(4));
       break;
     case OP_RMS_NORM: // p(0): runs per row
-      rmsNorm(rows * p(0), p(1), p(2), p(3), p(4), f(5), f(6));
+      rmsNorm(rows * p(0), p(1), p(2), p(3), p(4), f(5), f(6), p(7));
       break;
     case OP_ROPE:
       rope(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8));
@@ -136,7 +141,7 @@ function step(): void {
       advance(rows, p(0), p(1), p(2), p(3));
       break;
     case OP_ADD_NORM:
-      addNorm(rows, p(0), p(1), p(2), p(3), p(4), p(5), f(6), f(7));
+      addNorm(rows, p(0), p(1), p(2), p(3), p(4), p(5), f(6), f(7), p(8));
       break;
     case OP_QKV_HEADS:
       // biome-ignore format: one line
@@ -144,7 +149,7 @@ function step(): void {
       break;
     case OP_GATE_UP:
       // biome-ignore format: one line
-      gateUp(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), f(13));
+      gateUp(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), p(13), f(14), p(15));
       break;
     case OP_EXPERTS_UP:
       // biome-ignore format: one line
@@ -158,6 +163,12 @@ function step(): void {
       break;
     case OP_ARGMAX_TILES:
       argmaxTiles(rows, p(0), p(1), p(2));
+      break;
+    case OP_QUANTIZE:
+      quantize(rows, p(0), p(1), p(2));
+      break;
+    case OP_PACK:
+      pack(p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7));
       break;
     default:
       unreachable();

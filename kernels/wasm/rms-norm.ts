@@ -1,6 +1,9 @@
-// rmsNorm and addNorm: x / sqrt(mean(x²) + eps) · weight over runs of `width` values.
+// rmsNorm and addNorm: x / sqrt(mean(x²) + eps) · weight over runs of `width` values. For products with INT8 and MXFP4 weights
+// they also give their result as integers, while it is in cache.
+import { GROUP_COLUMNS } from "./layout";
 import { madd, sum4 } from "./math";
-import { claim, share } from "./threads";
+import { quantizeRow } from "./quantize";
+import { claim, recordBytes, share } from "./threads";
 
 /** Sum of squares in f32: 8 vectors of partial sums, so that wide rows keep their precision and the adder stays busy. */
 function sumOfSquares(x: usize, width: i32): f32 {
@@ -57,18 +60,33 @@ export function normRun(x: usize, y: usize, width: i32, weight: usize, eps: f32,
   }
 }
 
-/** x → y, both [runs, width]. */
-export function rmsNorm(runs: i32, x: usize, y: usize, width: i32, weight: usize, eps: f32, offset: f32): void {
+/** Row `row` of y as records, if they are wanted. */
+function putRecords(y: usize, width: i32, records: usize, row: i32): void {
+  if (records !== 0) quantizeRow(y, width, records + <usize>(row * (width / GROUP_COLUMNS)) * recordBytes);
+}
+
+/** x → y, both [runs, width]; records [runs, width / 32], or 0 for none. */
+export function rmsNorm(
+  runs: i32,
+  x: usize,
+  y: usize,
+  width: i32,
+  weight: usize,
+  eps: f32,
+  offset: f32,
+  records: usize,
+): void {
   const each = share(runs);
   const bytes = (<usize>width) << 2;
   for (let from = claim(each, runs); from < runs; from = claim(each, runs)) {
     for (let run = from, to = min(from + each, runs); run < to; run++) {
       normRun(x + <usize>run * bytes, y + <usize>run * bytes, width, weight, eps, offset);
+      putRecords(y + <usize>run * bytes, width, records, run);
     }
   }
 }
 
-/** x, delta [rows, width] → sum = x + delta, and its norm. */
+/** x, delta [rows, width] → sum = x + delta, and its norm; records as in `rmsNorm`. */
 export function addNorm(
   rows: i32,
   x: usize,
@@ -79,6 +97,7 @@ export function addNorm(
   weight: usize,
   eps: f32,
   offset: f32,
+  records: usize,
 ): void {
   const bytes = (<usize>width) << 2;
   for (let row = claim(1, rows); row < rows; row = claim(1, rows)) {
@@ -89,5 +108,6 @@ export function addNorm(
     }
     for (; i < bytes; i += 4) store<f32>(sum + from + i, load<f32>(x + from + i) + load<f32>(delta + from + i));
     normRun(sum + from, y + from, width, weight, eps, offset);
+    putRecords(y + from, width, records, row);
   }
 }

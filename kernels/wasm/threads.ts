@@ -9,7 +9,9 @@ import {
   CONTROL_IDLE,
   CONTROL_INSIDE,
   CONTROL_OPEN,
+  CONTROL_PARTS,
   CONTROL_PROGRAM,
+  CONTROL_RECORD,
   CONTROL_SCRATCH,
   CONTROL_SLEEPERS,
   CONTROL_SPINS,
@@ -17,7 +19,9 @@ import {
   CONTROL_STOP,
   CONTROL_TABLES,
   CONTROL_TIMEOUT_MS,
+  CONTROL_UNPACKED,
   CONTROL_WAKEUPS,
+  CONTROL_WIDE,
   SCRATCH_BYTES,
 } from "./layout";
 
@@ -39,12 +43,24 @@ export let scratch: usize = 0;
 /** The TABLE_* constants. */
 export let tables: usize = 0;
 export let threads: i32 = 1;
+/** Of integer products: CONTROL_PARTS, CONTROL_WIDE, CONTROL_RECORD. */
+export let parts: i32 = 0;
+export let wide: bool = false;
+export let recordBytes: usize = 0;
 
 export function join(controlBlock: usize, thread: i32, count: i32): void {
   control = controlBlock;
   threads = count;
   scratch = <usize>load<u32>(control, CONTROL_SCRATCH) + <usize>thread * SCRATCH_BYTES;
   tables = control + CONTROL_TABLES;
+  parts = load<i32>(control, CONTROL_PARTS);
+  wide = ASC_FEATURE_RELAXED_SIMD && load<i32>(control, CONTROL_WIDE) !== 0;
+  recordBytes = <usize>load<u32>(control, CONTROL_RECORD);
+}
+
+/** Tells the host that a value could not be packed. */
+export function reportUnpacked(): void {
+  store<i32>(control, 1, CONTROL_UNPACKED);
 }
 
 // --- Tasks

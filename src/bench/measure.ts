@@ -4,7 +4,7 @@ import { cpuUsage, resourceUsage } from "node:process";
 import { createBackend } from "../devices.ts";
 import { OptionError } from "../errors.ts";
 import { openModel, type Source } from "../inspect.ts";
-import type { DeviceName } from "../options.ts";
+import type { DeviceName, Precision } from "../options.ts";
 import { Runner } from "../runner.ts";
 import { createProbe, type Probe } from "./probe.ts";
 
@@ -21,7 +21,7 @@ export interface BenchOptions {
   readonly context: readonly number[];
   /** Sequences that are decoded at once. */
   readonly batch: readonly number[];
-  readonly precision: "high" | "fast";
+  readonly precision: Precision;
   /** Measurements of each case; results are medians. */
   readonly repeat: number;
   /** Bytes that the probe of the memory reads. Default 256 MiB. */
@@ -38,7 +38,7 @@ export interface BenchResult {
   readonly tokens: number;
   readonly context: number;
   readonly batch: number;
-  readonly precision: "high";
+  readonly precision: Precision;
   /** Median. */
   readonly tokensPerSecond: number;
   readonly min: number;
@@ -129,7 +129,7 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
         peakRssBytes,
         weightBytes: [...runner.weights.values()].reduce((sum, { byteLength }) => sum + byteLength, 0),
         streamReadGBs,
-        results: cases.map((one, i) => summarize(runner, one, results[i], streamReadGBs)),
+        results: cases.map((one, i) => summarize(runner, one, results[i], streamReadGBs, options.precision)),
       };
     } finally {
       await backend.dispose();
@@ -146,10 +146,6 @@ function describe({ name, tokens, context, batch }: Case): string {
 // ---------------------------------------------------------------------------------------------- options
 
 function check(options: BenchOptions): void {
-  if (options.precision !== "high") {
-    const message = `precision: only "high" is in this build, got ${JSON.stringify(options.precision)}; products with 8-bit activations do not exist yet`;
-    throw new OptionError("OPTION_RANGE", message, { field: "precision", actual: options.precision });
-  }
   const whole = (field: string, min: number, values: readonly number[]) => {
     const wrong = values.find((value) => !(Number.isSafeInteger(value) && value >= min && value <= LIMIT));
     if (wrong === undefined) return;
@@ -176,7 +172,8 @@ async function load(
 ): Promise<{ runner: Runner; device: string; threads: number }> {
   const open = await openModel(options.source);
   try {
-    const { backend, name } = await createBackend(options.device, { threads: options.threads });
+    const { threads, precision } = options;
+    const { backend, name } = await createBackend(options.device, { threads, precision });
     try {
       const contextLength = Math.max(...cases.map(({ context, tokens }) => context + tokens));
       const limit = open.config.maxPositionEmbeddings;
@@ -332,13 +329,19 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-function summarize(runner: Runner, one: Case, took: readonly Took[], streamReadGBs: number): BenchResult {
+function summarize(
+  runner: Runner,
+  one: Case,
+  took: readonly Took[],
+  streamReadGBs: number,
+  precision: Precision,
+): BenchResult {
   const tokens = one.tokens * one.batch;
   const seconds = took.map((round) => round.seconds);
   const typical = median(seconds);
   const speeds = {
     ...one,
-    precision: "high" as const,
+    precision,
     tokensPerSecond: tokens / typical,
     min: tokens / Math.max(...seconds),
     max: tokens / Math.min(...seconds),

@@ -3,7 +3,7 @@ import { writeFile } from "node:fs/promises";
 import { Command, Option } from "commander";
 import { chart } from "../bench/chart.ts";
 import { type BenchReport, bench } from "../bench/measure.ts";
-import { DEVICES, type DeviceName } from "../options.ts";
+import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 import { interruptible, numbers, printJson } from "./common.ts";
 import { formatBytes } from "./progress.ts";
 
@@ -15,7 +15,7 @@ interface Flags {
   decode: number;
   context: number[];
   batch: number[];
-  precision: "high" | "fast";
+  precision: Precision;
   repeat: number;
   json?: boolean;
   chart?: string;
@@ -33,9 +33,7 @@ export function benchCommand(): Command {
     .option("--context <list>", "tokens in the cache when decoding begins, comma list", numbers, [0])
     .option("--batch <list>", "sequences to decode at once, comma list", numbers, [1])
     .addOption(
-      new Option("--precision <name>", "fast: 8-bit activations, not in this build")
-        .choices(["high", "fast"])
-        .default("high"),
+      new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("high"),
     )
     .option("--repeat <n>", "measurements of each case; medians are reported", Number, 5)
     .option("--json", "print one line of JSON and nothing else")

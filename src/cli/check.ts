@@ -2,7 +2,7 @@
 import { Command, Option } from "commander";
 import { checkPromptIds } from "../answer.ts";
 import { openModel } from "../inspect.ts";
-import { DEVICES, type DeviceName } from "../options.ts";
+import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 import { CHECK_SEQUENCES, type CheckReport, check, checkLength } from "../precision/check.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { openSession } from "../precision/session.ts";
@@ -15,6 +15,7 @@ interface Flags {
   class: ComputeClass;
   ids?: string;
   fusion: "on" | "off";
+  precision: Precision;
   json?: boolean;
 }
 
@@ -27,12 +28,15 @@ export function checkCommand(): Command {
     .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES).default("f32"))
     .option("--ids <list>", "token ids to run instead of fixed ones, 1,2,3 or @file.json")
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
+    .addOption(
+      new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("exact"),
+    )
     .option("--json", "print one line of JSON and nothing else")
     .action(run);
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const { device, threads, fusion } = flags;
+  const { device, threads, fusion, precision } = flags;
   const source = { kind: "path", path: model } as const;
   const open = await openModel(source);
   try {
@@ -43,9 +47,15 @@ async function run(model: string, flags: Flags): Promise<void> {
     const onProgress = bar.update;
     // Rows of the other sequences join the longest step.
     const sizes = { promptLength: length + 9, length: length + 9, sequences: CHECK_SEQUENCES };
-    await using session = await openSession({ source, device, threads, fusion, ...sizes, onProgress }).finally(() =>
-      bar.end(),
-    );
+    await using session = await openSession({
+      source,
+      device,
+      threads,
+      fusion,
+      precision,
+      ...sizes,
+      onProgress,
+    }).finally(() => bar.end());
     const report = await check(session.runner, { ...open, ids, computeClass: flags.class });
     if (flags.json) printJson({ model, device: session.device, fusion, ...report });
     else process.stdout.write(text(report));

@@ -5,7 +5,14 @@ import { type Command, Option } from "commander";
 import { escapeControl, OptionError, VernierError } from "../errors.ts";
 import type { Choice, GenerationResult, Piece } from "../generation.ts";
 import { load, type Model } from "../language-model.ts";
-import { DEVICES, type DeviceName, type GenerateOptions, type LoadOptions } from "../options.ts";
+import {
+  DEVICES,
+  type DeviceName,
+  type GenerateOptions,
+  type LoadOptions,
+  PRECISIONS,
+  type Precision,
+} from "../options.ts";
 import { ProgressBar } from "./progress.ts";
 
 export const EXIT = { ok: 0, error: 2, interrupted: 130 } as const;
@@ -23,6 +30,7 @@ export interface ModelFlags {
   threads?: number;
   context?: number;
   fusion: "on" | "off";
+  precision?: Precision;
   quantize?: "int8";
 }
 
@@ -32,6 +40,9 @@ export function modelOptions(command: Command): Command {
     .option("--threads <n>", "CPU threads", Number)
     .option("--context <n>", "most tokens of prompt and answer together", Number)
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
+    .addOption(
+      new Option("--precision <name>", "activations of INT8 and MXFP4 layers (default: high)").choices(PRECISIONS),
+    )
     .addOption(new Option("--quantize <format>", "make linear layers INT8 while loading").choices(["int8"]));
 }
 
@@ -41,6 +52,7 @@ export function loadOptions(flags: ModelFlags): LoadOptions {
     threads: flags.threads,
     contextLength: flags.context,
     fusion: flags.fusion,
+    precision: flags.precision,
     quantize: flags.quantize,
   };
 }

@@ -6,7 +6,7 @@ import { openDirectory } from "../../weights/directory.ts";
 import { checkPromptIds } from "../answer.ts";
 import { ModelFileError, OptionError, type VernierError } from "../errors.ts";
 import { type OpenModel, openModel } from "../inspect.ts";
-import { DEVICES, type DeviceName } from "../options.ts";
+import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 import { csv } from "../precision/csv.ts";
 import { type DiffReport, diff, type Headline } from "../precision/diff.ts";
 import { dump } from "../precision/dump.ts";
@@ -31,6 +31,7 @@ interface Flags {
   isolated?: boolean;
   forceRouting?: boolean;
   fusion: "on" | "off";
+  precision: Precision;
   allowMissing?: boolean;
   strict?: boolean;
   csv?: string;
@@ -56,6 +57,9 @@ export function diffCommand(): Command {
     .option("--no-isolated", "replay only what failed: quicker, and blind to small errors that others hide")
     .option("--force-routing", "take the reference's choice of experts")
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
+    .addOption(
+      new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("exact"),
+    )
     .option("--allow-missing", "a reference with holes may pass")
     .option("--strict", "warnings count (exit code 7)")
     .option("--csv <file>", "also write a table with msprobe's column names")
@@ -139,9 +143,19 @@ async function openReference(model: string, flags: Flags): Promise<Reference> {
 
 async function open(model: string, flags: Flags, device: DeviceName, promptLength: number, length: number) {
   const bar = new ProgressBar(`loading on ${device}`);
-  const { threads, fusion } = flags;
+  const { threads, fusion, precision } = flags;
   const source = { kind: "path", path: model } as const;
-  const session = { source, device, threads, fusion, promptLength, length, sample: true, onProgress: bar.update };
+  const session = {
+    source,
+    device,
+    threads,
+    fusion,
+    precision,
+    promptLength,
+    length,
+    sample: true,
+    onProgress: bar.update,
+  };
   return openSession(session).finally(() => bar.end());
 }
 

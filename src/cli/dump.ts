@@ -5,7 +5,7 @@ import { dirname } from "node:path";
 import { Command, Option } from "commander";
 import { checkPromptIds } from "../answer.ts";
 import { OptionError } from "../errors.ts";
-import { DEVICES, type DeviceName } from "../options.ts";
+import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 import { dump } from "../precision/dump.ts";
 import { writeDump } from "../precision/dump-file.ts";
 import { openSession } from "../precision/session.ts";
@@ -19,6 +19,7 @@ interface Flags {
   threads?: number;
   taps: string;
   fusion: "on" | "off";
+  precision: Precision;
   out: string;
   json?: boolean;
 }
@@ -33,6 +34,9 @@ export function dumpCommand(): Command {
     .option("--threads <n>", "CPU threads", Number)
     .option("--taps <regex>", "which tensors, by path and port (layers\\.0\\..*:out); none: logits only", ".")
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
+    .addOption(
+      new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("exact"),
+    )
     .requiredOption("--out <base>", "writes <base>.safetensors and <base>.json")
     .option("--json", "print one line of JSON about what was written")
     .action(run);
@@ -40,7 +44,7 @@ export function dumpCommand(): Command {
 
 async function run(model: string, flags: Flags): Promise<void> {
   const ids = await readIds(flags.ids);
-  const { decode, device, threads, fusion, out } = flags;
+  const { decode, device, threads, fusion, precision, out } = flags;
   if (!Number.isSafeInteger(decode) || decode < 0) {
     throw new OptionError("OPTION_RANGE", `--decode: expected a whole number from 0, got ${decode}`, {
       field: "--decode",
@@ -54,6 +58,7 @@ async function run(model: string, flags: Flags): Promise<void> {
     device,
     threads,
     fusion,
+    precision,
     promptLength: Math.max(1, ids.length),
     length: Math.max(1, ids.length) + decode,
     onProgress: bar.update,

@@ -14,6 +14,7 @@ import {
 } from "../../backends/reference/ops.ts";
 import { type KvAddress, kvSlot } from "../../kernels/reference/kv-append.ts";
 import { decodeWeight } from "../../weights/decode.ts";
+import { placed } from "../../weights/files.ts";
 import type { AttentionOptions, Backend, BaseOps, KvCache, Program, Step, Tensor, WeightSource } from "../backend.ts";
 
 /** Enqueues work between the recorded operations, in their order. */
@@ -197,10 +198,10 @@ export function alterPlane(
       shape: source.shape,
       format: source.format,
       group: source.group,
-      byteLength: (plane) => source.byteLength(plane),
-      async read(plane, offset, length) {
-        if (plane !== which) return source.read(plane, offset, length);
-        return (await source.read(which, 0, size)).map(change).subarray(offset, offset + length);
+      byteLength: (plane) => (plane === "blocks" ? 0 : source.byteLength(plane)),
+      async read(plane, offset, length, into) {
+        if (plane !== which) return source.read(plane, offset, length, into);
+        return placed((await source.read(which, 0, size)).map(change).subarray(offset, offset + length), into);
       },
     };
   };
@@ -219,9 +220,9 @@ export function alterValues(
       shape,
       format: "f32",
       byteLength: (plane) => (plane === "data" ? 4 * shape.reduce((n, dim) => n * dim, 1) : 0),
-      async read(_, offset, length) {
+      async read(_, offset, length, into) {
         const { buffer } = change(await decodeWeight(source), shape).slice();
-        return new Uint8Array(buffer, offset, length);
+        return placed(new Uint8Array(buffer, offset, length), into);
       },
     };
   };

@@ -90,6 +90,6 @@ function stub(name: string, shape: readonly number[]): WeightSource {
     shape,
     format: "f32",
     byteLength: (plane) => (plane === "data" ? size : 0),
-    read: async (_, __, length) => new Uint8Array(length),
+    read: async (_, __, length, into) => into?.fill(0) ?? new Uint8Array(length),
   };
 }

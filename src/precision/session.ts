@@ -4,7 +4,7 @@ import type { ModelFiles } from "../../weights/files.ts";
 import { createBackend } from "../devices.ts";
 import type { Source } from "../inspect.ts";
 import { openModel } from "../inspect.ts";
-import type { DeviceName } from "../options.ts";
+import type { DeviceName, Precision } from "../options.ts";
 import { type LoadProgress, Runner } from "../runner.ts";
 import { sampleWeights, type WeightSample } from "./trust.ts";
 
@@ -13,6 +13,8 @@ export interface SessionOptions {
   readonly device: DeviceName;
   readonly threads?: number;
   readonly fusion?: "on" | "off";
+  /** Default `exact`. */
+  readonly precision?: Precision;
   /** Rows of the longest step. */
   readonly promptLength: number;
   /** Positions of a sequence. */
@@ -35,12 +37,23 @@ export interface Session extends AsyncDisposable {
 }
 
 export async function openSession(options: SessionOptions): Promise<Session> {
-  const { source, device, threads, fusion, promptLength, length, sequences = 1, sample = false, onProgress } = options;
+  const {
+    source,
+    device,
+    threads,
+    fusion,
+    precision,
+    promptLength,
+    length,
+    sequences = 1,
+    sample = false,
+    onProgress,
+  } = options;
   const open = await openModel(source);
   try {
     const config = await readConfigBytes(open.files);
     const samples = sample ? await sampleWeights(open.checkpoint, open.architecture, open.config) : new Map();
-    const { backend, name } = await createBackend(device, { threads });
+    const { backend, name } = await createBackend(device, { threads, precision });
     try {
       const runner = await Runner.create({
         ...open,

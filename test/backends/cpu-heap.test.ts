@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { Heap } from "../../backends/cpu/heap.ts";
+import { Budget, Heap } from "../../backends/cpu/heap.ts";
 import { InsufficientMemoryError, InternalError } from "../../src/errors.ts";
 
 test("blocks are aligned, zero-filled, apart, and all come back", () => {
@@ -54,6 +54,33 @@ test("too much is refused, and nothing is taken", () => {
   expect(() => heap.alloc(2 ** 33, "everything")).toThrow(InsufficientMemoryError);
   expect(heap.memory.buffer.byteLength).toBe(size);
   expect(heap.inUse).toBe(0);
+});
+
+test("a heap ends at its limit, and says so before anybody asks for more", () => {
+  const heap = new Heap(true, undefined, 2 ** 20);
+  const half = heap.alloc(2 ** 19, "half");
+  expect(heap.fits(2 ** 19)).toBe(false);
+  expect(() => heap.alloc(2 ** 19, "the other half")).toThrow(
+    expect.objectContaining({ code: "OUT_OF_MEMORY", limit: 2 ** 20, actual: 2 ** 19 }),
+  );
+  expect(heap.fits(2 ** 19 - 2 ** 16)).toBe(true);
+  heap.alloc(2 ** 19 - 2 ** 16, "what is left of it");
+  heap.free(half);
+  expect(heap.fits(2 ** 19)).toBe(true);
+});
+
+test("heaps share what the machine has", () => {
+  const budget = new Budget(2 ** 21);
+  const heaps = [new Heap(true, budget), new Heap(false, budget)];
+  for (const heap of heaps) heap.alloc(2 ** 20 - 2 ** 16, "half");
+  for (const heap of heaps) {
+    const size = heap.memory.buffer.byteLength;
+    expect(() => heap.alloc(2 ** 17, "one more")).toThrow(
+      /one more needs 131072 bytes more; this model has 2097152 of the 2097152 that the machine/,
+    );
+    expect(heap.memory.buffer.byteLength).toBe(size);
+  }
+  expect(() => new Heap(true, budget)).toThrow(InsufficientMemoryError);
 });
 
 test("freeing what is not in use is a bug that is noticed", () => {

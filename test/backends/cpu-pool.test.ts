@@ -27,8 +27,9 @@ async function start(timeoutMs: number) {
   // The first block of a heap is the pool's control block.
   const control = heap.alloc(1, "to learn the address");
   heap.free(control);
-  const pool = await Pool.start(heap, await loadModule(true, "simd"), { threads: 2, timeoutMs });
+  const pool = new Pool(heap, await loadModule(true, "simd"), { threads: 2, parts: 3, timeoutMs });
   pools.push(pool);
+  await pool.ready;
   return { heap, pool, control };
 }
 

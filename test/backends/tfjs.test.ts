@@ -5,10 +5,11 @@ import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { createTfjsBackend, describeTfjs } from "../../backends/tfjs/index.ts";
 import { FLAVOURS, type Flavour, loadTensorFlow } from "../../backends/tfjs/tensorflow.ts";
+import { quantizedLinear } from "../../kernels/reference/linear.ts";
 import { DeviceError, InsufficientMemoryError, OptionError } from "../../src/errors.ts";
 import { load } from "../../src/index.ts";
 import { conformance, type Skip } from "../conformance.ts";
-import { Rig } from "../kernels/rig.ts";
+import { memorySource, Rig } from "../kernels/rig.ts";
 import { describeReferences, describeSamples } from "../models/references.ts";
 
 /** What the native library does otherwise, by its design. */
@@ -64,6 +65,33 @@ for (const flavour of FLAVOURS) {
       rig.close();
       await backend.dispose();
       expect(tf.memory()).toMatchObject({ numTensors: before.numTensors, numBytes: before.numBytes });
+    });
+
+    test("a layer with INT8 activations (W8A8) gives the bits of its definition", async () => {
+      const backend = await createBackend();
+      const rig = new Rig(backend, 5);
+      const [rows, inner, width] = [4, 2500, 6];
+      const x = rig.random.floats(rows * inner, 3);
+      x.fill(0, inner, 2 * inner); // a scale of 0 becomes 1
+      x.fill(-2, 2 * inner, 3 * inner); // all −127: sums beyond 2^24, which f32 would round on the way
+      for (let i = 0; i < inner; i++) x[3 * inner + i] = i === 0 ? 127 : rig.random.int(200) / 2 - 50; // s = 1: halves
+      const data = Int8Array.from(rig.random.bytes(width * inner));
+      data.forEach((value, i) => {
+        if (i < 3 * inner) data[i] = -Math.abs(value); // −128 among them
+      });
+      const scales = rig.random.floats(width, 0.01);
+      const bias = rig.random.floats(width);
+      const planes = { data: new Uint8Array(data.buffer), scales: new Uint8Array(scales.buffer) };
+      const source = memorySource("test.w8a8.weight", [width, inner], "int8", planes, inner);
+      const weight = await backend.loadWeight({ ...source, activations: "int8" });
+      const given = rig.tensor([rows, inner], x);
+      const { weight: added } = await rig.given([width], bias);
+      const expected = new Float32Array(rows * width);
+      quantizedLinear({ out: expected, x, data, scales, bias, rows, inner, width });
+      expect(await rig.once((ops) => ops.linear(given, weight, added))).toEqual(expected);
+      quantizedLinear({ out: expected, x, data, scales, rows, inner, width });
+      expect(await rig.once((ops) => ops.linear(given, weight))).toEqual(expected);
+      await backend.dispose();
     });
 
     test("runs on its flavour, whatever ran last", async () => {

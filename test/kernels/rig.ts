@@ -12,9 +12,11 @@ import type {
   Tensor,
   Weight,
   WeightFormat,
+  WeightPlane,
   WeightSource,
 } from "../../src/backend.ts";
 import { decodeWeight, rowBytes, rowsOf } from "../../weights/decode.ts";
+import { placed } from "../../weights/files.ts";
 import type { ComputeClass } from "./gates.ts";
 
 /** Seeded numbers (mulberry32): the same on every machine. */
@@ -93,21 +95,21 @@ export function memorySource(
   name: string,
   shape: Shape,
   format: WeightFormat,
-  planes: { data: Uint8Array; scales?: Uint8Array },
+  planes: Partial<Record<WeightPlane, Uint8Array>>,
   group?: number,
 ): WeightSource {
-  const plane = (of: "data" | "scales") => planes[of] ?? new Uint8Array(0);
+  const plane = (of: WeightPlane) => planes[of] ?? new Uint8Array(0);
   return {
     name,
     shape,
     format,
     group: format === "int8" ? group : undefined,
     byteLength: (of) => plane(of).byteLength,
-    async read(of, byteOffset, byteLength) {
+    async read(of, byteOffset, byteLength, into) {
       if (byteOffset < 0 || byteOffset + byteLength > plane(of).byteLength) {
         throw new RangeError(`${name}: bytes ${byteOffset} … ${byteOffset + byteLength} of ${plane(of).byteLength}`);
       }
-      return plane(of).slice(byteOffset, byteOffset + byteLength);
+      return placed(plane(of).slice(byteOffset, byteOffset + byteLength), into);
     },
   };
 }

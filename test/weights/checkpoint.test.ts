@@ -9,7 +9,7 @@ import { decodeWeight } from "../../weights/decode.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import type { ModelFiles } from "../../weights/files.ts";
 import { parseHeader, type SafetensorsEntry } from "../../weights/safetensors.ts";
-import { bitsOf, errorOf, golden, memoryFiles, safetensors } from "./memory.ts";
+import { bitsOf, errorOf, golden, memoryFiles, readBothWays, safetensors } from "./memory.ts";
 
 const modelFolder = (name: string) => fileURLToPath(new URL(`../data/models/${name}`, import.meta.url));
 
@@ -85,7 +85,11 @@ describe("one file", () => {
   test("ranges outside a plane are an error of the caller", async () => {
     const source = (await opened(tensor("a", [2]), tensor("b", [2]))).source("a", { shape: [2] });
     expect(await errorOf(() => source.read("data", 4, 8))).toBeInstanceOf(InternalError);
-    expect(await errorOf(() => source.read("scales", 0, 1))).toBeInstanceOf(InternalError);
+    for (const plane of ["scales", "blocks"] as const) {
+      expect(source.byteLength(plane)).toBe(0);
+      expect(await errorOf(() => source.read(plane, 0, 1))).toBeInstanceOf(InternalError);
+    }
+    expect(await readBothWays(3, (into) => source.read("data", 2, 3, into))).toEqual(Uint8Array.of(128, 63, 0));
   });
 });
 
@@ -337,9 +341,13 @@ describe("MXFP4 in the layout of gpt-oss", () => {
     );
     const source = checkpoint.source("w", { shape: [3, 64] });
     expect((await decodeWeight(source, 0, 1)).every((value) => value === 0.5)).toBe(true);
+    expect(await readBothWays(2, (into) => source.read("scales", 4, 2, into))).toEqual(Uint8Array.of(127, 127));
+    for (const into of [undefined, new Uint8Array(4)]) {
+      const error = await errorOf(() => source.read("scales", 2, 4, into));
+      expect([error.code, error.tensor, error.actual]).toEqual(["WEIGHT_NOT_FINITE", "w_scales", 3]);
+    }
     const error = await errorOf(() => decodeWeight(source, 1, 3));
     expect(error).toBeInstanceOf(ModelFileError);
-    expect([error.code, error.tensor, error.actual]).toEqual(["WEIGHT_NOT_FINITE", "w_scales", 3]);
     expect(error.message).toContain('"w_scales": scale 3');
   });
 

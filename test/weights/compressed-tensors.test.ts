@@ -13,7 +13,7 @@ import { openCheckpoint } from "../../weights/checkpoint.ts";
 import { decodeWeight } from "../../weights/decode.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import type { SafetensorsEntry } from "../../weights/safetensors.ts";
-import { errorOf, memoryFiles, safetensors } from "./memory.ts";
+import { errorOf, memoryFiles, readBothWays, safetensors } from "./memory.ts";
 
 const bytesOf = (values: Int8Array | Uint16Array | Float32Array) => new Uint8Array(values.slice().buffer);
 const entry = (
@@ -37,7 +37,8 @@ describe("reading", () => {
     const source = checkpoint.source("m.weight", { shape: [2, 4] });
     expect(source).toMatchObject({ format: "int8", group: 4, activations: undefined });
     expect(await decodeWeight(source)).toEqual(Float32Array.from([0.5, -1, 1.5, -2, 254, -256, 0, 10]));
-    expect(await source.read("scales", 4, 4)).toEqual(bytesOf(Float32Array.of(2)));
+    const scales = await readBothWays(4, (into) => source.read("scales", 4, 4, into));
+    expect(scales).toEqual(bytesOf(Float32Array.of(2)));
   });
 
   test("activations travel with the weight", async () => {
@@ -55,6 +56,8 @@ describe("reading", () => {
     expect([...checkpoint.tensors.keys()]).toEqual(["m.weight"]);
     const source = checkpoint.source("m.weight", { shape: [1, 8] });
     expect(source.group).toBe(4);
+    const some = await readBothWays(3, (into) => source.read("data", 2, 3, into));
+    expect(some).toEqual(bytesOf(Int8Array.of(-1, 127, -128)));
     expect(await decodeWeight(source)).toEqual(Float32Array.from([0, 1, -1, 127, -32, -31.75, 0.5, 0]));
   });
 

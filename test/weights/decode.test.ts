@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import type { WeightFormat, WeightSource } from "../../src/backend.ts";
 import { InternalError } from "../../src/errors.ts";
 import { decodeRows, decodeWeight, rowBytes, rowsOf } from "../../weights/decode.ts";
+import { placed } from "../../weights/files.ts";
 import { errorOf } from "./memory.ts";
 
 /** Planes of bytes 0, 1, 2, … (scales of MXFP4 near 127, of INT8 small floats) for a weight of that shape. */
@@ -13,13 +14,18 @@ function sourceOf(format: WeightFormat, shape: number[], group?: number): Weight
       ? new Uint8Array(Float32Array.from({ length: (rows * bytes.scales) / 4 }, (_, i) => (i + 1) / 8).buffer)
       : Uint8Array.from({ length: rows * bytes.scales }, (_, i) => 120 + (i % 16));
   // Multiples of 7 below 120 are finite in every format.
-  const planes = { data: Uint8Array.from({ length: rows * bytes.data }, (_, i) => (i * 7) % 120), scales };
+  const planes = {
+    data: Uint8Array.from({ length: rows * bytes.data }, (_, i) => (i * 7) % 120),
+    scales,
+    blocks: new Uint8Array(0),
+  };
   return {
     name: "w",
     shape,
     format,
     group,
-    read: async (plane, byteOffset, byteLength) => planes[plane].subarray(byteOffset, byteOffset + byteLength),
+    read: async (plane, byteOffset, byteLength, into) =>
+      placed(planes[plane].subarray(byteOffset, byteOffset + byteLength), into),
     byteLength: (plane) => planes[plane].length,
   };
 }

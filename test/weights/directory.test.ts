@@ -4,8 +4,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { InternalError } from "../../src/errors.ts";
 import { openDirectory } from "../../weights/directory.ts";
-import { errorOf } from "./memory.ts";
+import { errorOf, readBothWays } from "./memory.ts";
 
 let folder: string;
 beforeEach(async () => {
@@ -26,6 +27,14 @@ describe("reading", () => {
     expect(parts.map(text)).toEqual(["89", "012", "", CONTENT]);
     expect(parts.every((part) => part.byteOffset === 0 && part.buffer.byteLength === part.length)).toBe(true);
     expect((await errorOf(() => file.read(9, 2))).code).toBe("FILE_READ");
+    await file.close();
+  });
+
+  test("into a given place, which must have the length that is read", async () => {
+    await write("a");
+    const file = await (await openDirectory(folder)).open("a");
+    expect(text(await readBothWays(6, (into) => file.read(2, 6, into)))).toBe("234567");
+    expect(await errorOf(() => file.read(2, 6, new Uint8Array(7)))).toBeInstanceOf(InternalError);
     await file.close();
   });
 
@@ -154,8 +163,10 @@ describe("FILE_CHANGED", () => {
     const file = await (await openDirectory(folder)).open("a");
     expect(text(await file.read(0, 10))).toBe(CONTENT);
     await change(join(folder, "a"));
-    const error = await errorOf(() => file.read(0, 10));
-    expect([error.code, error.file]).toEqual(["FILE_CHANGED", "a"]);
+    for (const into of [undefined, new Uint8Array(10)]) {
+      const error = await errorOf(() => file.read(0, 10, into));
+      expect([error.code, error.file]).toEqual(["FILE_CHANGED", "a"]);
+    }
     await file.close();
   });
 });

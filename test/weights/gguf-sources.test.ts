@@ -1,11 +1,13 @@
 // Sources that undo what converters do: any range of them is the same as that range of the whole.
 import { describe, expect, test } from "vitest";
 import type { WeightSource } from "../../src/backend.ts";
+import { InternalError, VernierError } from "../../src/errors.ts";
 import { decodeWeight } from "../../weights/decode.ts";
 import type { ModelFile } from "../../weights/files.ts";
 import { GGML_TYPES, type GgmlType } from "../../weights/ggml.ts";
 import { ggmlSource, interleaved, minusOne, unpermuted } from "../../weights/gguf-sources.ts";
-import { memoryFiles } from "./memory.ts";
+import { concatenated } from "../../weights/sources.ts";
+import { errorOf, memoryFiles, readBothWays } from "./memory.ts";
 
 /** Bytes 0 … 250 in turn: finite scales, whatever the type. */
 async function sourceOf(type: GgmlType, shape: readonly number[], from = 0): Promise<WeightSource> {
@@ -16,11 +18,13 @@ async function sourceOf(type: GgmlType, shape: readonly number[], from = 0): Pro
   return ggmlSource("w", file, { type, shape, byteOffset: 5 });
 }
 
-/** Every range of a plane is that part of the whole. */
+/** Every range of a plane is that part of the whole; blocks, if there are any, become the planes. */
 async function requireRanges(source: WeightSource): Promise<void> {
-  for (const plane of ["data", "scales"] as const) {
+  expect(source.byteLength("blocks") > 0).toBe(source.blocks !== undefined);
+  for (const plane of ["data", "scales", "blocks"] as const) {
     const size = source.byteLength(plane);
-    if (size === 0) continue; // the format has no such plane
+    if (size === 0) continue; // there is no such plane
+    expect((await source.read(plane, 0, 0)).length).toBe(0);
     const whole = await source.read(plane, 0, size);
     expect(whole.length).toBe(size);
     for (const [from, length] of [
@@ -31,10 +35,18 @@ async function requireRanges(source: WeightSource): Promise<void> {
       [3, size - 7],
     ]) {
       if (from < 0 || from + length > size) continue;
-      expect([...(await source.read(plane, from, length))]).toEqual([...whole.subarray(from, from + length)]);
+      const part = await readBothWays(length, (into) => source.read(plane, from, length, into));
+      expect([...part]).toEqual([...whole.subarray(from, from + length)]);
     }
   }
+  if (source.blocks === undefined) return;
+  const unpacked = BLOCKS[source.blocks].unpack!(await source.read("blocks", 0, source.byteLength("blocks")));
+  for (const plane of ["data", "scales"] as const) {
+    expect([...unpacked[plane]!]).toEqual([...(await source.read(plane, 0, source.byteLength(plane)))]);
+  }
 }
+
+const BLOCKS = { q8_0: GGML_TYPES.Q8_0, mxfp4: GGML_TYPES.MXFP4 };
 
 test.each<GgmlType>(["F32", "F16", "Q8_0", "Q4_0", "MXFP4", "Q6_K", "Q4_K"])(
   "%s: ranges of both planes",
@@ -42,26 +54,32 @@ test.each<GgmlType>(["F32", "F16", "Q8_0", "Q4_0", "MXFP4", "Q6_K", "Q4_K"])(
     const source = await sourceOf(type, [3, 256]);
     const { format, group } = GGML_TYPES[type];
     expect([source.format, source.group]).toEqual([format, group]);
+    expect(source.blocks).toBe({ Q8_0: "q8_0", MXFP4: "mxfp4" }[type as string]);
     await requireRanges(source);
     expect((await decodeWeight(source, 1, 2)).length).toBe(256);
   },
 );
 
-test("the same blocks are read once for both planes", async () => {
+test("the same blocks are read once for both planes, and not kept after", async () => {
   const file = await memoryFiles({ f: new Uint8Array(68) }).open("f");
   const reads: number[] = [];
   const counted: ModelFile = {
     ...file,
-    read(from, length) {
+    read(from, length, into) {
       reads.push(length);
-      return file.read(from, length);
+      return file.read(from, length, into);
     },
   };
-  await decodeWeight(ggmlSource("w", counted, { type: "Q8_0", shape: [1, 64], byteOffset: 0 }));
+  const source = ggmlSource("w", counted, { type: "Q8_0", shape: [1, 64], byteOffset: 0 });
+  await decodeWeight(source);
   expect(reads).toEqual([68]);
+  await source.read("data", 0, 64);
+  await source.read("scales", 4, 4); // other blocks than those of the data
+  await source.read("blocks", 0, 34);
+  expect(reads).toEqual([68, 68, 34, 34]);
 });
 
-describe.each<GgmlType>(["F16", "Q8_0"])("%s", (type) => {
+describe.each<GgmlType>(["F16", "Q8_0", "MXFP4"])("%s", (type) => {
   test("unpermuted: row 2·i + s of a head goes to row s · d / 2 + i", async () => {
     const stored = await sourceOf(type, [8, 32]); // two heads of four rows
     const source = unpermuted(stored, 4);
@@ -94,6 +112,58 @@ test("a bias: rows of one value", async () => {
     [...parts, interleaved("b", [2, 4], parts, "values")].map((part) => decodeWeight(part)),
   );
   expect([...all]).toEqual([...even].flatMap((value, i) => [value, odd[i]]));
+});
+
+test("a bias in blocks: its values are taken out of them", async () => {
+  const parts = [await sourceOf("Q8_0", [64]), await sourceOf("Q8_0", [64], 9)] as const;
+  const [even, odd] = await Promise.all(parts.map((part) => decodeWeight(part)));
+  const [pairs, heads] = [interleaved("b", [128], parts, "values"), unpermuted(parts[0], 4)];
+  for (const source of [pairs, heads]) {
+    await requireRanges(source);
+    expect([source.format, source.blocks]).toEqual(["f32", undefined]);
+  }
+  expect([...(await decodeWeight(pairs))]).toEqual([...even].flatMap((value, i) => [value, odd[i]]));
+  expect([...(await decodeWeight(heads)).subarray(60)]).toEqual([60, 62, 61, 63].map((i) => even[i]));
+});
+
+test("a failed part: the error comes when no other part is being read any more", async () => {
+  const [even, odd] = [await sourceOf("F16", [2, 32]), await sourceOf("F16", [2, 32], 9)];
+  let reading = 0;
+  const slow: WeightSource = {
+    ...even,
+    async read(...args) {
+      reading++;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      reading--;
+      return even.read(...args);
+    },
+  };
+  const failing: WeightSource = { ...odd, read: () => Promise.reject(new VernierError("FILE_READ", "cut off")) };
+  for (const source of [
+    interleaved("w", [4, 32], [slow, failing], "rows"),
+    concatenated("w", [4, 32], [slow, failing]),
+  ]) {
+    const error = await errorOf(() => source.read("data", 0, 256, new Uint8Array(256)));
+    expect([error.code, reading]).toEqual(["FILE_READ", 0]);
+  }
+});
+
+test("weights of one format in different blocks have planes only", async () => {
+  const parts = [await sourceOf("Q8_0", [3, 32]), await sourceOf("Q4_0", [3, 32])] as const;
+  const [even, odd] = await Promise.all(parts.map((part) => decodeWeight(part)));
+  for (const source of [interleaved("w", [6, 32], parts, "rows"), concatenated("w", [6, 32], parts)]) {
+    expect(source.blocks).toBeUndefined();
+    await requireRanges(source);
+    expect(await errorOf(() => source.read("blocks", 0, 34))).toBeInstanceOf(InternalError);
+    expect((await decodeWeight(source)).subarray(0, 32)).toEqual(even.subarray(0, 32));
+    expect((await decodeWeight(source)).subarray(160)).toEqual(odd.subarray(64));
+  }
+});
+
+test("blocks of the same kind stay blocks when weights are joined", async () => {
+  const source = concatenated("w", [4, 64], [await sourceOf("MXFP4", [3, 64]), await sourceOf("MXFP4", [1, 64], 9)]);
+  expect([source.blocks, source.byteLength("blocks")]).toEqual(["mxfp4", 8 * 17]);
+  await requireRanges(source);
 });
 
 test("norms lose the one that was added", async () => {

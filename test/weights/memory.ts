@@ -42,6 +42,19 @@ export function safetensors(entries: readonly SafetensorsEntry[]): Uint8Array<Ar
   return join(writeSafetensors(entries));
 }
 
+/** What `read` gives without a place, which must be what it puts into shared memory, between other bytes. */
+export async function readBothWays(
+  byteLength: number,
+  read: (into?: Uint8Array) => Promise<Uint8Array>,
+): Promise<Uint8Array> {
+  const bytes = (await read()).slice();
+  const shared = new Uint8Array(new SharedArrayBuffer(byteLength + 2)).fill(0xa5);
+  const place = shared.subarray(1, byteLength + 1);
+  expect(await read(place)).toBe(place);
+  expect(String(shared)).toBe(String([0xa5, ...bytes, 0xa5]));
+  return bytes;
+}
+
 /** The error that `action` throws; fails unless it is one of ours. */
 export async function errorOf(action: () => unknown): Promise<VernierError> {
   try {

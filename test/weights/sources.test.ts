@@ -1,15 +1,16 @@
 import { describe, expect, test } from "vitest";
-import type { WeightFormat, WeightSource } from "../../src/backend.ts";
+import type { WeightFormat, WeightPlane, WeightSource } from "../../src/backend.ts";
 import { InternalError } from "../../src/errors.ts";
 import { decodeWeight } from "../../weights/decode.ts";
+import { placed } from "../../weights/files.ts";
 import { concatenated, planeBytes, transposed, widened } from "../../weights/sources.ts";
-import { errorOf } from "./memory.ts";
+import { errorOf, readBothWays } from "./memory.ts";
 
 /** A weight whose planes hold bytes that grow from `seed`; counts its reads. */
 function sourceOf(format: WeightFormat, shape: number[], seed = 0): WeightSource & { reads: [number, number][] } {
-  const plane = (name: "data" | "scales") =>
+  const plane = (name: WeightPlane) =>
     Uint8Array.from({ length: planeBytes(format, shape, name) }, (_, i) => (seed + i * 3) % 113);
-  const planes = { data: plane("data"), scales: plane("scales") };
+  const planes = { data: plane("data"), scales: plane("scales"), blocks: plane("blocks") };
   const reads: [number, number][] = [];
   return {
     name: "w",
@@ -17,9 +18,9 @@ function sourceOf(format: WeightFormat, shape: number[], seed = 0): WeightSource
     format,
     reads,
     byteLength: (name) => planes[name].length,
-    async read(name, byteOffset, byteLength) {
+    async read(name, byteOffset, byteLength, into) {
       reads.push([byteOffset, byteLength]);
-      return planes[name].slice(byteOffset, byteOffset + byteLength);
+      return placed(planes[name].slice(byteOffset, byteOffset + byteLength), into);
     },
   };
 }
@@ -30,7 +31,7 @@ async function requireRanges(source: WeightSource, plane: "data" | "scales" = "d
   const whole = await source.read(plane, 0, size);
   for (let from = 0; from <= size; from++) {
     for (let to = from; to <= size; to++) {
-      const part = await source.read(plane, from, to - from);
+      const part = await readBothWays(to - from, (into) => source.read(plane, from, to - from, into));
       if (String(part) !== String(whole.subarray(from, to))) throw new Error(`range ${from}…${to} differs`);
     }
   }

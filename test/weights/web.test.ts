@@ -2,7 +2,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo } from "node:net";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { openBlobs, openUrl } from "../../weights/web.ts";
-import { errorOf } from "./memory.ts";
+import { errorOf, readBothWays } from "./memory.ts";
 
 const BIG = Uint8Array.from({ length: 200_000 }, (_, i) => i % 251);
 
@@ -130,6 +130,13 @@ describe("openUrl", () => {
     expect(sent).toBeLessThan(200);
   });
 
+  test("into a given place, from the first bytes and from the server", async () => {
+    const file = await openUrl(base).open("big.bin");
+    for (const from of [100, 70_000]) {
+      expect(await readBothWays(50, (into) => file.read(from, 50, into))).toEqual(BIG.slice(from, from + 50));
+    }
+  });
+
   test("a page that may not see Content-Range asks for the length", async () => {
     const inner = answer;
     const hidden = async (url: URL, init: RequestInit): Promise<Response> => {
@@ -186,7 +193,7 @@ describe("openBlobs", () => {
       false,
       ["a"],
     ]);
-    expect(await file.read(100_000, 7)).toEqual(BIG.slice(100_000, 100_007));
+    expect(await readBothWays(7, (into) => file.read(100_000, 7, into))).toEqual(BIG.slice(100_000, 100_007));
   });
 
   test("errors", async () => {

@@ -1,0 +1,543 @@
+// Products of rows of x with INT8 and MXFP4 weights in integer arithmetic. A row of x comes as records of 32 columns (see
+// quantize.ts): a scale and one to three 8-bit parts of each value. A sum over 32 columns is exact; it becomes f32 once, times
+// the scales of x and of the weight, and the blocks are added up one after the other. So the result does not depend on the
+// number of rows, the thread, the place in a tile, or which of the kernels here did it.
+//
+// `wide` kernels need a machine whose relaxed dot product takes its second operand as unsigned bytes (probed by the host, see
+// backends/cpu/module.ts): weights are stored with 128 added, and the record says what that adds to the sums. `narrow` kernels
+// are for all others and take twice the instructions.
+import {
+  GROUP_COLUMNS,
+  INT8,
+  RECORD_FP4_SUMS,
+  RECORD_INT8_SUMS,
+  RECORD_PARTS,
+  SCRATCH_PANEL,
+  SCRATCH_PANEL_BLOCKS,
+  SCRATCH_ROWS,
+  SCRATCH_SUMS,
+  TABLE_FP4_BIASED,
+  TABLE_FP4_TWICE,
+  TABLE_NIBBLE,
+  TILE,
+} from "./layout";
+import { madd } from "./math";
+import { parts, recordBytes, scratch, tables, wide } from "./threads";
+import { lookup } from "./weights";
+
+/** Bytes of 32 rows × 32 columns, and of the 32 scales before them. */
+const INT8_BLOCK: usize = TILE * GROUP_COLUMNS;
+const INT8_SCALES: usize = 4 * TILE;
+const FP4_BLOCK: usize = (TILE * GROUP_COLUMNS) / 2;
+const FP4_SCALES: usize = TILE;
+const PANEL_ROW: usize = 4 * TILE;
+
+/** c + Σ of four products in each lane: w unsigned bytes, x signed ones. */
+function dot(w: v128, x: v128, c: v128): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) return i32x4.relaxed_dot_i8x16_i7x16_add_s(x, w, c);
+  return c; // never used: a module without relaxed SIMD is never wide
+}
+
+/** Four bytes 255 times four bytes 127, summed: 129,540 where the second operand is unsigned and nothing saturates. */
+export function dotOfBytes(): i32 {
+  return i32x4.extract_lane(dot(i8x16.splat(-1), i8x16.splat(127), i32x4.splat(0)), 0);
+}
+
+/** totals [4] += sum · x · w, the scales of both, for a sum in one, two or three parts. In this order nothing underflows early. */
+function flush(totals: usize, sum: v128, x: v128, w: v128): void {
+  v128.store(totals, madd(f32x4.mul(sum, x), w, v128.load(totals)));
+}
+function flush1(totals: usize, a: v128, x: v128, w: v128): void {
+  flush(totals, f32x4.convert_i32x4_s(a), x, w);
+}
+function flush2(totals: usize, a: v128, b: v128, x: v128, w: v128): void {
+  flush1(totals, i32x4.add(i32x4.shl(a, 8), b), x, w);
+}
+function flush3(totals: usize, a: v128, b: v128, c: v128, x: v128, w: v128): void {
+  const low = f32x4.convert_i32x4_s(i32x4.add(i32x4.shl(b, 8), c));
+  flush(totals, madd(f32x4.convert_i32x4_s(a), f32x4.splat(65536), low), x, w);
+}
+
+// --- Wide, INT8: `blocks` blocks of 32 columns, `step` bytes apart, of a tile. Their scales are `scaleStep` bytes apart: 0 if they
+// share them. `sums`: where in a record the offsets of the sums are.
+
+function row1(
+  w: usize,
+  step: usize,
+  scales: usize,
+  scaleStep: usize,
+  blocks: i32,
+  x: usize,
+  sums: usize,
+  totals: usize,
+): void {
+  const record = recordBytes;
+  for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
+    for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+      const c = v128.load32_splat(x + sums);
+      let a0 = c,
+        a1 = c,
+        a2 = c,
+        a3 = c;
+      let p = w + (half << 3);
+      let from = x;
+      for (const end = p + 512; p < end; p += 64, from += 4) {
+        const s = v128.load32_splat(from, RECORD_PARTS);
+        a0 = dot(v128.load(p), s, a0);
+        a1 = dot(v128.load(p, 16), s, a1);
+        a2 = dot(v128.load(p, 32), s, a2);
+        a3 = dot(v128.load(p, 48), s, a3);
+      }
+      const scale = v128.load32_splat(x);
+      const to = totals + half;
+      const at = scales + half;
+      flush1(to, a0, scale, v128.load(at));
+      flush1(to + 16, a1, scale, v128.load(at, 16));
+      flush1(to + 32, a2, scale, v128.load(at, 32));
+      flush1(to + 48, a3, scale, v128.load(at, 48));
+    }
+  }
+}
+
+function row2(
+  w: usize,
+  step: usize,
+  scales: usize,
+  scaleStep: usize,
+  blocks: i32,
+  x: usize,
+  sums: usize,
+  totals: usize,
+): void {
+  const record = recordBytes;
+  for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
+    for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+      const c = v128.load32_splat(x + sums);
+      const d = v128.load32_splat(x + sums, 4);
+      let a0 = c,
+        a1 = c,
+        a2 = c,
+        a3 = c,
+        b0 = d,
+        b1 = d,
+        b2 = d,
+        b3 = d;
+      let p = w + (half << 3);
+      let from = x;
+      for (const end = p + 512; p < end; p += 64, from += 4) {
+        const s = v128.load32_splat(from, RECORD_PARTS);
+        const t = v128.load32_splat(from, RECORD_PARTS + 32);
+        let v = v128.load(p);
+        a0 = dot(v, s, a0);
+        b0 = dot(v, t, b0);
+        v = v128.load(p, 16);
+        a1 = dot(v, s, a1);
+        b1 = dot(v, t, b1);
+        v = v128.load(p, 32);
+        a2 = dot(v, s, a2);
+        b2 = dot(v, t, b2);
+        v = v128.load(p, 48);
+        a3 = dot(v, s, a3);
+        b3 = dot(v, t, b3);
+      }
+      const scale = v128.load32_splat(x);
+      const to = totals + half;
+      const at = scales + half;
+      flush2(to, a0, b0, scale, v128.load(at));
+      flush2(to + 16, a1, b1, scale, v128.load(at, 16));
+      flush2(to + 32, a2, b2, scale, v128.load(at, 32));
+      flush2(to + 48, a3, b3, scale, v128.load(at, 48));
+    }
+  }
+}
+
+function row3(
+  w: usize,
+  step: usize,
+  scales: usize,
+  scaleStep: usize,
+  blocks: i32,
+  x: usize,
+  sums: usize,
+  totals: usize,
+): void {
+  const record = recordBytes;
+  for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
+    for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
+      const c = v128.load32_splat(x + sums);
+      const d = v128.load32_splat(x + sums, 4);
+      const e = v128.load32_splat(x + sums, 8);
+      let a0 = c,
+        a1 = c,
+        b0 = d,
+        b1 = d,
+        c0 = e,
+        c1 = e;
+      let p = w + ((quarter & 64) << 3) + (quarter & 32);
+      let from = x;
+      for (const end = p + 512; p < end; p += 64, from += 4) {
+        const v = v128.load(p);
+        const u = v128.load(p, 16);
+        let s = v128.load32_splat(from, RECORD_PARTS);
+        a0 = dot(v, s, a0);
+        a1 = dot(u, s, a1);
+        s = v128.load32_splat(from, RECORD_PARTS + 32);
+        b0 = dot(v, s, b0);
+        b1 = dot(u, s, b1);
+        s = v128.load32_splat(from, RECORD_PARTS + 64);
+        c0 = dot(v, s, c0);
+        c1 = dot(u, s, c1);
+      }
+      const scale = v128.load32_splat(x);
+      flush3(totals + quarter, a0, b0, c0, scale, v128.load(scales + quarter));
+      flush3(totals + quarter + 16, a1, b1, c1, scale, v128.load(scales + quarter, 16));
+    }
+  }
+}
+
+/** Four rows of one part: 8 output rows at a time, so that two loads of weights serve eight dot products. */
+function rows4(
+  w: usize,
+  step: usize,
+  scales: usize,
+  scaleStep: usize,
+  blocks: i32,
+  x0: usize,
+  x1: usize,
+  x2: usize,
+  x3: usize,
+  sums: usize,
+  totals: usize,
+): void {
+  const record = recordBytes;
+  for (; blocks > 0; blocks--, w += step, scales += scaleStep) {
+    for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
+      let a0 = v128.load32_splat(x0 + sums),
+        b0 = v128.load32_splat(x1 + sums),
+        c0 = v128.load32_splat(x2 + sums),
+        d0 = v128.load32_splat(x3 + sums);
+      let a1 = a0,
+        b1 = b0,
+        c1 = c0,
+        d1 = d0;
+      let p = w + ((quarter & 64) << 3) + (quarter & 32);
+      let from: usize = 0;
+      for (; from < 32; p += 64, from += 4) {
+        const v = v128.load(p);
+        const u = v128.load(p, 16);
+        let s = v128.load32_splat(x0 + from, RECORD_PARTS);
+        a0 = dot(v, s, a0);
+        a1 = dot(u, s, a1);
+        s = v128.load32_splat(x1 + from, RECORD_PARTS);
+        b0 = dot(v, s, b0);
+        b1 = dot(u, s, b1);
+        s = v128.load32_splat(x2 + from, RECORD_PARTS);
+        c0 = dot(v, s, c0);
+        c1 = dot(u, s, c1);
+        s = v128.load32_splat(x3 + from, RECORD_PARTS);
+        d0 = dot(v, s, d0);
+        d1 = dot(u, s, d1);
+      }
+      const s0 = v128.load(scales + quarter);
+      const s1 = v128.load(scales + quarter, 16);
+      let to = totals + quarter;
+      let scale = v128.load32_splat(x0);
+      flush1(to, a0, scale, s0);
+      flush1(to + 16, a1, scale, s1);
+      to += PANEL_ROW;
+      scale = v128.load32_splat(x1);
+      flush1(to, b0, scale, s0);
+      flush1(to + 16, b1, scale, s1);
+      to += PANEL_ROW;
+      scale = v128.load32_splat(x2);
+      flush1(to, c0, scale, s0);
+      flush1(to + 16, c1, scale, s1);
+      to += PANEL_ROW;
+      scale = v128.load32_splat(x3);
+      flush1(to, d0, scale, s0);
+      flush1(to + 16, d1, scale, s1);
+    }
+    x0 += record;
+    x1 += record;
+    x2 += record;
+    x3 += record;
+  }
+}
+
+/** Two rows of two parts. */
+function rows2(
+  w: usize,
+  step: usize,
+  scales: usize,
+  scaleStep: usize,
+  blocks: i32,
+  x0: usize,
+  x1: usize,
+  sums: usize,
+  totals: usize,
+): void {
+  const record = recordBytes;
+  for (; blocks > 0; blocks--, x0 += record, x1 += record, w += step, scales += scaleStep) {
+    for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
+      let a0 = v128.load32_splat(x0 + sums),
+        b0 = v128.load32_splat(x0 + sums, 4),
+        c0 = v128.load32_splat(x1 + sums),
+        d0 = v128.load32_splat(x1 + sums, 4);
+      let a1 = a0,
+        b1 = b0,
+        c1 = c0,
+        d1 = d0;
+      let p = w + ((quarter & 64) << 3) + (quarter & 32);
+      let from: usize = 0;
+      for (; from < 32; p += 64, from += 4) {
+        const v = v128.load(p);
+        const u = v128.load(p, 16);
+        let s = v128.load32_splat(x0 + from, RECORD_PARTS);
+        a0 = dot(v, s, a0);
+        a1 = dot(u, s, a1);
+        s = v128.load32_splat(x0 + from, RECORD_PARTS + 32);
+        b0 = dot(v, s, b0);
+        b1 = dot(u, s, b1);
+        s = v128.load32_splat(x1 + from, RECORD_PARTS);
+        c0 = dot(v, s, c0);
+        c1 = dot(u, s, c1);
+        s = v128.load32_splat(x1 + from, RECORD_PARTS + 32);
+        d0 = dot(v, s, d0);
+        d1 = dot(u, s, d1);
+      }
+      const s0 = v128.load(scales + quarter);
+      const s1 = v128.load(scales + quarter, 16);
+      let to = totals + quarter;
+      let scale = v128.load32_splat(x0);
+      flush2(to, a0, b0, scale, s0);
+      flush2(to + 16, a1, b1, scale, s1);
+      to += PANEL_ROW;
+      scale = v128.load32_splat(x1);
+      flush2(to, c0, d0, scale, s0);
+      flush2(to + 16, c1, d1, scale, s1);
+    }
+  }
+}
+
+// --- Wide, MXFP4, one row of x: values are looked up as 12 + twice the value, which are bytes from 0 to 24.
+
+/** The scales of 8 rows. Exponent 255 (NaN) becomes infinity, which gives no finite sum either. */
+let s0: v128 = i32x4.splat(0);
+let s1: v128 = i32x4.splat(0);
+function fp4Scales(at: usize): void {
+  const smallest = i32x4.splat(0x00400000); // 2^−127, exponent 0
+  const e = v128.load8x8_u(at);
+  s0 = i32x4.max_u(i32x4.shl(i32x4.extend_low_i16x8_u(e), 23), smallest);
+  s1 = i32x4.max_u(i32x4.shl(i32x4.extend_high_i16x8_u(e), 23), smallest);
+}
+
+/** The scale of x for sums of twice the values. */
+function halved(x: usize): v128 {
+  return f32x4.splat(0.5 * load<f32>(x));
+}
+
+function fp4Row1(tile: usize, blocks: i32, x: usize, totals: usize): void {
+  const record = recordBytes;
+  const nibble = v128.load(tables, TABLE_NIBBLE);
+  const values = v128.load(tables, TABLE_FP4_BIASED);
+  for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
+    let p = tile + FP4_SCALES;
+    for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
+      let a0 = v128.load32_splat(x, RECORD_FP4_SUMS);
+      let a1 = a0;
+      let from = x;
+      for (const end = p + FP4_BLOCK / 4; p < end; p += 32, from += 4) {
+        const v = v128.load(p);
+        const u = v128.load(p, 16);
+        let s = v128.load32_splat(from, RECORD_PARTS);
+        a0 = dot(lookup(values, v128.and(v, nibble)), s, a0);
+        a1 = dot(lookup(values, v128.and(u, nibble)), s, a1);
+        s = v128.load32_splat(from, RECORD_PARTS + 16);
+        a0 = dot(lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), s, a0);
+        a1 = dot(lookup(values, v128.and(i16x8.shr_u(u, 4), nibble)), s, a1);
+      }
+      fp4Scales(tile + (quarter >> 2));
+      flush1(totals + quarter, a0, halved(x), s0);
+      flush1(totals + quarter + 16, a1, halved(x), s1);
+    }
+  }
+}
+
+function fp4Row2(tile: usize, blocks: i32, x: usize, totals: usize): void {
+  const record = recordBytes;
+  const nibble = v128.load(tables, TABLE_NIBBLE);
+  const values = v128.load(tables, TABLE_FP4_BIASED);
+  for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
+    let p = tile + FP4_SCALES;
+    for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
+      let a0 = v128.load32_splat(x, RECORD_FP4_SUMS);
+      let b0 = v128.load32_splat(x, RECORD_FP4_SUMS + 4);
+      let a1 = a0,
+        b1 = b0;
+      let from = x;
+      for (const end = p + FP4_BLOCK / 4; p < end; p += 32, from += 4) {
+        const v = v128.load(p);
+        const u = v128.load(p, 16);
+        let s = v128.load32_splat(from, RECORD_PARTS);
+        let t = v128.load32_splat(from, RECORD_PARTS + 32);
+        let low = lookup(values, v128.and(v, nibble));
+        let high = lookup(values, v128.and(u, nibble));
+        a0 = dot(low, s, a0);
+        b0 = dot(low, t, b0);
+        a1 = dot(high, s, a1);
+        b1 = dot(high, t, b1);
+        s = v128.load32_splat(from, RECORD_PARTS + 16);
+        t = v128.load32_splat(from, RECORD_PARTS + 48);
+        low = lookup(values, v128.and(i16x8.shr_u(v, 4), nibble));
+        high = lookup(values, v128.and(i16x8.shr_u(u, 4), nibble));
+        a0 = dot(low, s, a0);
+        b0 = dot(low, t, b0);
+        a1 = dot(high, s, a1);
+        b1 = dot(high, t, b1);
+      }
+      fp4Scales(tile + (quarter >> 2));
+      flush2(totals + quarter, a0, b0, halved(x), s0);
+      flush2(totals + quarter + 16, a1, b1, halved(x), s1);
+    }
+  }
+}
+
+// --- Narrow: any machine. A record's parts are 16 bits wide: one plane of the whole value for one or two parts, else three.
+
+/** Σ over the 32 columns of a block for 16 output rows, i32 [16]: w signed bytes, x i16 [32]. */
+function narrowSums(w: usize, x: usize, to: usize): void {
+  for (let j: usize = 0; j < 64; j += 16) {
+    let a = i32x4.splat(0);
+    let b = a;
+    let p = w + j;
+    let from = x;
+    for (const end = p + 512; p < end; p += 64, from += 8) {
+      const v = v128.load(p);
+      const s = v128.load64_splat(from); // k … k + 3, twice
+      a = i32x4.add(a, i32x4.dot_i16x8_s(i16x8.extend_low_i8x16_s(v), s));
+      b = i32x4.add(b, i32x4.dot_i16x8_s(i16x8.extend_high_i8x16_s(v), s));
+    }
+    // Two lanes belong to one row.
+    v128.store(to + j, i32x4.add(v128.shuffle<i32>(a, b, 0, 2, 4, 6), v128.shuffle<i32>(a, b, 1, 3, 5, 7)));
+  }
+}
+
+function narrowRow(w: usize, step: usize, scales: usize, scaleStep: usize, blocks: i32, x: usize, totals: usize): void {
+  const record = recordBytes;
+  const sums = scratch + SCRATCH_SUMS;
+  for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
+    const scale = v128.load32_splat(x);
+    for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+      const p = w + (half << 3);
+      narrowSums(p, x + RECORD_PARTS, sums);
+      if (parts === 3) {
+        narrowSums(p, x + RECORD_PARTS + 64, sums + 64);
+        narrowSums(p, x + RECORD_PARTS + 128, sums + 128);
+      }
+      for (let j: usize = 0; j < 64; j += 16) {
+        const to = totals + half + j;
+        const s = v128.load(scales + half + j);
+        const a = v128.load(sums + j);
+        if (parts === 3) flush3(to, a, v128.load(sums + j, 64), v128.load(sums + j, 128), scale, s);
+        else flush1(to, a, scale, s);
+      }
+    }
+  }
+}
+
+/** Some blocks of MXFP4 as those of INT8 with scales before each: bytes of twice the value, plus 12 where `wide`. */
+function unpackFp4(from: usize, blocks: i32, to: usize): void {
+  const nibble = v128.load(tables, TABLE_NIBBLE);
+  const values = v128.load(tables + (wide ? TABLE_FP4_BIASED : TABLE_FP4_TWICE));
+  const half = f32x4.splat(0.5);
+  for (; blocks > 0; blocks--, from += FP4_SCALES + FP4_BLOCK, to += INT8_SCALES + INT8_BLOCK) {
+    let p = from + FP4_SCALES;
+    for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
+      fp4Scales(from + (quarter >> 2));
+      v128.store(to + quarter, f32x4.mul(s0, half));
+      v128.store(to + quarter, f32x4.mul(s1, half), 16);
+      let at = to + INT8_SCALES + ((quarter & 64) << 3) + (quarter & 32);
+      for (const end = at + 256; at < end; at += 64, p += 32) {
+        const v = v128.load(p);
+        const u = v128.load(p, 16);
+        v128.store(at, lookup(values, v128.and(v, nibble)));
+        v128.store(at, lookup(values, v128.and(u, nibble)), 16);
+        // The high nibbles are 16 columns further: four steps.
+        v128.store(at, lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), 256);
+        v128.store(at, lookup(values, v128.and(i16x8.shr_u(u, 4), nibble)), 272);
+      }
+    }
+  }
+}
+
+/** All rows at the SCRATCH_ROWS pointers, plus `offset`, times some blocks of a tile: adds to totals f32 [rows, 32]. */
+function blockRows(
+  w: usize,
+  step: usize,
+  scales: usize,
+  scaleStep: usize,
+  blocks: i32,
+  rows: i32,
+  offset: usize,
+  sums: usize,
+  totals: usize,
+): void {
+  const end = scratch + SCRATCH_ROWS + ((<usize>rows) << 2);
+  for (let at = scratch + SCRATCH_ROWS; at < end; ) {
+    const x = <usize>load<u32>(at) + offset;
+    let n: usize = 1;
+    if (!wide) {
+      narrowRow(w, step, scales, scaleStep, blocks, x, totals);
+    } else if (parts === 2) {
+      if (at + 8 <= end) {
+        rows2(w, step, scales, scaleStep, blocks, x, <usize>load<u32>(at, 4) + offset, sums, totals);
+        n = 2;
+      } else row2(w, step, scales, scaleStep, blocks, x, sums, totals);
+    } else if (parts === 1) {
+      if (at + 16 <= end) {
+        const x1 = <usize>load<u32>(at, 4) + offset;
+        const x2 = <usize>load<u32>(at, 8) + offset;
+        const x3 = <usize>load<u32>(at, 12) + offset;
+        rows4(w, step, scales, scaleStep, blocks, x, x1, x2, x3, sums, totals);
+        n = 4;
+      } else row1(w, step, scales, scaleStep, blocks, x, sums, totals);
+    } else {
+      row3(w, step, scales, scaleStep, blocks, x, sums, totals);
+    }
+    at += n << 2;
+    totals += n * PANEL_ROW;
+  }
+}
+
+/** One tile of an INT8 or MXFP4 weight times the rows at the SCRATCH_ROWS pointers: adds to totals f32 [rows, 32]. */
+export function integerProduct(format: i32, tile: usize, columns: i32, group: i32, rows: i32, totals: usize): void {
+  const blocks = columns / GROUP_COLUMNS;
+  if (format === INT8) {
+    if (group === GROUP_COLUMNS) {
+      const step = INT8_SCALES + INT8_BLOCK;
+      blockRows(tile + INT8_SCALES, step, tile, step, blocks, rows, 0, RECORD_INT8_SUMS, totals);
+      return;
+    }
+    const inGroup = group / GROUP_COLUMNS;
+    for (let from = 0; from < blocks; from += inGroup) {
+      const offset = <usize>from * recordBytes;
+      blockRows(tile + INT8_SCALES, INT8_BLOCK, tile, 0, inGroup, rows, offset, RECORD_INT8_SUMS, totals);
+      tile += INT8_SCALES + <usize>inGroup * INT8_BLOCK;
+    }
+    return;
+  }
+  if (rows === 1 && wide && parts < 3) {
+    const x = <usize>load<u32>(scratch + SCRATCH_ROWS);
+    if (parts === 1) fp4Row1(tile, blocks, x, totals);
+    else fp4Row2(tile, blocks, x, totals);
+    return;
+  }
+  const panel = scratch + SCRATCH_PANEL;
+  const step = INT8_SCALES + INT8_BLOCK;
+  for (let from = 0; from < blocks; from += SCRATCH_PANEL_BLOCKS) {
+    const count = min(SCRATCH_PANEL_BLOCKS, blocks - from);
+    unpackFp4(tile, count, panel);
+    blockRows(panel + INT8_SCALES, step, panel, step, count, rows, <usize>from * recordBytes, RECORD_FP4_SUMS, totals);
+    tile += <usize>count * (FP4_SCALES + FP4_BLOCK);
+  }
+}

@@ -1,0 +1,107 @@
+// quantize: rows of x as integers, for products with INT8 and MXFP4 weights (integer.ts). Each 32 columns become a record: the
+// scale, what 128 and 12 added to every weight add to the sums, and the values in one, two or three 8-bit parts (8, 16 or 24
+// bits in all), the highest first. Which of them is the backend's precision: see CpuOptions.
+import { GROUP_COLUMNS, RECORD_FP4_SUMS, RECORD_INT8_SUMS, RECORD_PARTS } from "./layout";
+import { claim, parts, recordBytes, wide } from "./threads";
+
+/** Records of one task. */
+const CHUNK: i32 = 32;
+
+/** Blocks below 2^−100 count as 0: the reciprocal of their scale would not be finite. */
+const TINY: f32 = 7.888609052210118e-31;
+
+/** The largest value of `count` parts of at most 127; of three, 7 less, since f32 rounds the product with the reciprocal there. */
+function largest(count: i32): f32 {
+  if (count === 1) return 127;
+  return count === 2 ? 127 * 256 + 127 : 127 * 65536 + 127 * 256 + 120;
+}
+
+/** The lowest 8 bits of each lane, signed. */
+function low8(q: v128): v128 {
+  return i32x4.shr_s(i32x4.shl(q, 24), 24);
+}
+
+function rest8(q: v128): v128 {
+  return i32x4.shr_s(i32x4.sub(q, low8(q)), 8);
+}
+
+function sum4i(v: v128): i32 {
+  return i32x4.extract_lane(v, 0) + i32x4.extract_lane(v, 1) + (i32x4.extract_lane(v, 2) + i32x4.extract_lane(v, 3));
+}
+
+/** Part p of eight values as 8 bytes (`wide`) or 8 halves. */
+function put(a: v128, b: v128, to: usize): void {
+  const halves = i16x8.narrow_i32x4_s(a, b);
+  if (wide) v128.store64_lane(to, i8x16.narrow_i16x8_s(halves, halves), 0);
+  else v128.store(to, halves);
+}
+
+/** x f32 [32] → its record. */
+export function quantizeBlock(x: usize, record: usize): void {
+  let m = f32x4.abs(v128.load(x));
+  for (let i: usize = 16; i < 128; i += 16) m = f32x4.max(m, f32x4.abs(v128.load(x + i)));
+  m = f32x4.max(m, v128.shuffle<f32>(m, m, 2, 3, 0, 1));
+  m = f32x4.max(m, v128.shuffle<f32>(m, m, 1, 0, 3, 2));
+  const peak = f32x4.extract_lane(m, 0);
+  const top = largest(parts);
+  // Not a number, or infinite: the scale says so, and 0 times it is not a number.
+  const scale = peak < TINY ? <f32>0 : peak / top;
+  const inverse = f32x4.splat(peak < TINY ? <f32>0 : top / peak);
+  store<f32>(record, scale);
+  const zero = i32x4.splat(0);
+  let sumA = zero,
+    sumB = zero,
+    sumC = zero;
+  const width: usize = wide ? 1 : 2;
+  const plane = <usize>GROUP_COLUMNS * width;
+  let to = record + RECORD_PARTS;
+  for (let i: usize = 0; i < 128; i += 32, to += 8 * width) {
+    let q = i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.mul(v128.load(x + i), inverse)));
+    let r = i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.mul(v128.load(x + i, 16), inverse)));
+    if (parts === 1 || (parts === 2 && !wide)) {
+      put(q, r, to);
+      sumA = i32x4.add(sumA, i32x4.add(q, r));
+      continue;
+    }
+    if (parts === 3) {
+      put(low8(q), low8(r), to + 2 * plane);
+      sumC = i32x4.add(sumC, i32x4.add(low8(q), low8(r)));
+      q = rest8(q);
+      r = rest8(r);
+    }
+    put(low8(q), low8(r), to + plane);
+    sumB = i32x4.add(sumB, i32x4.add(low8(q), low8(r)));
+    q = rest8(q);
+    r = rest8(r);
+    put(q, r, to);
+    sumA = i32x4.add(sumA, i32x4.add(q, r));
+  }
+  const a = sum4i(sumA);
+  const b = sum4i(sumB);
+  const c = sum4i(sumC);
+  store<i32>(record, -128 * a, RECORD_INT8_SUMS);
+  store<i32>(record, -128 * b, RECORD_INT8_SUMS + 4);
+  store<i32>(record, -128 * c, RECORD_INT8_SUMS + 8);
+  store<i32>(record, -12 * a, RECORD_FP4_SUMS);
+  store<i32>(record, -12 * b, RECORD_FP4_SUMS + 4);
+  store<i32>(record, -12 * c, RECORD_FP4_SUMS + 8);
+}
+
+/** x f32 [columns] → its records; columns are a multiple of 32. */
+export function quantizeRow(x: usize, columns: i32, records: usize): void {
+  for (const end = x + ((<usize>columns) << 2); x < end; x += 4 * GROUP_COLUMNS, records += recordBytes) {
+    quantizeBlock(x, records);
+  }
+}
+
+/** x [rows, columns] → records [rows, columns / 32]. */
+export function quantize(rows: i32, x: usize, records: usize, columns: i32): void {
+  const blocks = columns / GROUP_COLUMNS;
+  const chunks = (blocks + CHUNK - 1) / CHUNK;
+  const tasks = rows * chunks;
+  for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
+    const first = (task / chunks) * blocks + (task % chunks) * CHUNK;
+    const count = min(CHUNK, blocks - (task % chunks) * CHUNK);
+    quantizeRow(x + <usize>first * (4 * GROUP_COLUMNS), count * GROUP_COLUMNS, records + <usize>first * recordBytes);
+  }
+}
