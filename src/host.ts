@@ -163,7 +163,7 @@ async function loadModel(source: Source, options: LoadRequest["options"], contex
   const startedAt = performance.now();
   const open = await openModel(source);
   try {
-    const model = options.quantize === undefined ? open : quantizedModel(open);
+    const model = options.quantize === undefined ? open : quantizedModel(open, options.quantize);
     return await loadOpened(model, options, context, startedAt);
   } finally {
     await open.checkpoint.close();

@@ -2,7 +2,7 @@
 // too; and how far each weight moved. Reads and writes a few MiB at a time; knows no files.
 import { decodeRows, decodeWeight, rowsOf } from "../weights/decode.ts";
 import { MXFP4_BLOCK } from "../weights/mxfp4.ts";
-import { asInt8, quantizeInt8, quantizeMxfp4 } from "../weights/quantize.ts";
+import { quantized, quantizeInt8, quantizeMxfp4 } from "../weights/quantize.ts";
 import { type SafetensorsEntry, writeSafetensors } from "../weights/safetensors.ts";
 import type { WeightSource } from "./backend.ts";
 import { OptionError } from "./errors.ts";
@@ -90,13 +90,17 @@ function isLinear(name: string, { shape }: TensorSpec): boolean {
   return shape.length >= 2 && !/(embed_tokens|lm_head|norm|\.gate|router)\.weight$|_bias$/.test(name);
 }
 
-/** The same model, whose linear layers are INT8 with one scale a row from the moment they are read. */
-export function quantizedModel(model: OpenModel): OpenModel {
+/**
+ * The same model, whose linear layers are in another format from the moment they are read: INT8 with one scale a row, or MXFP4
+ * (layers whose rows are no whole blocks of 32 stay as they are). Packed weights stay packed.
+ */
+export function quantizedModel(model: OpenModel, to: "int8" | "mxfp4"): OpenModel {
   const { checkpoint } = model;
   const source = (name: string, spec: TensorSpec): WeightSource => {
     const stored = checkpoint.source(name, spec);
     const wide = stored.format === "f32" || stored.format === "f16" || stored.format === "bf16";
-    return wide && isLinear(name, spec) ? asInt8(stored) : stored;
+    const fits = to === "int8" || stored.shape.at(-1)! % MXFP4_BLOCK === 0;
+    return wide && fits && isLinear(name, spec) ? quantized(stored, to) : stored;
   };
   return { ...model, checkpoint: { ...checkpoint, source } };
 }

@@ -1,7 +1,7 @@
 // f32 → INT8 and MXFP4: the nearest values that a checkpoint in these formats can have. Knows nothing of files.
 import type { WeightSource } from "../src/backend.ts";
 import { assert } from "../src/errors.ts";
-import { decodeWeight, rowsOf } from "./decode.ts";
+import { decodeWeight, rowBytes, rowsOf } from "./decode.ts";
 import { placed } from "./files.ts";
 import { MXFP4_BLOCK } from "./mxfp4.ts";
 import { madeTogether, planeBytes } from "./sources.ts";
@@ -26,28 +26,33 @@ export function quantizeInt8(values: Float32Array, group: number): QuantizedInt8
   return { data, scales };
 }
 
-/** A weight seen in INT8, one scale a row. */
-export function asInt8(source: WeightSource): WeightSource {
+/** A weight seen in INT8, one scale a row, or in MXFP4, where its rows must be whole blocks. */
+export function quantized(source: WeightSource, to: "int8" | "mxfp4"): WeightSource {
   const { name, shape } = source;
   const { columns } = rowsOf(shape);
-  const rows = madeTogether(async (from, to) => {
-    const { data, scales } = quantizeInt8(await decodeWeight(source, from, to), columns);
+  const stride = rowBytes(to, columns);
+  const rows = madeTogether(async (from, end) => {
+    const values = await decodeWeight(source, from, end);
+    if (to === "mxfp4") {
+      const { blocks, scales } = quantizeMxfp4(values);
+      return { data: blocks, scales };
+    }
+    const { data, scales } = quantizeInt8(values, columns);
     return { data: new Uint8Array(data.buffer), scales: new Uint8Array(scales.buffer) };
   });
 
   return {
     name,
     shape,
-    format: "int8",
-    group: columns,
-    byteLength: (plane) => planeBytes("int8", shape, plane, columns),
+    format: to,
+    group: to === "int8" ? columns : undefined,
+    byteLength: (plane) => planeBytes(to, shape, plane),
     async read(plane, byteOffset, byteLength, into) {
-      const inside = byteOffset >= 0 && byteOffset + byteLength <= planeBytes("int8", shape, plane, columns);
+      const inside = byteOffset >= 0 && byteOffset + byteLength <= planeBytes(to, shape, plane);
       assert(plane !== "blocks" && inside, `${name}: ${plane} ${byteOffset} + ${byteLength}`);
-      const rowLength = plane === "data" ? columns : 4;
-      const from = Math.floor(byteOffset / rowLength);
-      const bytes = await rows(plane, from, Math.ceil((byteOffset + byteLength) / rowLength));
-      const start = byteOffset - from * rowLength;
+      const from = Math.floor(byteOffset / stride[plane]);
+      const bytes = await rows(plane, from, Math.ceil((byteOffset + byteLength) / stride[plane]));
+      const start = byteOffset - from * stride[plane];
       return placed(bytes.subarray(start, start + byteLength), into);
     },
   };

@@ -1,7 +1,8 @@
-// glu, gluPacked: gated units, in f64 (see math.ts). 1 / (1 + e^−x) is used throughout, also for gelu_tanh, whose
-// 0.5 · (1 + tanh u) equals it at x = 2u and would cancel for negative u.
+// glu, gluPacked: gated units, in f64 (see math.ts), but for silu, whose exponential has the gate itself as its argument.
+// 1 / (1 + e^−x) is used throughout, also for gelu_tanh, whose 0.5 · (1 + tanh u) equals it at x = 2u and would cancel for
+// negative u.
 import { GELU_TANH, SILU } from "./layout";
-import { exp2, high2, low2, narrow } from "./math";
+import { exp2, exp4, high2, low2, narrow } from "./math";
 import { claim } from "./threads";
 
 /** Elements of one task. */
@@ -26,7 +27,14 @@ function unit2(gate: v128, up: v128, activation: i32, limit: f64): v128 {
   return f64x2.mul(f64x2.add(u, f64x2.splat(1)), glu);
 }
 
+/** Beyond it e^−x · x is so small or large that f32 has no room for the steps in between. */
+const SILU_F32: f32 = 80;
+
 function unit4(gate: v128, up: v128, activation: i32, limit: f64): v128 {
+  if (activation === SILU && !v128.any_true(f32x4.gt(f32x4.abs(gate), f32x4.splat(SILU_F32)))) {
+    const one = f32x4.splat(1);
+    return f32x4.mul(f32x4.div(gate, f32x4.add(one, exp4(f32x4.neg(gate)))), up);
+  }
   return narrow(unit2(low2(gate), low2(up), activation, limit), unit2(high2(gate), high2(up), activation, limit));
 }
 

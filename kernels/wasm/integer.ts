@@ -33,7 +33,7 @@ const FP4_SCALES: usize = TILE;
 const PANEL_ROW: usize = 4 * TILE;
 
 /** c + Σ of four products in each lane: w unsigned bytes, x signed ones. */
-function dot(w: v128, x: v128, c: v128): v128 {
+export function dot(w: v128, x: v128, c: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) return i32x4.relaxed_dot_i8x16_i7x16_add_s(x, w, c);
   return c; // never used: a module without relaxed SIMD is never wide
 }
@@ -264,8 +264,8 @@ function rows4(
   }
 }
 
-/** Two rows of two parts. */
-function rows2(
+/** Three rows of two parts: twelve sums, two weights and a part of x are as many registers as there are. */
+function rows3(
   w: usize,
   step: usize,
   scales: usize,
@@ -273,20 +273,25 @@ function rows2(
   blocks: i32,
   x0: usize,
   x1: usize,
+  x2: usize,
   sums: usize,
   totals: usize,
 ): void {
   const record = recordBytes;
-  for (; blocks > 0; blocks--, x0 += record, x1 += record, w += step, scales += scaleStep) {
+  for (; blocks > 0; blocks--, w += step, scales += scaleStep) {
     for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
       let a0 = v128.load32_splat(x0 + sums),
         b0 = v128.load32_splat(x0 + sums, 4),
         c0 = v128.load32_splat(x1 + sums),
-        d0 = v128.load32_splat(x1 + sums, 4);
+        d0 = v128.load32_splat(x1 + sums, 4),
+        e0 = v128.load32_splat(x2 + sums),
+        f0 = v128.load32_splat(x2 + sums, 4);
       let a1 = a0,
         b1 = b0,
         c1 = c0,
-        d1 = d0;
+        d1 = d0,
+        e1 = e0,
+        f1 = f0;
       let p = w + ((quarter & 64) << 3) + (quarter & 32);
       let from: usize = 0;
       for (; from < 32; p += 64, from += 4) {
@@ -304,6 +309,12 @@ function rows2(
         s = v128.load32_splat(x1 + from, RECORD_PARTS + 32);
         d0 = dot(v, s, d0);
         d1 = dot(u, s, d1);
+        s = v128.load32_splat(x2 + from, RECORD_PARTS);
+        e0 = dot(v, s, e0);
+        e1 = dot(u, s, e1);
+        s = v128.load32_splat(x2 + from, RECORD_PARTS + 32);
+        f0 = dot(v, s, f0);
+        f1 = dot(u, s, f1);
       }
       const s0 = v128.load(scales + quarter);
       const s1 = v128.load(scales + quarter, 16);
@@ -315,7 +326,14 @@ function rows2(
       scale = v128.load32_splat(x1);
       flush2(to, c0, d0, scale, s0);
       flush2(to + 16, c1, d1, scale, s1);
+      to += PANEL_ROW;
+      scale = v128.load32_splat(x2);
+      flush2(to, e0, f0, scale, s0);
+      flush2(to + 16, e1, f1, scale, s1);
     }
+    x0 += record;
+    x1 += record;
+    x2 += record;
   }
 }
 
@@ -489,9 +507,11 @@ function blockRows(
     if (!wide) {
       narrowRow(w, step, scales, scaleStep, blocks, x, totals);
     } else if (parts === 2) {
-      if (at + 8 <= end) {
-        rows2(w, step, scales, scaleStep, blocks, x, <usize>load<u32>(at, 4) + offset, sums, totals);
-        n = 2;
+      if (at + 12 <= end) {
+        const x1 = <usize>load<u32>(at, 4) + offset;
+        const x2 = <usize>load<u32>(at, 8) + offset;
+        rows3(w, step, scales, scaleStep, blocks, x, x1, x2, sums, totals);
+        n = 3;
       } else row2(w, step, scales, scaleStep, blocks, x, sums, totals);
     } else if (parts === 1) {
       if (at + 16 <= end) {

@@ -18,9 +18,11 @@ import {
   TABLE_F16_SCALE,
   TABLE_HIGH_HALF,
   TILE,
+  W8A8,
 } from "./layout";
 import { madd } from "./math";
 import { claim, recordBytes, scratch, share, tables } from "./threads";
+import { w8a8Product, w8a8RowBytes } from "./w8a8";
 import { columnBytes, halfHigh, halfLow, tileBytes, unpackPanel } from "./weights";
 
 const PANEL_ROW: usize = 4 * TILE;
@@ -226,6 +228,10 @@ function blockProduct(format: i32, w: usize, count: i32, rows: i32, xOffset: usi
  * Every caller adds the bias afterwards.
  */
 export function tileProduct(format: i32, tile: usize, columns: i32, group: i32, rows: i32, totals: usize): void {
+  if (format === W8A8) {
+    w8a8Product(tile, columns, rows, totals);
+    return;
+  }
   memory.fill(totals, 0, <usize>rows * PANEL_ROW);
   if (format >= INT8) {
     integerProduct(format, tile, columns, group, rows, totals);
@@ -241,6 +247,7 @@ export function tileProduct(format: i32, tile: usize, columns: i32, group: i32, 
 
 /** Bytes of a row of x as products with a format read it: f32, or records of a quantised row. */
 export function rowBytes(format: i32, columns: i32): usize {
+  if (format === W8A8) return w8a8RowBytes(columns);
   return format >= INT8 ? <usize>(columns / GROUP_COLUMNS) * recordBytes : (<usize>columns) << 2;
 }
 
@@ -262,7 +269,14 @@ export function addBias(totals: usize, rows: i32, bias: usize): void {
 
 /** Copies the first `width` of 32 columns of one row of totals. */
 export function putRow(totals: usize, width: i32, y: usize): void {
-  memory.copy(y, totals, (<usize>width) << 2);
+  if (width !== TILE) {
+    memory.copy(y, totals, (<usize>width) << 2);
+    return;
+  }
+  for (let at: usize = 0; at < PANEL_ROW; at += 32) {
+    v128.store(y + at, v128.load(totals + at));
+    v128.store(y + at, v128.load(totals + at, 16), 16);
+  }
 }
 
 export function rowBlocks(rows: i32): i32 {

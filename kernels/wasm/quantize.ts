@@ -16,6 +16,13 @@ function largest(count: i32): f32 {
   return count === 2 ? 127 * 256 + 127 : 127 * 65536 + 127 * 256 + 120;
 }
 
+/** x · inverse as whole numbers, halves to even. Of what is not finite anything may come: its scale is not finite either. */
+function rounded(x: usize, inverse: v128): v128 {
+  const q = f32x4.nearest(f32x4.mul(v128.load(x), inverse));
+  if (ASC_FEATURE_RELAXED_SIMD) return i32x4.relaxed_trunc_f32x4_s(q);
+  return i32x4.trunc_sat_f32x4_s(q);
+}
+
 /** The lowest 8 bits of each lane, signed. */
 function low8(q: v128): v128 {
   return i32x4.shr_s(i32x4.shl(q, 24), 24);
@@ -25,12 +32,12 @@ function rest8(q: v128): v128 {
   return i32x4.shr_s(i32x4.sub(q, low8(q)), 8);
 }
 
-function sum4i(v: v128): i32 {
+export function sum4i(v: v128): i32 {
   return i32x4.extract_lane(v, 0) + i32x4.extract_lane(v, 1) + (i32x4.extract_lane(v, 2) + i32x4.extract_lane(v, 3));
 }
 
 /** Part p of eight values as 8 bytes (`wide`) or 8 halves. */
-function put(a: v128, b: v128, to: usize): void {
+export function put(a: v128, b: v128, to: usize): void {
   const halves = i16x8.narrow_i32x4_s(a, b);
   if (wide) v128.store64_lane(to, i8x16.narrow_i16x8_s(halves, halves), 0);
   else v128.store(to, halves);
@@ -56,8 +63,8 @@ export function quantizeBlock(x: usize, record: usize): void {
   const plane = <usize>GROUP_COLUMNS * width;
   let to = record + RECORD_PARTS;
   for (let i: usize = 0; i < 128; i += 32, to += 8 * width) {
-    let q = i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.mul(v128.load(x + i), inverse)));
-    let r = i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.mul(v128.load(x + i, 16), inverse)));
+    let q = rounded(x + i, inverse);
+    let r = rounded(x + i + 16, inverse);
     if (parts === 1 || (parts === 2 && !wide)) {
       put(q, r, to);
       sumA = i32x4.add(sumA, i32x4.add(q, r));

@@ -31,7 +31,7 @@ export interface ModelFlags {
   context?: number;
   fusion: "on" | "off";
   precision?: Precision;
-  quantize?: "int8";
+  quantize?: "int8" | "mxfp4";
 }
 
 export function modelOptions(command: Command): Command {
@@ -43,7 +43,9 @@ export function modelOptions(command: Command): Command {
     .addOption(
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers (default: high)").choices(PRECISIONS),
     )
-    .addOption(new Option("--quantize <format>", "make linear layers INT8 while loading").choices(["int8"]));
+    .addOption(
+      new Option("--quantize <format>", "make linear layers smaller while loading").choices(["int8", "mxfp4"]),
+    );
 }
 
 export function loadOptions(flags: ModelFlags): LoadOptions {
