@@ -34,7 +34,7 @@ echo '{ "private": true }' >package.json
 npm install --ignore-scripts --no-audit --no-fund "@tensorflow/tfjs-node@$ADDON_VERSION"
 
 # 2. The library and its C headers. A wheel is a zip file: the version of Python here does not matter.
-python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 \
+python3 -m pip download --quiet --no-cache-dir --no-deps --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 \
   --platform manylinux_2_27_x86_64 --dest . "tensorflow-cpu==$LIBRARY_VERSION"
 python3 - "$PACKAGE/deps" <<'PYTHON'
 import glob, os, shutil, sys, zipfile

@@ -55,6 +55,7 @@ class TfjsBackend implements Backend {
     this.#tensorflow = tensorflow;
     this.caps = {
       packedFormats: [],
+      int8Activations: true,
       fusedOps: [],
       asynchronous: false,
       maxBufferBytes: Math.min(MAX_BUFFER_BYTES, tensorflow.maxBytes),
@@ -106,10 +107,11 @@ class TfjsBackend implements Backend {
     this.#fits(sizeOf(source.shape), source.name);
     const [columns, rows = 1] = source.shape.toReversed();
     const matrices = sizeOf(source.shape) / (rows * columns);
+    const quantized = source.activations === undefined ? undefined : await readQuantized(source);
     const parts: Core.Tensor[] = [];
     try {
       for (let e = 0; e < matrices; e++) {
-        const data = await decodeWeight(source, e * rows, (e + 1) * rows);
+        const data = quantized?.data ?? (await decodeWeight(source, e * rows, (e + 1) * rows));
         const tf = this.#enter();
         parts.push(
           source.shape.length === 1
@@ -121,7 +123,7 @@ class TfjsBackend implements Backend {
       for (const part of parts) part.dispose();
       throw error;
     }
-    const weight = new TfWeight(source.name, source.shape, source.format, parts);
+    const weight = new TfWeight(source, parts, quantized && this.#enter().tensor1d(quantized.scales));
     this.#weights.add(weight);
     return weight;
   }
@@ -212,6 +214,18 @@ class TfjsBackend implements Backend {
     assert(this.#programs.has(program as TfjsProgram), `${program.label}: released, or of another backend`);
     return program as TfjsProgram;
   }
+}
+
+/** The integers [out, in] of a matrix whose layer quantises activations, and its scales [out]. */
+async function readQuantized(source: WeightSource): Promise<{ data: Float32Array; scales: Float32Array }> {
+  const { name, shape } = source;
+  const [data, scales] = await Promise.all(
+    (["data", "scales"] as const).map((plane) => source.read(plane, 0, source.byteLength(plane))),
+  );
+  const fits = shape.length === 2 && scales.byteLength === 4 * shape[0];
+  assert(fits, `${name}: INT8 activations need a matrix with one scale a row`);
+  const signed = new Int8Array(data.buffer, data.byteOffset, data.byteLength);
+  return { data: Float32Array.from(signed), scales: new Float32Array(scales.slice().buffer) };
 }
 
 function inside(op: string, { shape, label }: Tensor, from: number, length: number): void {

@@ -10,7 +10,8 @@ export async function loadNative(): Promise<void> {
   const helpers: { isNullOrUndefined?: (value: unknown) => boolean; isArray: (value: unknown) => boolean } = util;
   helpers.isNullOrUndefined ??= (value) => value === null || value === undefined;
   helpers.isArray = Array.isArray;
-  // Read by the library when it is loaded: 3 leaves errors, but not the lines on how it was compiled.
+  // Read by the library when it is loaded: 3 leaves errors, but not the line on how it was compiled. What it says of oneDNN on
+  // stderr comes before it reads this.
   process.env.TF_CPP_MIN_LOG_LEVEL ??= "3";
   await import(PACKAGE);
 }

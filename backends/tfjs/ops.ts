@@ -17,7 +17,20 @@ import type {
   Weight,
 } from "../../src/backend.ts";
 import { assert } from "../../src/errors.ts";
-import { experts, FloatTensor, floats, IntTensor, ints, kv, kvOffset, matrix, type TfKv, vector } from "./tensor.ts";
+import {
+  experts,
+  FloatTensor,
+  floats,
+  type Integers,
+  IntTensor,
+  integers,
+  ints,
+  kv,
+  kvOffset,
+  matrix,
+  type TfKv,
+  vector,
+} from "./tensor.ts";
 import type { Tf } from "./tensorflow.ts";
 import { gatedUnit } from "./unit.ts";
 
@@ -37,6 +50,9 @@ interface Queries {
   readonly heads: number; // H
   readonly options: AttentionOptions;
 }
+
+/** As many products of integers up to 127 and 128 stay below 2^24, where f32 has every integer. */
+const EXACT_TERMS = 1024;
 
 /** `actual` must be `expected`; the message names the op and both shapes. */
 function expect(op: string, what: string, actual: Shape, expected: Shape): void {
@@ -91,7 +107,8 @@ export class Recording implements BaseOps {
     expect("linear", "x", x.shape, [x.shape[0], inner]);
     if (bias !== undefined) expect("linear", "bias", bias.shape, [width]);
     return this.#float("linear", [x.shape[0], width], [x], ([x]) => {
-      const product = this.#tf.matMul(x, matrix(weight));
+      const quantized = integers(weight);
+      const product = quantized ? this.#integerProduct(x, quantized) : this.#tf.matMul(x, matrix(weight));
       return bias === undefined ? product : this.#tf.add(product, vector(bias));
     });
   }
@@ -322,6 +339,24 @@ export class Recording implements BaseOps {
           run(reads.map(({ value }) => value));
         }),
     });
+  }
+
+  /** W8A8, see `WeightSource.activations`: x · data · scales, from integers of x. Before the scales all of it is exact. */
+  #integerProduct(x: Core.Tensor, { data, scales }: Integers): Core.Tensor {
+    const tf = this.#tf;
+    const [inner, width] = data.shape;
+    const largest = tf.div(tf.max(tf.abs(x), 1, true), 127);
+    const scale = tf.where(tf.equal(largest, 0), tf.onesLike(largest), largest);
+    const q = tf.round(tf.div(x, scale)); // half to even
+    const sums: Core.Tensor[] = [];
+    for (let from = 0; from < inner; from += EXACT_TERMS) {
+      const size = Math.min(EXACT_TERMS, inner - from);
+      const [a, b] = [tf.slice(q, [0, from], [x.shape[0], size]), tf.slice(data, [from, 0], [size, width])];
+      sums.push(tf.cast(tf.matMul(a, b), "int32"));
+    }
+    const sum = sums.reduce((total, part) => tf.add(total, part));
+    // Times 1: in plain JavaScript a cast keeps the integers, and only what is computed is rounded to f32.
+    return tf.mul(tf.mul(tf.mul(tf.cast(sum, "float32"), 1), scale), scales);
   }
 
   /** Rows of a weight [out, in], which is stored as [in, out]. */

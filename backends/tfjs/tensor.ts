@@ -1,7 +1,7 @@
 // What the tfjs backend keeps: floats as TensorFlow.js tensors, integers and the KV cache on the host, where they address
 // rows. TensorFlow.js has no finalizers: whoever holds a value here gives it back.
 import type * as Core from "@tensorflow/tfjs-core";
-import type { KvCache, KvSpec, Shape, Step, Tensor, Weight, WeightFormat } from "../../src/backend.ts";
+import type { KvCache, KvSpec, Shape, Step, Tensor, Weight, WeightFormat, WeightSource } from "../../src/backend.ts";
 import { sizeOf } from "../../src/backend.ts";
 import { assert } from "../../src/errors.ts";
 
@@ -67,51 +67,71 @@ export function ints(tensor: Tensor): Int32Array {
   return tensor.values;
 }
 
-/** A weight widened to f32: vectors as they are, matrices [out, in] turned to [in, out], one for each expert. */
+/**
+ * A weight widened to f32: vectors as they are, matrices [out, in] turned to [in, out], one for each expert. Where its layer
+ * quantises activations, the matrix is that of the integers, and `scales` [out] stand beside it.
+ */
 export class TfWeight implements Weight {
   readonly name: string;
   readonly shape: Shape;
   readonly format: WeightFormat;
   readonly storedAs = "f32";
   readonly parts: readonly Core.Tensor[];
+  readonly scales?: Core.Tensor1D;
 
-  constructor(name: string, shape: Shape, format: WeightFormat, parts: readonly Core.Tensor[]) {
+  constructor({ name, shape, format }: WeightSource, parts: readonly Core.Tensor[], scales?: Core.Tensor1D) {
     this.name = name;
     this.shape = shape;
     this.format = format;
     this.parts = parts;
+    this.scales = scales;
   }
 
   get byteLength(): number {
-    return sizeOf(this.shape) * 4;
+    return (sizeOf(this.shape) + (this.scales?.size ?? 0)) * 4;
   }
 
   dispose(): void {
     for (const part of this.parts) part.dispose();
+    this.scales?.dispose();
   }
 }
 
-function parts(weight: Weight): readonly Core.Tensor[] {
+function own(weight: Weight): TfWeight {
   assert(weight instanceof TfWeight, `${weight.name}: a weight of another backend`);
-  return weight.parts;
+  return weight;
 }
 
 /** [N] */
 export function vector(weight: Weight): Core.Tensor1D {
   assert(weight.shape.length === 1, `${weight.name}: [${weight.shape}] is not a vector`);
-  return parts(weight)[0] as Core.Tensor1D;
+  return own(weight).parts[0] as Core.Tensor1D;
 }
 
 /** [in, out] */
 export function matrix(weight: Weight): Core.Tensor2D {
-  assert(weight.shape.length === 2, `${weight.name}: [${weight.shape}] is not a matrix`);
-  return parts(weight)[0] as Core.Tensor2D;
+  const { shape, name, parts, scales } = own(weight);
+  assert(shape.length === 2, `${name}: [${shape}] is not a matrix`);
+  assert(scales === undefined, `${name}: quantises activations, which only linear does`);
+  return parts[0] as Core.Tensor2D;
+}
+
+/** The matrix of a layer that quantises activations. */
+export interface Integers {
+  readonly data: Core.Tensor2D; // [in, out]
+  readonly scales: Core.Tensor1D; // [out]
+}
+
+/** Undefined where the layer does not quantise activations. */
+export function integers(weight: Weight): Integers | undefined {
+  const { parts, scales } = own(weight);
+  return scales && { data: parts[0] as Core.Tensor2D, scales };
 }
 
 /** E times [in, out] */
 export function experts(weight: Weight): readonly Core.Tensor2D[] {
   assert(weight.shape.length === 3, `${weight.name}: [${weight.shape}] are not stacked experts`);
-  return parts(weight) as readonly Core.Tensor2D[];
+  return own(weight).parts as readonly Core.Tensor2D[];
 }
 
 export class TfKv implements KvCache {

@@ -1,7 +1,7 @@
 // The exporter of reference dumps, where Python has its packages: a run on a tiny model gives what is committed, and its files
 // are what the precision tools read.
 import { execFileSync, spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -12,20 +12,23 @@ import { openDirectory } from "../../weights/directory.ts";
 const path = (of: string) => fileURLToPath(new URL(`../../${of}`, import.meta.url));
 const MODEL = path("test/data/models/gpt_oss_mxfp4"); // experts, sinks, windows, yarn, and weights to decode
 const SCRIPT = path("tools/reference/dump.py");
+/** What scripts/install-pytorch.sh makes; without it, the machine's Python may have the packages. */
+const INSTALLED = path("tools/reference/.venv/bin/python");
+const PYTHON = existsSync(INSTALLED) ? INSTALLED : "python3";
 const MINUTES = 60_000;
 
 /** Why the exporter cannot run here; undefined when it can. */
 function obstacle(): string | undefined {
   const wanted = readFileSync(path("tools/reference/requirements.txt"), "utf8").match(/^\w+==.+$/gm)!;
   const look = `from importlib.metadata import version\nfor name in [${wanted.map((line) => `"${line.split("==")[0]}"`)}]: print(name + "==" + version(name))`;
-  const { status, stdout } = spawnSync("python3", ["-c", look], { encoding: "utf8" });
-  if (status !== 0) return `python3 has not all of ${wanted.join(", ")}`;
+  const { status, stdout } = spawnSync(PYTHON, ["-c", look], { encoding: "utf8" });
+  if (status !== 0) return `${PYTHON} has not all of ${wanted.join(", ")}; scripts/install-pytorch.sh installs them`;
   const found = stdout.trim().split("\n");
   // torch has the build behind a plus: 2.13.0+cpu.
   const other = found.filter((line, i) => line.replace(/\+.*/, "") !== wanted[i]);
   return other.length === 0
     ? undefined
-    : `python3 has ${other.join(", ")}; tools/reference/requirements.txt names others`;
+    : `${PYTHON} has ${other.join(", ")}; tools/reference/requirements.txt names others`;
 }
 
 const reason = obstacle();
@@ -33,7 +36,7 @@ const folder = mkdtempSync(`${tmpdir()}/vernier-dump-`);
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 function dump(...args: string[]): void {
-  execFileSync("python3", [SCRIPT, "--model", MODEL, ...args], { cwd: folder, stdio: "pipe" });
+  execFileSync(PYTHON, [SCRIPT, "--model", MODEL, ...args], { cwd: folder, stdio: "pipe" });
 }
 
 const open = async (base: string, at = folder) => Reference.open(await openDirectory(at), base);

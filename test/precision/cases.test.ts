@@ -1,0 +1,72 @@
+// Every reference case through `diff`, as the command runs it: each device against PyTorch's dump, and tfjs against cpu without
+// any dump. The cases are the models of the project and, where it is, the larger reference data beside it.
+import { existsSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { describe, expect, test } from "vitest";
+import type { DeviceName } from "../../src/options.ts";
+import { type DiffReport, diff } from "../../src/precision/diff.ts";
+import { dump } from "../../src/precision/dump.ts";
+import { Reference } from "../../src/precision/reference.ts";
+import { openSession, type Session } from "../../src/precision/session.ts";
+import { openDirectory } from "../../weights/directory.ts";
+import { type Case, referenceCases } from "../models/references.ts";
+
+const shared = fileURLToPath(new URL("../../../shared/reference/", import.meta.url));
+
+/** GGUF and INT8. GPTQ and AWQ checkpoints lie there too, but are refused when they are opened. */
+const PACKED: readonly Case[] = [
+  ...["llama-f16", "llama-q8_0", "qwen3-f16", "qwen3-q8_0", "gpt_oss-mxfp4"].map((name) =>
+    packed(name, `gguf/${name}.gguf`, `gguf-${name}`),
+  ),
+  packed("int8-w8a16", "quant/qwen3-int8-w8a16", "qwen3-int8-w8a16"),
+  packed("int8-w8a8", "quant/qwen3-int8-w8a8", "qwen3-int8-w8a8"),
+];
+
+function packed(name: string, model: string, dumps: string): Case {
+  return { name: `packed ${name}`, model: shared + model, dumps: `${shared}dumps/${dumps}`, base: "main.f32" };
+}
+
+const hasShared = existsSync(`${shared}quant`);
+if (!hasShared) test.skip("diff: larger models, GGUF and INT8, which are not beside the project", () => {});
+
+const CASES = [...referenceCases(), ...(hasShared ? PACKED : [])];
+
+/** W8A8 needs integers of activations, which cpu does not make and refuses. */
+const casesOf = (device: DeviceName) => (device === "cpu" ? CASES.filter(({ name }) => !/w8a8/.test(name)) : CASES);
+
+function open({ model }: Case, device: DeviceName, { prompt_len, ids }: Reference["manifest"]): Promise<Session> {
+  const source = { kind: "path", path: model } as const;
+  return openSession({ source, device, promptLength: prompt_len, length: ids.length, sample: true });
+}
+
+async function compare(one: Case, device: DeviceName, reference: Reference): Promise<void> {
+  await using session = await open(one, device, reference.manifest);
+  const report = await diff(session.runner, reference, { samples: session.samples });
+  expect(summary(report)).toEqual({ verdict: "pass", reason: undefined, wrong: [], greedyEqual: true });
+}
+
+/** What `--strict` looks at: taps with warnings are wrong too. */
+function summary({ verdict, reason, taps, logits }: DiffReport) {
+  const wrong = taps.filter((tap) => [tap.verdict, tap.isolated?.verdict ?? "pass"].some((one) => one !== "pass"));
+  return { verdict, reason, wrong: wrong.map(({ key }) => key), greedyEqual: logits?.greedyEqual };
+}
+
+describe.each(["reference", "cpu", "tfjs"] as const)(
+  "diff of %s against PyTorch passes, without a warning:",
+  (device) => {
+    test.each(casesOf(device))("$name", async (one) => {
+      await using reference = await Reference.open(await openDirectory(one.dumps), one.base);
+      await compare(one, device, reference);
+    });
+  },
+);
+
+describe("diff of tfjs against cpu passes, without a warning:", () => {
+  test.each(casesOf("cpu"))("$name", async (one) => {
+    await using torch = await Reference.open(await openDirectory(one.dumps), one.base);
+    const { ids, prompt_len } = torch.manifest;
+    await using session = await open(one, "cpu", torch.manifest);
+    const made = await dump(session.runner, { ids: ids.slice(0, prompt_len), decode: 4, wants: () => true });
+    await compare(one, "tfjs", Reference.fromDump(made, session.runner.config.modelType));
+  });
+});
