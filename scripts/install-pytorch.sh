@@ -4,9 +4,8 @@
 #
 #   scripts/install-pytorch.sh
 #
-# Needs python3 (3.11 or newer) with pip. PyTorch's own package index has a build for CPUs alone; where it cannot be reached,
-# this takes the build of the default index, which computes the same on a CPU but on Linux brings CUDA along: 2.7 GB to
-# download, 4.9 GB on disk, a minute and a half.
+# Needs python3 (3.11 or newer) with pip. On Linux the default build brings CUDA along: 2.7 GB to download, 4.9 GB on disk, a
+# minute and a half. With pip's own settings (PIP_INDEX_URL) the build for CPUs alone, which computes the same, does as well.
 set -euo pipefail
 cd "$(dirname "$0")/../tools/reference"
 
@@ -14,10 +13,6 @@ cd "$(dirname "$0")/../tools/reference"
 python3 -m venv --without-pip .venv
 install() { python3 -m pip --python .venv/bin/python install --no-cache-dir --progress-bar off "$@"; }
 
-torch=$(grep '^torch==' requirements.txt)
-if ! install --no-deps --retries 1 --index-url https://download.pytorch.org/whl/cpu "$torch"; then
-  echo "install-pytorch: PyTorch's index cannot be reached; taking $torch from the default one, with CUDA" >&2
-fi
 install -r requirements.txt
 
 .venv/bin/python -c '
