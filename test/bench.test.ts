@@ -89,6 +89,7 @@ describe("bench", () => {
       weightBytes: expect.any(Number),
       streamReadGBs: expect.any(Number),
       results: expect.any(Array),
+      error: null,
     });
     expect(report.results.map(({ name, tokens, context, batch }) => [name, tokens, context, batch])).toEqual([
       ["prefill", 3, 0, 1],
@@ -129,7 +130,7 @@ describe("bench", () => {
   });
 
   test.each([
-    [{ precision: "fast" }, "OPTION_RANGE", 'only "high"'],
+    [{ precision: "fast", device: "reference" }, "OPTION_RANGE", "only cpu computes with 8-bit activations"],
     [{ decode: 0 }, "OPTION_RANGE", "decode"],
     [{ prefill: [1.5] }, "OPTION_RANGE", "prefill"],
     [{ context: [-1] }, "OPTION_RANGE", "context"],
@@ -168,6 +169,7 @@ describe("bench", () => {
         { ...result, ...speeds },
         { ...result, ...speeds, name: "prefill" },
       ],
+      error: null,
     };
     const svg = chart("a<b", report);
     expect(svg.match(/<rect x="190"/g)).toHaveLength(2);
@@ -185,6 +187,20 @@ async function command(...args: string[]) {
   ]);
   return { code, out, err };
 }
+
+test("--error: how far the logits are from those at exact precision", async () => {
+  const model = join(root, "test", "data", "models", "gpt_oss_mxfp4");
+  const errorAt = async (precision: string) => {
+    const short = ["--device", "cpu", "--threads", "1", "--prefill", "64", "--decode", "1", "--repeat", "1"];
+    const { out } = await command(model, ...short, "--precision", precision, "--error", "--json");
+    return JSON.parse(out).error;
+  };
+  const [exact, high, fast] = await Promise.all(["exact", "high", "fast"].map(errorAt));
+  expect(exact).toEqual({ tokens: 64, nmse: 0, kl: 0, top1: 1 });
+  expect(high.nmse).toBeGreaterThan(0);
+  expect(high.nmse).toBeLessThan(1e-5); // f16 class
+  expect(fast.nmse).toBeGreaterThan(high.nmse);
+});
 
 describe("the command", () => {
   const model = checkpoint("qwen3");
@@ -208,10 +224,13 @@ describe("the command", () => {
     expect(readFileSync(file, "utf8")).toContain("</svg>");
   });
 
-  test("--precision fast is refused", async () => {
-    const { code, err } = await command(model, ...short, "--precision", "fast");
-    expect(code).toBe(2);
-    expect(err).toMatch(/^error OPTION_RANGE: precision/);
+  test("--precision reaches the report, and is refused where a device has no such products", async () => {
+    const { code, out } = await command(model, ...short, "--precision", "fast", "--json");
+    expect(code).toBe(0);
+    expect(JSON.parse(out).results.map(({ precision }: { precision: string }) => precision)).toEqual(["fast", "fast"]);
+    const refused = await command(model, ...short, "--device", "reference", "--precision", "fast");
+    expect(refused.code).toBe(2);
+    expect(refused.err).toMatch(/^error OPTION_RANGE: precision: .* use "high" with reference$/m);
   });
 });
 

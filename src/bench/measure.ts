@@ -5,6 +5,7 @@ import { createBackend } from "../devices.ts";
 import { OptionError } from "../errors.ts";
 import { openModel, type Source } from "../inspect.ts";
 import type { DeviceName, Precision } from "../options.ts";
+import { klDivergence, nmse, top1Agreement } from "../precision/metrics.ts";
 import { Runner } from "../runner.ts";
 import { createProbe, type Probe } from "./probe.ts";
 
@@ -22,6 +23,8 @@ export interface BenchOptions {
   /** Sequences that are decoded at once. */
   readonly batch: readonly number[];
   readonly precision: Precision;
+  /** Also load the model at `exact` and tell how far the logits are from there. Default false: it takes a second load. */
+  readonly error?: boolean;
   /** Measurements of each case; results are medians. */
   readonly repeat: number;
   /** Bytes that the probe of the memory reads. Default 256 MiB. */
@@ -68,6 +71,19 @@ export interface BenchReport {
   /** 10⁹ bytes per second, median over the rounds of the measurement. */
   readonly streamReadGBs: number;
   readonly results: readonly BenchResult[];
+  /** Of the logits after a prompt of random tokens, against those at `exact` precision; null: not asked for. */
+  readonly error: PrecisionError | null;
+}
+
+export interface PrecisionError {
+  /** Positions that are compared. */
+  readonly tokens: number;
+  /** Σ (logit − exact)² / Σ exact². */
+  readonly nmse: number;
+  /** Mean over the positions, natural logarithm. */
+  readonly kl: number;
+  /** Share of positions whose likeliest token is the same. */
+  readonly top1: number;
 }
 
 interface Case {
@@ -95,6 +111,8 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
   const start = performance.now();
   const { runner, device, threads } = await load(options, cases);
   const loadMs = performance.now() - start;
+  let report: Omit<BenchReport, "error">;
+  let logits: Float32Array | undefined;
   try {
     const results = cases.map((): Took[] => []);
     const work = new Work(runner);
@@ -120,7 +138,7 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
         }
       }
       const streamReadGBs = probe.byteLength / median(passes) / 1e6;
-      return {
+      report = {
         device,
         description: backend.caps.description,
         threads,
@@ -134,9 +152,28 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
     } finally {
       await backend.dispose();
     }
+    if (options.error) logits = await work.logits();
   } finally {
     await runner.dispose();
   }
+  if (logits === undefined) return { ...report, error: null };
+  onProgress?.("exact precision");
+  const exact = await load({ ...options, precision: "exact" }, cases);
+  try {
+    return { ...report, error: compare(logits, await new Work(exact.runner).logits(), exact.runner.vocabSize) };
+  } finally {
+    await exact.runner.dispose();
+  }
+}
+
+function compare(logits: Float32Array, exact: Float32Array, vocabSize: number): PrecisionError {
+  const kl = klDivergence(logits, exact, vocabSize);
+  return {
+    tokens: kl.length,
+    nmse: nmse(logits, exact),
+    kl: kl.reduce((sum, one) => sum + one, 0) / kl.length,
+    top1: top1Agreement(logits, exact, vocabSize),
+  };
 }
 
 function describe({ name, tokens, context, batch }: Case): string {
@@ -206,6 +243,9 @@ async function load(
   }
 }
 
+/** Length of the prompt whose logits are compared. */
+const ERROR_TOKENS = 64;
+
 /** The engine's default. */
 const PREFILL_CHUNK = 256;
 const PAGE = 64;
@@ -243,6 +283,24 @@ class Work {
     await (one.name === "prefill" ? this.#prefill(one.tokens) : this.#decode(one));
     const { user, system } = cpuUsage(before);
     return { seconds: (performance.now() - start) / 1000, cpuSeconds: (user + system) / 1e6 };
+  }
+
+  /** Logits of a prompt's positions, always the same prompt: f32 [tokens, vocabulary]. */
+  async logits(): Promise<Float32Array> {
+    const count = Math.min(ERROR_TOKENS, this.#runner.prefillChunk, this.#runner.contextLength);
+    const one: Case = { name: "prefill", tokens: count, context: 0, batch: 1 };
+    await this.#fill(one);
+    this.#seed = 1;
+    const positions = Array.from({ length: count }, (_, i) => i);
+    const step = {
+      tokens: this.#ids(count),
+      positions,
+      sequences: positions.map(() => 0),
+      selected: positions,
+      lengths: positions.map(() => count),
+    };
+    const { outputs } = await this.#runner.step(step, "logits");
+    return (await this.#runner.read(outputs.logits, count)) as Float32Array;
   }
 
   async #prefill(tokens: number): Promise<void> {

@@ -17,6 +17,7 @@ interface Flags {
   batch: number[];
   precision: Precision;
   repeat: number;
+  error?: boolean;
   json?: boolean;
   chart?: string;
 }
@@ -36,6 +37,7 @@ export function benchCommand(): Command {
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("high"),
     )
     .option("--repeat <n>", "measurements of each case; medians are reported", Number, 5)
+    .option("--error", "also load at exact precision, and tell how far the logits are from there")
     .option("--json", "print one line of JSON and nothing else")
     .option("--chart <file>", "also draw the speeds as SVG")
     .action((model: string, flags: Flags) => interruptible((signal) => run(model, flags, signal)));
@@ -51,7 +53,17 @@ async function run(model: string, flags: Flags, signal: AbortSignal): Promise<vo
   else process.stdout.write(table(report));
 }
 
-function table({ device, description, node, loadMs, weightBytes, peakRssBytes, streamReadGBs, results }: BenchReport) {
+function table({
+  device,
+  description,
+  node,
+  loadMs,
+  weightBytes,
+  peakRssBytes,
+  streamReadGBs,
+  results,
+  error,
+}: BenchReport) {
   const lines = [
     `${device}: ${description}; Node ${node}`,
     `load ${(loadMs / 1000).toFixed(2)} s, weights ${formatBytes(weightBytes)}, peak memory ${formatBytes(peakRssBytes)}`,
@@ -64,5 +76,9 @@ function table({ device, description, node, loadMs, weightBytes, peakRssBytes, s
       return `${name.padEnd(8)}${cells.map((cell) => String(cell).padStart(10)).join("")}`;
     }),
   ];
+  if (error !== null) {
+    const far = `NMSE ${error.nmse.toExponential(1)}, KL ${error.kl.toExponential(1)}`;
+    lines.push("", `logits against exact precision: ${far}, same top token ${(100 * error.top1).toFixed(1)} %`);
+  }
   return `${lines.join("\n")}\n`;
 }
