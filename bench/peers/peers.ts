@@ -7,7 +7,7 @@ import { readFileSync } from "node:fs";
 import { availableParallelism, cpus, loadavg, totalmem } from "node:os";
 import { fileURLToPath } from "node:url";
 import { parseArgs, promisify } from "node:util";
-import { median } from "../../src/bench/measure.ts";
+import { median, type PrecisionError } from "../../src/bench/measure.ts";
 
 const { positionals: files, values: flags } = parseArgs({
   allowPositionals: true,
@@ -34,26 +34,32 @@ interface Measured {
     readonly tokensPerCpuSecond: number;
     readonly rooflineShare?: number | null;
   }[];
+  readonly error?: PrecisionError | null;
 }
 
 const local = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 const run = promisify(execFile);
 
+const vernier = (precision: string) => (file: string) => [
+  ...[local("../../src/cli/main.ts"), "bench", file, "--device", "cpu", "--json", "--repeat", "1"],
+  ...["--threads", threads, "--prefill", prefill, "--decode", decode, "--precision", precision],
+];
 const ENGINES = {
-  vernier: (file: string) => [
-    ...[local("../../src/cli/main.ts"), "bench", file, "--device", "cpu", "--json", "--repeat", "1"],
-    ...["--threads", threads, "--prefill", prefill, "--decode", decode],
-  ],
+  high: vernier("high"),
+  fast: vernier("fast"),
   "node-llama-cpp": (file: string) => [local("./llama.ts"), file, threads, prefill, decode],
 } satisfies Record<string, (file: string) => string[]>;
 type EngineName = keyof typeof ENGINES;
+const NAMES = Object.keys(ENGINES) as EngineName[];
 
-async function measure(engine: EngineName, file: string): Promise<Measured> {
-  const { stdout } = await run(process.execPath, ENGINES[engine](file), { maxBuffer: 1 << 20 });
+async function measure(engine: EngineName, file: string, first: boolean): Promise<Measured> {
+  // Vernier tells once how exact it is: that takes a second load.
+  const args = [...ENGINES[engine](file), ...(first && engine !== "node-llama-cpp" ? ["--error"] : [])];
+  const { stdout } = await run(process.execPath, args, { maxBuffer: 1 << 20 });
   return JSON.parse(stdout.trimEnd().split("\n").at(-1)!);
 }
 
-/** What is compared. `ratio`: how Vernier does; for times less is better. */
+/** What is compared. Ratios are Vernier's to the peer's: for times and memory less is better. */
 const QUANTITIES = {
   decode: (m) => result(m, "decode").tokensPerSecond,
   "decode, per CPU second": (m) => result(m, "decode").tokensPerCpuSecond,
@@ -75,38 +81,42 @@ process.stdout.write(`${machine}; Node ${process.version}; node-llama-cpp ${vers
 
 const tables = [];
 for (const file of files) {
-  const measured: Record<EngineName, Measured[]> = { vernier: [], "node-llama-cpp": [] };
+  const measured: Record<EngineName, Measured[]> = { high: [], fast: [], "node-llama-cpp": [] };
   const loads: number[] = [];
   for (let round = 0; round < rounds; round++) {
-    for (const engine of ["vernier", "node-llama-cpp"] as const) {
+    for (const engine of NAMES) {
       process.stderr.write(`${file}: ${engine}, ${round + 1} of ${rounds}\n`);
-      measured[engine].push(await measure(engine, file));
+      measured[engine].push(await measure(engine, file, round === 0));
       loads.push(loadavg()[0]);
     }
   }
   const rows = Object.entries(QUANTITIES).map(([quantity, of]) => {
-    const [vernier, peer] = [measured.vernier.map(of), measured["node-llama-cpp"].map(of)];
-    const spread = (values: number[]) => Math.max(...values) / Math.min(...values);
-    return {
-      quantity,
-      vernier: median(vernier),
-      peer: median(peer),
-      ratio: median(vernier) / median(peer),
-      /** Largest over smallest of the rounds: how noisy it was. */
-      spread: [spread(vernier), spread(peer)],
-    };
+    const [high, fast, peer] = NAMES.map((engine) => median(measured[engine].map(of)));
+    /** Largest over smallest of the rounds: how noisy it was. */
+    const spread = NAMES.map((engine) => {
+      const values = measured[engine].map(of);
+      return Math.max(...values) / Math.min(...values);
+    });
+    return { quantity, high, fast, peer, ratio: high / peer, fastRatio: fast / peer, spread };
   });
-  const shares = measured.vernier.map((one) => result(one, "decode").rooflineShare ?? 0);
-  const reads = median(measured.vernier.map((one) => one.streamReadGBs ?? 0));
-  tables.push({ file, rows, rooflineShare: median(shares), streamReadGBs: reads, loadAverage: median(loads) });
-  const header = ["", "vernier", "peer", "ratio", "spread"];
-  const cells = rows.map(({ quantity, vernier, peer, ratio, spread }) => [
+  const shares = measured.high.map((one) => result(one, "decode").rooflineShare ?? 0);
+  const reads = median(measured.high.map((one) => one.streamReadGBs ?? 0));
+  const errors = { high: measured.high[0].error, fast: measured.fast[0].error };
+  tables.push({ file, rows, errors, rooflineShare: median(shares), streamReadGBs: reads, loadAverage: median(loads) });
+  const header = ["", "high", "fast", "peer", "high/peer", "fast/peer", "spread"];
+  const cells = rows.map(({ quantity, high, fast, peer, ratio, fastRatio, spread }) => [
     quantity,
-    ...[vernier.toFixed(1), peer.toFixed(1), ratio.toFixed(2), spread.map((one) => one.toFixed(1)).join(" / ")],
+    ...[high, fast, peer].map((one) => one.toFixed(1)),
+    ...[ratio, fastRatio].map((one) => one.toFixed(2)),
+    spread.map((one) => one.toFixed(1)).join(" / "),
   ]);
   const lines = [header, ...cells].map(([first, ...rest]) => {
-    return `${first.padEnd(24)}${rest.map((cell) => cell.padStart(12)).join("")}\n`;
+    return `${first.padEnd(24)}${rest.map((cell, i) => cell.padStart(i === 5 ? 18 : 11)).join("")}\n`;
   });
+  for (const [precision, error] of Object.entries(errors)) {
+    const far = `NMSE ${error?.nmse.toExponential(1)}, same top token ${(100 * (error?.top1 ?? 0)).toFixed(1)} %`;
+    lines.push(`logits, ${precision} against exact: ${far}\n`);
+  }
   const share = `${(100 * median(shares)).toFixed(0)} % of reading memory at ${reads.toFixed(1)} GB/s`;
   process.stdout.write(`\n${file}: load average ${median(loads).toFixed(1)}, decode ${share}\n${lines.join("")}`);
 }
