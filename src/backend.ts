@@ -104,8 +104,19 @@ export interface Step {
   readonly selected: Tensor;
 }
 
+/**
+ * How a cache stores keys and values. They are rounded once, when they are appended, and read as what they became.
+ * - `f32`: as they are.
+ * - `f16`: the nearest half, ties to even, and the largest finite one (65504) beyond it.
+ * - `int8`: for each position and head s = max|x| / 127 in f32 (1 if that is 0), and x / s rounded half to even.
+ */
+export type KvType = "f32" | "f16" | "int8";
+
 export interface KvSpec {
+  /** Module path of the attention, `model.layers.0.self_attn`: the weights whose names go on from there are its own. */
   readonly label: string;
+  /** Default `f32`; others only where `caps.kvTypes` names them. */
+  readonly dtype?: KvType;
   readonly kvHeads: number; // G
   readonly headDim: number; // d
   /** Number of sequence slots. */
@@ -288,6 +299,8 @@ export interface Capabilities {
   readonly packedFormats: readonly WeightFormat[];
   /** True when `linear` honours `WeightSource.activations`. Default false. */
   readonly int8Activations?: boolean;
+  /** How caches can store keys and values. Default: `f32` only. */
+  readonly kvTypes?: readonly KvType[];
   /** Names of the fused ops that `record` offers natively. */
   readonly fusedOps: readonly (keyof FusedOps)[];
   /** True when `run` returns before the work is done: the engine then keeps one step in flight. */
@@ -339,6 +352,13 @@ export interface Backend {
   release(program: Program): void;
   /** Idempotent; every other call afterwards throws DisposedError. */
   dispose(): Promise<void>;
+}
+
+/** Bytes of one position's keys and values in one layer. */
+export function kvPositionBytes(spec: Pick<KvSpec, "kvHeads" | "headDim" | "dtype">): number {
+  const { kvHeads, headDim, dtype = "f32" } = spec;
+  // INT8: two scales, and what cpu corrects products with a key by.
+  return kvHeads * { f32: 8 * headDim, f16: 4 * headDim, int8: 2 * headDim + 12 }[dtype];
 }
 
 /** Elements of a shape. */

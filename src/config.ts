@@ -283,34 +283,18 @@ function isClassOf(modelType: string, className: string, suffix: string): boolea
   return stems.some((stem) => className.toLowerCase() === `${stem}${suffix.toLowerCase()}`);
 }
 
-/** Quantisation methods that exist, by whether this engine can run them. */
-const QUANT_METHODS = {
-  mxfp4: "supported",
-  gptq: "unsupported",
-  awq: "unsupported",
-  "compressed-tensors": "supported",
-  fp8: "unsupported",
-  bitsandbytes: "unsupported",
-  hqq: "unsupported",
-  torchao: "unsupported",
-} as const;
+/** Quantisation methods that exist; of the last ones this engine reads none. */
+const QUANT_METHODS = ["mxfp4", "compressed-tensors", "gptq", "awq", "fp8", "bitsandbytes", "hqq", "torchao"] as const;
 
 function checkQuantization(reader: ConfigReader, modelType: string): void {
   const quant = reader.as("CFG_QUANT").object("quantization_config");
   if (quant === undefined) return;
-  const methods = Object.keys(QUANT_METHODS) as (keyof typeof QUANT_METHODS)[];
-  const method = quant.string("quant_method", { oneOf: methods });
-  quant.optionalInt("bits", { max: 16 });
-  if (quant.raw("group_size") !== -1) quant.optionalInt("group_size");
-  if (method === "compressed-tensors") {
-    readInt8(quant);
-    return;
-  }
-  if (QUANT_METHODS[method] === "supported" && modelType === "gpt_oss") return;
+  const method = quant.string("quant_method", { oneOf: QUANT_METHODS });
+  if (readMethod(quant, method) !== undefined || (method === "mxfp4" && modelType === "gpt_oss")) return;
   const { file } = reader;
   const message =
     `${file}: weights quantised with ${method} are not supported for ${modelType}; use the checkpoint in bfloat16, ` +
-    "float16, float32 or INT8 (compressed-tensors), or MXFP4 for gpt_oss";
+    "float16, float32, INT8 or INT4 (compressed-tensors), GPTQ or AWQ, or MXFP4 for gpt_oss";
   throw new UnsupportedModelError("UNSUPPORTED_FORMAT", message, {
     file,
     field: "quantization_config.quant_method",
@@ -318,22 +302,56 @@ function checkQuantization(reader: ConfigReader, modelType: string): void {
   });
 }
 
-/** The INT8 scheme of a compressed-tensors checkpoint. Which modules have it, their tensors say. */
-export interface Int8Scheme {
-  /** `int-quantized`: tensors of i8; `pack-quantized`: four of them, offset by 128, in an i32. */
+/** How integers of linear layers are stored, for all of them alike. Which modules have them, their tensors say. */
+export type IntegerScheme = CompressedScheme | ZeroPointScheme;
+
+export interface CompressedScheme {
+  readonly method: "compressed-tensors";
+  /** `int-quantized`: tensors of i8; `pack-quantized`: words of 32 bits full of values, each offset to be positive. */
   readonly format: "int-quantized" | "pack-quantized";
+  readonly bits: 4 | 8;
   /** The activations of these layers are quantised too: one scale a token, computed as it comes. */
   readonly activations?: "int8";
 }
 
-/** The scheme, if the checkpoint has one. @param json the value of config.json, which `readConfig` has accepted. */
-export function readInt8Scheme(json: unknown): Int8Scheme | undefined {
-  const quant = new ConfigReader(json).as("CFG_QUANT").object("quantization_config");
-  return quant?.raw("quant_method") === "compressed-tensors" ? readInt8(quant) : undefined;
+/** GPTQ and AWQ: values from 0 up, and a zero point and a scale for each group of columns. */
+export interface ZeroPointScheme {
+  readonly method: "gptq" | "awq";
+  readonly bits: 2 | 4 | 8;
+  /** Columns that share zero point and scale; undefined: all of a row. */
+  readonly group?: number;
+  /**
+   * `stored`: as the file has them; `minus one`: it has one less; `middle`: 2^(bits − 1), and the file may have either, since
+   * there are checkpoints that claim the wrong version (https://github.com/vllm-project/vllm/pull/38966).
+   */
+  readonly zeros: "stored" | "minus one" | "middle";
+  /** The file says for each column which group it is of; else they come in order. */
+  readonly actOrder: boolean;
 }
 
-/** Throws ConfigError CFG_QUANT for everything but symmetric INT8 weights, alone or with dynamic INT8 activations. */
-function readInt8(quant: ConfigReader): Int8Scheme {
+/** The scheme, if the checkpoint has one. @param json the value of config.json, which `readConfig` has accepted. */
+export function readIntegerScheme(json: unknown): IntegerScheme | undefined {
+  const quant = new ConfigReader(json).as("CFG_QUANT").object("quantization_config");
+  return quant && readMethod(quant, quant.string("quant_method"));
+}
+
+/** Throws ConfigError CFG_QUANT for a variant that is not read; undefined for methods that have no such scheme. */
+function readMethod(quant: ConfigReader, method: string): IntegerScheme | undefined {
+  switch (method) {
+    case "compressed-tensors":
+      return readCompressed(quant);
+    case "gptq":
+      return readGptq(quant);
+    case "awq":
+      return readAwq(quant);
+    default:
+      return undefined;
+  }
+}
+
+/** Symmetric integers, alone or with dynamic INT8 activations. */
+function readCompressed(quant: ConfigReader): CompressedScheme {
+  const method = "compressed-tensors";
   const format = quant.string("format", { oneOf: ["int-quantized", "pack-quantized"] });
   if (quant.has("kv_cache_scheme")) quant.fail("kv_cache_scheme", "null (keys and values are not quantised here)");
   const names = Object.keys(Object(quant.raw("config_groups")));
@@ -342,21 +360,63 @@ function readInt8(quant: ConfigReader): Int8Scheme {
   group.string("format", { default: format, oneOf: [format] });
   if (group.has("output_activations")) group.fail("output_activations", "null");
   const weights = group.object("weights") ?? group.fail("weights", "settings of the weights");
-  readInt8Arguments(weights, ["channel", "group"], false);
+  const bits = readArguments(weights, format === "pack-quantized" ? [4, 8] : [8], ["channel", "group"], false);
   if (weights.has("actorder")) weights.string("actorder", { oneOf: ["weight", "static"] });
   const activations = group.object("input_activations");
-  if (activations === undefined) return { format };
+  if (activations === undefined) return { method, format, bits };
   if (format === "pack-quantized") group.fail("input_activations", "null with pack-quantized weights");
-  readInt8Arguments(activations, ["token"], true);
-  return { format, activations: "int8" };
+  readArguments(activations, [8], ["token"], true);
+  return { method, format, bits, activations: "int8" };
 }
 
-function readInt8Arguments(settings: ConfigReader, strategies: readonly string[], dynamic: boolean): void {
-  settings.positiveInt("num_bits", { min: 8, max: 8 });
+function readArguments<const B extends number>(
+  settings: ConfigReader,
+  widths: readonly B[],
+  strategies: readonly string[],
+  dynamic: boolean,
+): B {
+  const bits = readBits(settings, "num_bits", widths);
   settings.string("type", { default: "int", oneOf: ["int"] });
   settings.string("strategy", { oneOf: strategies });
   if (!settings.boolean("symmetric", { default: true })) settings.fail("symmetric", "true (no zero points)");
   if (settings.boolean("dynamic", { default: false }) !== dynamic) settings.fail("dynamic", String(dynamic));
+  return bits;
+}
+
+function readBits<const B extends number>(settings: ConfigReader, key: string, widths: readonly B[]): B {
+  const bits = settings.positiveInt(key);
+  return widths.find((width) => width === bits) ?? settings.fail(key, widths.join(" or "));
+}
+
+/** Fields as AutoGPTQ and GPTQModel write them; those that only say how the values were found are not looked at. */
+function readGptq(quant: ConfigReader): ZeroPointScheme {
+  const bits = readBits(quant, "bits", [2, 4, 8]);
+  const group = readGroup(quant);
+  const format = quant.string("checkpoint_format", { default: "gptq", oneOf: ["gptq", "gptq_v2"] });
+  if (quant.boolean("is_marlin_format", { default: false })) quant.fail("is_marlin_format", "false");
+  quant.string("pack_dtype", { default: "int32", oneOf: ["int32"] });
+  // A minus takes modules out, whose tensors then show it; anything else gives some of them other settings.
+  const overrides = Object.keys(Object(quant.raw("dynamic"))).filter((pattern) => !pattern.startsWith("-:"));
+  if (overrides.length > 0) quant.fail("dynamic", "the same settings for all modules");
+  const stored = format === "gptq" ? "minus one" : "stored";
+  const zeros = quant.boolean("sym", { default: true }) ? "middle" : stored;
+  return { method: "gptq", bits, group, zeros, actOrder: quant.boolean("desc_act", { default: false }) };
+}
+
+/** Fields as AutoAWQ writes them. */
+function readAwq(quant: ConfigReader): ZeroPointScheme {
+  const bits = readBits(quant, "bits", [4]);
+  const group = readGroup(quant);
+  if (!quant.boolean("zero_point", { default: true })) quant.fail("zero_point", "true");
+  const version = quant.string("version", { default: "gemm" });
+  if (version.toLowerCase() !== "gemm") quant.fail("version", "gemm (the others pack in another order)");
+  if (quant.raw("backend") === "llm-awq") quant.fail("backend", "autoawq (the other packs in another order)");
+  return { method: "awq", bits, group, zeros: "stored", actOrder: false };
+}
+
+/** −1: all columns. */
+function readGroup(quant: ConfigReader): number | undefined {
+  return quant.raw("group_size") === -1 ? undefined : quant.positiveInt("group_size");
 }
 
 // ---------------------------------------------------------------------------------------------- plausibility

@@ -176,8 +176,8 @@ async function loadOpened(
   context: CallContext,
   startedAt: number,
 ): Promise<Loaded> {
-  const { contextLength, maxSequences, fusion, threads, precision = "high", device = "auto" } = options;
-  const { tensors: _, ...summary } = summarize(open, { contextLength });
+  const { contextLength, maxSequences, fusion, kvCache, threads, precision = "high", device = "auto" } = options;
+  const { tensors: _, ...summary } = summarize(open, { contextLength, kvCache });
   const { files, architecture, config, checkpoint } = open;
   const [defaults, tokenizer] = await Promise.all([
     readDefaults(open),
@@ -198,6 +198,7 @@ async function loadOpened(
       contextLength,
       maxSequences,
       fusion,
+      kvCache,
       signal: context.signal,
       onProgress: (progress) => context.note({ kind: "progress", progress } satisfies HostNote),
     });

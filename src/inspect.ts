@@ -4,8 +4,8 @@ import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
 import type { ModelFiles } from "../weights/files.ts";
 import { readJson } from "../weights/json.ts";
 import { openBlobs, openUrl } from "../weights/web.ts";
-import { type Shape, sizeOf, type WeightFormat } from "./backend.ts";
-import { readConfig, readInt8Scheme } from "./config.ts";
+import { type KvType, kvPositionBytes, type Shape, sizeOf, type WeightFormat } from "./backend.ts";
+import { readConfig, readIntegerScheme } from "./config.ts";
 import { OptionError, quote } from "./errors.ts";
 import { openGguf } from "./gguf.ts";
 import type { Architecture, BaseConfig } from "./model.ts";
@@ -57,7 +57,7 @@ export interface WidenedSummary {
 export interface MemoryNeed {
   /** Weights as they are stored. */
   readonly weights: number;
-  /** Keys and values of `contextLength` positions, f32. */
+  /** Keys and values of `contextLength` positions. */
   readonly kv: number;
   readonly total: number;
   readonly contextLength: number;
@@ -116,7 +116,7 @@ export async function openModel(source: Source): Promise<OpenModel> {
     architecture,
     config,
     configJson,
-    checkpoint: await openCheckpoint(files, { int8: readInt8Scheme(configJson) }),
+    checkpoint: await openCheckpoint(files, { integers: readIntegerScheme(configJson) }),
   };
 }
 
@@ -178,10 +178,11 @@ export function readConfigFile(files: ModelFiles, name: string): Promise<unknown
 /**
  * @param options.contextLength for the memory of keys and values; default what `load` would take: the model's own, at most
  *   4096.
+ * @param options.kvCache how they are stored, default f32.
  */
 export function summarize(
   { architecture, config, checkpoint }: OpenModel,
-  options: { contextLength?: number } = {},
+  options: { contextLength?: number; kvCache?: KvType } = {},
 ): ModelSummary {
   const contextLength = options.contextLength ?? Math.min(config.maxPositionEmbeddings, 4096);
   if (contextLength > config.maxPositionEmbeddings) {
@@ -205,7 +206,7 @@ export function summarize(
     formats[format].bytes += byteLength;
   }
   const weights = tensors.reduce((sum, tensor) => sum + tensor.byteLength, 0);
-  const kv = kvBytes(architecture, config, contextLength);
+  const kv = kvBytes(architecture, config, contextLength, options.kvCache);
   return {
     architecture: architecture.modelType,
     parameters: tensors.reduce((sum, tensor) => sum + sizeOf(tensor.shape), 0),
@@ -237,11 +238,11 @@ function widenedTensors(tensors: readonly TensorSummary[]): WidenedSummary[] {
 }
 
 /** Sliding layers keep their window (and the largest chunk, which is not counted here), others every position. */
-function kvBytes(architecture: Architecture, config: BaseConfig, contextLength: number): number {
+function kvBytes(architecture: Architecture, config: BaseConfig, contextLength: number, dtype?: KvType): number {
   let bytes = 0;
   for (let layer = 0; layer < config.numHiddenLayers; layer++) {
     const { kvHeads, headDim, window } = architecture.kv(config, layer);
-    bytes += Math.min(window ?? contextLength, contextLength) * kvHeads * headDim * 2 * 4;
+    bytes += Math.min(window ?? contextLength, contextLength) * kvPositionBytes({ kvHeads, headDim, dtype });
   }
   return bytes;
 }

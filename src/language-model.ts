@@ -62,14 +62,18 @@ export async function load(source: ModelSource = "demo", options: LoadOptions = 
 /**
  * What a model is and what memory it takes, from its config and the headers of its files; no weight is read, unless asked.
  * @param options.contextLength tokens to keep keys and values for; default what `load` takes.
+ * @param options.kvCache how they are stored, as for `load`.
  * @param options.checkTensors reads every weight and looks for NaN and infinity. Default false.
  * @throws as `load`; ModelFileError WEIGHT_NOT_FINITE.
  */
 export async function inspect(
   source: ModelSource = "demo",
-  options: { contextLength?: number; checkTensors?: boolean } = {},
+  options: Pick<LoadOptions, "contextLength" | "kvCache"> & { checkTensors?: boolean } = {},
 ): Promise<ModelSummary> {
-  const { contextLength } = checkLoadOptions({ contextLength: options.contextLength });
+  const { contextLength, kvCache } = checkLoadOptions({
+    contextLength: options.contextLength,
+    kvCache: options.kvCache,
+  });
   const checked = checkSource(source);
   const { openModel, summarize } = await import("./inspect.ts");
   const model = await openModel(checked);
@@ -78,7 +82,7 @@ export async function inspect(
       const { checkFinite } = await import("../weights/finite.ts");
       await checkFinite(model.checkpoint);
     }
-    return summarize(model, { contextLength });
+    return summarize(model, { contextLength, kvCache });
   } finally {
     await model.checkpoint.close();
   }

@@ -1,6 +1,7 @@
 // What a caller may ask of load(), generate() and chat(): types, ranges and defaults, checked before anything runs.
 // An option that is unknown, mistyped or out of range throws an OptionError; none is ever ignored. Knows nothing of how
 // they are carried out.
+import type { KvType } from "./backend.ts";
 import { OptionError } from "./errors.ts";
 import { type ChatMessage, checkMessages } from "./text/messages.ts";
 
@@ -16,6 +17,9 @@ export type DeviceName = (typeof DEVICES)[number];
  */
 export const PRECISIONS = ["exact", "high", "fast"] as const;
 export type Precision = (typeof PRECISIONS)[number];
+
+/** How keys and values are stored. */
+export const KV_TYPES = ["f32", "f16", "int8"] as const satisfies readonly KvType[];
 
 /** Receives the library's log lines. Without one, warnings and errors go to `console.warn` and nothing else is said. */
 export interface Logger {
@@ -54,6 +58,12 @@ export interface LoadOptions {
    * stay as they are. Default: none.
    */
   quantize?: "int8" | "mxfp4";
+  /**
+   * How keys and values are stored: `"f16"` takes half the memory and time per position, with errors as of f16 computation;
+   * `"int8"` (a scale for each position and head) a quarter, with errors that show in long contexts. A device that cannot
+   * throws OptionError OPTION_CONFLICT. Default `"f32"`.
+   */
+  kvCache?: KvType;
   /** Called on the caller's thread while weights are loaded. */
   onProgress?: (progress: LoadProgress) => void;
   /** Stops loading; `load` then throws `signal.reason`. */
@@ -236,6 +246,7 @@ const LOAD: Record<keyof LoadOptions, Check> = {
   fusion: oneOf("on", "off"),
   precision: oneOf(...PRECISIONS),
   quantize: oneOf("int8", "mxfp4"),
+  kvCache: oneOf(...KV_TYPES),
   onProgress: callback,
   signal,
   logger: loggerCheck,

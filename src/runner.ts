@@ -4,6 +4,8 @@ import type { Checkpoint } from "../weights/checkpoint.ts";
 import {
   type Backend,
   type KvCache,
+  type KvType,
+  kvPositionBytes,
   type Program,
   type RopeTable,
   type Shape,
@@ -44,6 +46,8 @@ export interface RunnerOptions {
   readonly prefillChunk?: number;
   /** `off` runs every fused op as its base ops. Default `on`. */
   readonly fusion?: "on" | "off";
+  /** How keys and values are stored. Default `f32`. */
+  readonly kvCache?: KvType;
   readonly onProgress?: (progress: LoadProgress) => void;
   readonly signal?: AbortSignal;
 }
@@ -52,6 +56,8 @@ export interface RunnerOptions {
 export interface Batch {
   readonly tokens: ArrayLike<number>;
   readonly positions: ArrayLike<number>;
+  /** What queries and keys are rotated by, where that is not where they stand: below `contextLength`. Default `positions`. */
+  readonly rotations?: ArrayLike<number>;
   /** Sequence slot of each row. */
   readonly sequences: ArrayLike<number>;
   /** Rows whose logits (or next tokens) are wanted. */
@@ -75,6 +81,11 @@ export interface TraceOptions {
     values(key: string, shape: Shape, layout: TapLayout): Float32Array | Int32Array;
   };
   readonly fusion?: "on" | "off";
+  /**
+   * Which layers compute (`model.layers.3`), and whether the final norm and the head do (`lm_head`); other layers hand on what
+   * they read, and their taps mean nothing. Default: all.
+   */
+  readonly computes?: (block: string) => boolean;
 }
 
 export interface Traced {
@@ -110,6 +121,9 @@ export class Runner {
   /** False when rope tables depend on the sequence's length: the host then writes the rows' tables before every step. */
   readonly canContinue: boolean;
   readonly weights: ReadonlyMap<string, Weight>;
+  /** `int8`: some linear layers of this model quantise their input (`WeightSource.activations`). */
+  readonly activations?: "int8";
+  readonly kvCache: KvType;
 
   readonly #architecture: Architecture;
   readonly #fusion: "on" | "off";
@@ -122,7 +136,8 @@ export class Runner {
 
   /** Loads all weights; throws a typed error before anything is loaded when the checkpoint does not fit the architecture. */
   static async create(options: RunnerOptions): Promise<Runner> {
-    const { backend, architecture, config, checkpoint, onProgress, signal } = options;
+    const { backend, architecture, config, checkpoint, kvCache, onProgress, signal } = options;
+    requireKvType(backend, kvCache);
     const table = Object.entries(architecture.tensors(config));
     const sources = table.map(([name, spec]: [string, TensorSpec]) => checkpoint.source(name, spec));
     const bytes = sources.map((source) => source.byteLength("data") + source.byteLength("scales"));
@@ -136,16 +151,19 @@ export class Runner {
       loadedBytes += bytes[i];
       onProgress?.({ loadedBytes, totalBytes, label: source.name });
     }
-    return new Runner(options, weights);
+    const activations = sources.find((source) => source.activations !== undefined)?.activations;
+    return new Runner(options, weights, activations);
   }
 
-  private constructor(options: RunnerOptions, weights: ReadonlyMap<string, Weight>) {
+  private constructor(options: RunnerOptions, weights: ReadonlyMap<string, Weight>, activations?: "int8") {
     const { backend, architecture, config } = options;
     this.backend = backend;
     this.config = config;
     this.weights = weights;
+    this.activations = activations;
     this.#architecture = architecture;
     this.#fusion = options.fusion ?? "on";
+    this.kvCache = options.kvCache ?? "f32";
     this.vocabSize = config.vocabSize;
     this.contextLength = positive(
       "contextLength",
@@ -158,7 +176,7 @@ export class Runner {
     const layers = Array.from({ length: config.numHiddenLayers }, (_, i) => architecture.kv(config, i));
     this.hasFullLayers = layers.some((layer) => layer.window === undefined);
     const positionBytes = layers.reduce((sum, { kvHeads, headDim, window }) => {
-      return sum + (window === undefined ? 2 * 4 * kvHeads * headDim : 0);
+      return sum + (window === undefined ? kvPositionBytes({ kvHeads, headDim, dtype: this.kvCache }) : 0);
     }, 0);
     const affordable = Math.max(this.contextLength, Math.floor(KV_BUDGET / Math.max(1, positionBytes)));
     const kvTokens = positive(
@@ -178,6 +196,7 @@ export class Runner {
       this.#kv.push(
         backend.allocKv({
           label,
+          dtype: this.kvCache,
           kvHeads,
           headDim,
           sequences: this.maxSequences,
@@ -254,10 +273,10 @@ export class Runner {
 
   /**
    * One step of its own, observed: all rows' logits, and every tap that `wants` asks for, read back. For precision work: the
-   * program is recorded for exactly these rows and released afterwards.
+   * program is recorded for exactly these rows and released afterwards. Taps of one tensor share their values.
    */
   async trace(batch: Batch, options: TraceOptions): Promise<Traced[]> {
-    const { wants, keys, replace, fusion = this.#fusion } = options;
+    const { wants, keys, replace, fusion = this.#fusion, computes = () => true } = options;
     const rows = batch.tokens.length;
     assert(rows <= this.prefillChunk, "trace: more rows than a step can have");
     const step = this.#makeStep(rows);
@@ -271,16 +290,21 @@ export class Runner {
     const taps = new Taps((key) => key === ":logits" || wants(key), replace && { has: replace.has, make });
     const program = await this.backend.record(`trace ${rows}`, (base) => {
       const ops = lower(base, { taps, fusion, headNorms: this.#architecture.headNorms ?? "perHead", keys });
-      forward(this.#architecture, this.#net(ops, step, taps), { kind: "all" });
+      const architecture: Architecture = {
+        ...this.#architecture,
+        layer: (net, i, x) => (computes(`model.layers.${i}`) ? this.#architecture.layer(net, i, x) : x),
+      };
+      forward(architecture, this.#net(ops, step, taps), { kind: computes("lm_head") ? "all" : "none" });
       return Object.fromEntries(taps.list.map((tap) => [tap.key, tap.tensor]));
     });
     this.#write(step, batch);
     this.backend.run(program);
     this.#lastGreedy = undefined;
-    const results: Traced[] = [];
-    for (const tap of taps.list) {
-      results.push({ tap, values: (await this.read(tap.tensor, tap.tensor.shape[0])).slice() });
+    const read = new Map<Tensor, Traced["values"]>();
+    for (const { tensor } of taps.list) {
+      if (!read.has(tensor)) read.set(tensor, await this.read(tensor, tensor.shape[0]));
     }
+    const results = taps.list.map((tap) => ({ tap, values: read.get(tap.tensor)! }));
     this.backend.release(program);
     this.backend.free(
       step.count,
@@ -419,7 +443,10 @@ export class Runner {
     const selected = new Int32Array(step.rows);
     selected.set(batch.selected);
     put(step.selected, selected);
-    put(step.ropeRows, this.canContinue ? batch.positions : Int32Array.from({ length: live }, (_, i) => i));
+    put(
+      step.ropeRows,
+      this.canContinue ? (batch.rotations ?? batch.positions) : Int32Array.from({ length: live }, (_, i) => i),
+    );
     if (!this.canContinue) for (const { spec, table } of this.#ropes.values()) this.#writeRope(spec, table, batch);
   }
 
@@ -430,7 +457,7 @@ export class Runner {
       const length = batch.lengths?.[from] ?? batch.positions[from] + 1;
       let to = from + 1;
       while (to < batch.tokens.length && (batch.lengths?.[to] ?? batch.positions[to] + 1) === length) to++;
-      const positions = Array.prototype.slice.call(batch.positions, from, to) as number[];
+      const positions = Array.prototype.slice.call(batch.rotations ?? batch.positions, from, to) as number[];
       const values = ropeTable(spec, positions, length);
       this.backend.write(table.cos, bytesOf(values.cos), from * half * 4);
       this.backend.write(table.sin, bytesOf(values.sin), from * half * 4);
@@ -452,11 +479,20 @@ function positive(field: string, value: number): number {
   });
 }
 
+function requireKvType({ name, caps: { kvTypes = ["f32"] } }: Backend, type: KvType = "f32"): void {
+  if (kvTypes.includes(type)) return;
+  const message = `kvCache: the ${name} backend stores keys and values as ${kvTypes.join(" or ")}, not as ${type}; leave it out, or use device "cpu"`;
+  throw new OptionError("OPTION_CONFLICT", message, { field: "kvCache", actual: type });
+}
+
 /** Activations that a model quantises are part of its numbers: no backend may leave that out. */
 function requireActivations({ name, caps }: Backend, source: WeightSource): void {
-  if (source.activations === undefined || (caps.int8Activations && source.shape.length === 2)) return;
+  if (source.activations === undefined) return;
+  const isMatrix = source.shape.length === 2;
+  if (isMatrix && caps.int8Activations) return;
+  const [who, device] = isMatrix ? [`the ${name} backend does`, "another device, or "] : ["experts do", ""];
   const message =
-    `weight ${quote(source.name)} wants INT8 activations (W8A8), which the ${name} backend does not compute; ` +
-    'use device "reference", or a version of the model with weights alone quantised (W8A16)';
+    `weight ${quote(source.name)} wants INT8 activations (W8A8), which ${who} not compute; ` +
+    `use ${device}a version of the model with weights alone quantised (W8A16)`;
   throw new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { tensor: source.name, field: "activations" });
 }

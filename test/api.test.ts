@@ -268,6 +268,8 @@ describe("options that are wrong throw at once", () => {
       ["demo", { threads: 0 }, "OPTION_RANGE"],
       ["demo", { contextLength: 8 }, "OPTION_RANGE"],
       ["demo", { contextLength: 5000 }, "OPTION_RANGE"],
+      ["demo", { precision: "exactly" as "exact" }, "OPTION_RANGE"],
+      ["demo", { precision: "fast", device: "reference" }, "OPTION_RANGE"],
       ["demo", { device: "webgpu" }, "DEVICE_UNAVAILABLE"],
       ["demo", { device: "ascend" }, "DEVICE_UNAVAILABLE"],
       ["hf:openai/gpt-oss-20b", {}, "UNSUPPORTED_SOURCE"],
@@ -523,6 +525,21 @@ describe("info, devices, logs", () => {
     expect(demo.info.parameters).toBe(
       Object.values(demo.info.formats).reduce((sum, format) => sum + format.parameters, 0),
     );
+  });
+
+  test("precision decides how exact INT8 and MXFP4 layers are; high is the default", async () => {
+    const logits = async (options: LoadOptions) => {
+      await using model = await load("demo", options);
+      return (await model.logits(IDS)).data;
+    };
+    const expected = await logits({ device: "reference" });
+    const error = (actual: Float32Array) => actual.reduce((sum, value, i) => sum + (value - expected[i]) ** 2, 0);
+    const cpu = { device: "cpu", threads: 1 } as const;
+    const high = await logits(cpu);
+    expect(await logits({ ...cpu, precision: "high" })).toEqual(high);
+    expect(error(await logits({ ...cpu, precision: "exact" }))).toBeLessThan(error(high) / 10);
+    expect(error(await logits({ ...cpu, precision: "fast" }))).toBeGreaterThan(error(high) * 1000);
+    expect(await logits({ device: "reference", precision: "high" })).toEqual(expected);
   });
 
   test("inspect reads no weights and knows the memory", async () => {

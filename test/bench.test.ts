@@ -124,6 +124,16 @@ describe("bench", () => {
     expect(bytes[1] - bytes[0]).toBeCloseTo(experts * (0.875 - 0.5) + 2 * 2 * 256 * 1.5, 3);
   });
 
+  test.each([
+    ["f16", 128],
+    ["int8", 88],
+  ] as const)("a position takes fewer bytes in %s", async (kvCache, position) => {
+    const { results, streamReadGBs } = await bench({ ...OPTIONS, kvCache, prefill: [], batch: [1] });
+    const bytes = results.map((one) => (one.rooflineShare! * streamReadGBs * 1e9) / one.tokensPerSecond);
+    expect(bytes[1] - bytes[0]).toBeCloseTo(position * (71.5 - 1.5 + 8 - 1.5), 3);
+    expect(results.map((one) => one.kvCache)).toEqual([kvCache, kvCache]);
+  });
+
   test("more sequences than positions", async () => {
     const { results } = await bench({ ...OPTIONS, prefill: [], decode: 1, context: [0], batch: [5], repeat: 1 });
     expect(results).toHaveLength(1);
@@ -160,7 +170,7 @@ describe("bench", () => {
   });
 
   test("the chart has a bar for each case, and escapes names", () => {
-    const result = { name: "decode", tokens: 2, context: 0, batch: 1, precision: "high" } as const;
+    const result = { name: "decode", tokens: 2, context: 0, batch: 1, precision: "high", kvCache: "f32" } as const;
     const speeds = { tokensPerSecond: 5, min: 4, max: 6, tokensPerCpuSecond: 5, rooflineShare: 0.5 };
     const report: BenchReport = {
       ...{ device: "cpu", description: "two threads", threads: 2, node: "v26.0.0" },

@@ -190,7 +190,7 @@ describe("CF06: quantisation", () => {
     refuses(quantised(config), "ConfigError", "CFG_QUANT", field);
   });
 
-  it.each(["gptq", "awq", "fp8", "bitsandbytes"])("%s is named as what it is", (quant_method) => {
+  it.each(["fp8", "bitsandbytes", "hqq"])("%s is named as what it is", (quant_method) => {
     const json = quantised({ quant_method, bits: 4, group_size: -1 });
     const message = refuses(json, "UnsupportedModelError", "UNSUPPORTED_FORMAT", "quantization_config.quant_method");
     expect(message).toContain(quant_method);

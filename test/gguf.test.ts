@@ -1,30 +1,24 @@
-// GGUF files as checkpoints: their tokenizers, their weights against the checkpoints they were made from, and their numbers
-// against PyTorch.
-import { existsSync, readFileSync } from "node:fs";
+// GGUF files as checkpoints: their tokenizers, and their weights against the checkpoints they were made from. Their numbers against
+// PyTorch are in precision/cases.test.ts.
+import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { afterEach, describe, expect, test } from "vitest";
 import { sizeOf } from "../src/backend.ts";
 import { readConfig } from "../src/config.ts";
-import { createBackend } from "../src/devices.ts";
 import { VernierError } from "../src/errors.ts";
 import { openGguf } from "../src/gguf.ts";
 import { type OpenModel, openModel, summarize } from "../src/inspect.ts";
 import type { GptOssConfig } from "../src/models/gpt_oss.ts";
 import type { LlamaConfig } from "../src/models/llama.ts";
 import type { MoeConfig } from "../src/models/mixtral.ts";
-import { diff } from "../src/precision/diff.ts";
-import { Reference } from "../src/precision/reference.ts";
-import { Runner } from "../src/runner.ts";
 import { loadChatTemplate } from "../src/text/chat-template.ts";
 import { createTokenizer, loadTokenizer } from "../src/text/tokenizer.ts";
 import { decodeWeight } from "../weights/decode.ts";
-import { openDirectory } from "../weights/directory.ts";
 import { parseGguf } from "../weights/gguf.ts";
 import { type GgufSpec, ggufFile, type TensorEntry, type Value } from "./weights/gguf-file.ts";
 import { errorOf, memoryFiles } from "./weights/memory.ts";
 
 const data = fileURLToPath(new URL("./data/", import.meta.url));
-const shared = fileURLToPath(new URL("../../shared/reference/", import.meta.url));
 const FILES = ["llama-q8_0", "qwen3-q8_0", "gpt_oss-mxfp4"];
 
 const opened: OpenModel[] = [];
@@ -492,31 +486,3 @@ test.each(ARCHITECTURES)("%s: the checkpoint that was converted comes back, conf
   }
   expect(model.checkpoint.unused([]).filter((unused) => unused.startsWith("blk"))).toEqual([]);
 });
-
-// ---------------------------------------------------------------------------------------------- numbers
-
-const CASES = [...FILES, "llama-f16", "qwen3-f16"].flatMap((name) =>
-  ["reference", "cpu"].map((device) => ({ name, device }) as const),
-);
-
-describe.skipIf(!existsSync(`${shared}dumps/gguf-${FILES[0]}`))(
-  "against PyTorch on the decoded weights (needs the larger reference data)",
-  () => {
-    test.each(CASES)("$name on $device: every tap within its f32 gate, greedy ids equal", async ({ name, device }) => {
-      const model = await open(`${shared}gguf/${name}.gguf`);
-      await using reference = await Reference.open(await openDirectory(`${shared}dumps/gguf-${name}`), "main.f32");
-      const { ids, prompt_len } = reference.manifest;
-      const { backend } = await createBackend(device as "reference" | "cpu", { threads: 1 });
-      await using runner = await Runner.create({
-        ...model,
-        backend,
-        contextLength: ids.length + 1,
-        maxSequences: 1,
-        prefillChunk: prompt_len,
-      }).then((made) => Object.assign(made, { [Symbol.asyncDispose]: () => made.dispose() }));
-      const report = await diff(runner, reference, { computeClass: "f32", samples: new Map() });
-      expect(report.verdict).toBe("pass");
-      expect(report.logits?.greedyEqual).toBe(true);
-    });
-  },
-);

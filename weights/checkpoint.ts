@@ -2,14 +2,16 @@
 // names and layouts that checkpoints use; nothing of networks or devices.
 
 import { type Shape, sizeOf, type WeightFormat, type WeightPlane, type WeightSource } from "../src/backend.ts";
-import type { Int8Scheme } from "../src/config.ts";
+import type { IntegerScheme } from "../src/config.ts";
 import { assert, ModelFileError, quote, UnsupportedModelError, VernierError } from "../src/errors.ts";
 import type { TensorSpec } from "../src/model.ts";
-import { joinInt8 } from "./compressed-tensors.ts";
+import { joinCompressed } from "./compressed-tensors.ts";
+import { type FileTensor, fileSource } from "./file-tensor.ts";
 import type { ModelFile, ModelFiles } from "./files.ts";
+import { joinGptq } from "./gptq.ts";
 import { INDEX_FILE, indexFault, readIndex } from "./index-file.ts";
 import { MXFP4_NAN_SCALE } from "./mxfp4.ts";
-import { readHeader, type SafetensorsDType, type SafetensorsTensor } from "./safetensors.ts";
+import { readHeader, type SafetensorsDType } from "./safetensors.ts";
 import { alike, concatenated, transposed } from "./sources.ts";
 
 const SINGLE_FILE = "model.safetensors";
@@ -18,7 +20,7 @@ export interface CheckpointTensor {
   readonly name: string;
   /** Logical shape: that of the values, however they are packed. */
   readonly shape: Shape;
-  /** As stored, in the format's own words; `MXFP4` and `INT8` for values and scales in tensors of their own. */
+  /** As stored, in the format's own words; `MXFP4`, `INT8`, `GPTQ INT4`, … for what several tensors make together. */
   readonly dtype: string;
   /** undefined: not a format that weights can have. */
   readonly format?: WeightFormat;
@@ -31,14 +33,15 @@ export interface CheckpointTensor {
 export interface Checkpoint {
   /** What messages call it: the folder's path or the address. */
   readonly label: string;
-  /** Packed pairs are one tensor, under the name without `_blocks` and `_scales`. */
+  /** What several tensors make together is one, under the name that the weight has where nothing is packed. */
   readonly tensors: ReadonlyMap<string, CheckpointTensor>;
   /** Of all tensors. */
   readonly byteLength: number;
   has(name: string): boolean;
   /**
    * The weight that a network calls `name`. Throws UnsupportedModelError MODEL_TENSOR_MISSING, MODEL_SHAPE,
-   * UNSUPPORTED_FORMAT; its `read` throws ModelFileError WEIGHT_NOT_FINITE for an MXFP4 scale that is NaN.
+   * UNSUPPORTED_FORMAT; its `read` throws ModelFileError WEIGHT_NOT_FINITE for an MXFP4 scale that is NaN, and WEIGHT_RANGE
+   * for groups and zero points of GPTQ that cannot be.
    */
   source(name: string, spec: TensorSpec): WeightSource;
   /** Tensors of the checkpoint that are not among `used` (names in the checkpoint). */
@@ -47,8 +50,8 @@ export interface Checkpoint {
 }
 
 export interface CheckpointOptions {
-  /** How config.json says that linear layers are stored in INT8; without it, such tensors have no format. */
-  readonly int8?: Int8Scheme;
+  /** How config.json says that linear layers are stored as integers; without it, such tensors have no format. */
+  readonly integers?: IntegerScheme;
 }
 
 /** A tensor and its values, which are undefined exactly when its format is. */
@@ -56,14 +59,10 @@ export interface StoredTensor extends CheckpointTensor {
   readonly source?: WeightSource;
 }
 
-/** A tensor of a safetensors file. */
-export interface FileTensor extends SafetensorsTensor {
-  readonly file: ModelFile;
-}
-
 /**
  * Opens the weights of a model: `model.safetensors`, or the shards of `model.safetensors.index.json`.
- * Throws ModelFileError ST_*, INDEX_*, FILE_*; UnsupportedModelError for a folder that has its weights in another format.
+ * Throws ModelFileError ST_*, INDEX_*, FILE_*; UnsupportedModelError for a folder that has its weights in another format, or
+ * packed ones that are not as `options` say.
  */
 export async function openCheckpoint(files: ModelFiles, options: CheckpointOptions = {}): Promise<Checkpoint> {
   const opened: ModelFile[] = [];
@@ -162,30 +161,19 @@ const FORMATS: Partial<Record<SafetensorsDType, WeightFormat>> = { F32: "f32", F
 /** Tensors as they are, and packed ones put together. */
 function joined(
   tensors: ReadonlyMap<string, FileTensor>,
-  { int8 }: CheckpointOptions,
+  { integers }: CheckpointOptions,
 ): ReadonlyMap<string, StoredTensor> {
   const stored = new Map([...tensors].map(([name, tensor]) => [name, asStored(tensor)]));
   joinMxfp4(tensors, stored);
-  if (int8 !== undefined) joinInt8(tensors, stored, int8);
+  if (integers?.method === "compressed-tensors") joinCompressed(tensors, stored, integers);
+  else if (integers !== undefined) joinGptq(tensors, stored, integers);
   return stored;
 }
 
-function asStored({ file, byteOffset, ...tensor }: FileTensor): StoredTensor {
+function asStored(stored: FileTensor): StoredTensor {
+  const { file, byteOffset, ...tensor } = stored;
   const format = FORMATS[tensor.dtype];
-  if (format === undefined) return tensor;
-  const { name, shape, byteLength } = tensor;
-  const source: WeightSource = {
-    name,
-    shape,
-    format,
-    byteLength: (plane) => (plane === "data" ? byteLength : 0),
-    async read(plane, from, length, into) {
-      const inside = plane === "data" && from >= 0 && from + length <= byteLength;
-      assert(inside, `${name}: ${plane} ${from} + ${length}`);
-      return file.read(byteOffset + from, length, into);
-    },
-  };
-  return { ...tensor, format, source };
+  return format === undefined ? tensor : { ...tensor, format, source: fileSource(stored, format) };
 }
 
 /** Joins `<name>_blocks` u8 [.., G, 16] and `<name>_scales` u8 [.., G] to `<name>` mxfp4 [.., 32 · G] (gpt-oss). */
@@ -334,7 +322,7 @@ function unsupported(
 ): UnsupportedModelError {
   const method = methodOf(tensors, name);
   const how = method === undefined ? "" : `, quantized by ${method}`;
-  const message = `tensor ${quote(name)} is ${dtype} [${shape}]${how}: this engine reads F32, F16, BF16, INT8 and MXFP4 weights; use a version of the model in one of these`;
+  const message = `tensor ${quote(name)} is ${dtype} [${shape}]${how}: this engine reads F32, F16, BF16 and MXFP4 weights, and those that quantization_config in config.json says to be INT8 or INT4 (compressed-tensors), GPTQ or AWQ; use a version of the model in one of these`;
   return new UnsupportedModelError("UNSUPPORTED_FORMAT", message, { tensor: name, field: "dtype", actual: dtype });
 }
 

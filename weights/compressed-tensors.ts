@@ -1,23 +1,26 @@
-// INT8 linear layers of compressed-tensors checkpoints: values and scales in tensors of their own, or four values in an i32.
+// INT8 and INT4 linear layers of compressed-tensors checkpoints: values and scales in tensors of their own, or an i32 full of
+// values.
 // Knows the tensors' names and layouts; what config.json must say is checked where it is read.
 // https://github.com/vllm-project/compressed-tensors
-import type { Shape, WeightSource } from "../src/backend.ts";
-import type { Int8Scheme } from "../src/config.ts";
+import { type Shape, sizeOf, type WeightSource } from "../src/backend.ts";
+import type { CompressedScheme } from "../src/config.ts";
 import { assert } from "../src/errors.ts";
-import type { FileTensor, StoredTensor } from "./checkpoint.ts";
+import type { StoredTensor } from "./checkpoint.ts";
 import { decodeRows } from "./decode.ts";
-import { placed } from "./files.ts";
+import type { FileTensor } from "./file-tensor.ts";
+import { destination, placed } from "./files.ts";
+import { withScratch } from "./scratch.ts";
 
 const SCALES = { F32: "f32", F16: "f16", BF16: "bf16" } as const;
 
 /**
- * Joins `<module>.weight` i8 [out, in] (or `weight_packed` i32 [out, in / 4]) and `<module>.weight_scale` [out, in / group]
- * to `<module>.weight` int8 [out, in]. Pairs that do not fit are left as they are.
+ * Joins `<module>.weight` i8 [out, in] (or `weight_packed` i32 [out, in · bits / 32]) and `<module>.weight_scale`
+ * [out, in / group] to `<module>.weight` int8 [out, in]. Pairs that do not fit are left as they are.
  */
-export function joinInt8(
+export function joinCompressed(
   tensors: ReadonlyMap<string, FileTensor>,
   stored: Map<string, StoredTensor>,
-  { format, activations }: Int8Scheme,
+  { format, bits, activations }: CompressedScheme,
 ): void {
   for (const scales of tensors.values()) {
     if (!scales.name.endsWith(".weight_scale") || !Object.hasOwn(SCALES, scales.dtype)) continue;
@@ -25,7 +28,7 @@ export function joinInt8(
     const packed = format === "pack-quantized";
     const data = tensors.get(packed ? `${name}_packed` : name);
     if (data === undefined || data.dtype !== (packed ? "I32" : "I8") || data.shape.length !== 2) continue;
-    const shape = [data.shape[0], data.shape[1] * (packed ? 4 : 1)];
+    const shape = [data.shape[0], data.shape[1] * (packed ? 32 / bits : 1)];
     const groups = scales.shape[1];
     if (scales.shape.length !== 2 || scales.shape[0] !== shape[0] || groups === 0 || shape[1] % groups !== 0) continue;
     const group = shape[1] / groups;
@@ -34,11 +37,11 @@ export function joinInt8(
     stored.set(name, {
       name,
       shape,
-      dtype: "INT8",
+      dtype: `INT${bits}`,
       format: "int8",
       byteLength: data.byteLength + scales.byteLength,
       asLinear: true,
-      source: { ...int8Source(name, shape, { data, scales, group, offset: packed }), activations },
+      source: { ...int8Source(name, shape, { data, scales, group, packed: packed ? bits : undefined }), activations },
     });
   }
 }
@@ -47,14 +50,32 @@ interface Int8Parts {
   readonly data: FileTensor;
   readonly scales: FileTensor;
   readonly group: number;
-  /** Values are stored as q + 128. */
-  readonly offset: boolean;
+  /** Values are stored as q + 2^(bits − 1) in so many bits, the first of a byte lowest. */
+  readonly packed?: 4 | 8;
 }
 
-function int8Source(name: string, shape: Shape, { data, scales, group, offset }: Int8Parts): WeightSource {
+function int8Source(name: string, shape: Shape, { data, scales, group, packed }: Int8Parts): WeightSource {
   const scaleFormat = SCALES[scales.dtype as keyof typeof SCALES];
   const scaleBytes = scaleFormat === "f32" ? 4 : 2;
-  const sizes = { data: data.byteLength, scales: (scales.byteLength / scaleBytes) * 4, blocks: 0 };
+  const sizes = { data: sizeOf(shape), scales: (scales.byteLength / scaleBytes) * 4, blocks: 0 };
+
+  async function readData(from: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
+    if (packed !== 4) {
+      const bytes = await data.file.read(data.byteOffset + from, length, into);
+      if (packed === 8) for (let i = 0; i < length; i++) bytes[i] ^= 0x80;
+      return bytes;
+    }
+    const [first, last] = [Math.floor(from / 2), Math.ceil((from + length) / 2)];
+    return withScratch(last - first, async (scratch) => {
+      const bytes = await data.file.read(data.byteOffset + first, last - first, scratch);
+      const values = destination(length, name, into);
+      for (let i = 0, at = from % 2; i < length; i++, at++) {
+        values[i] = (at % 2 === 0 ? bytes[at >> 1] & 15 : bytes[at >> 1] >> 4) - 8;
+      }
+      return values;
+    });
+  }
+
   return {
     name,
     shape,
@@ -63,11 +84,7 @@ function int8Source(name: string, shape: Shape, { data, scales, group, offset }:
     byteLength: (plane) => sizes[plane],
     async read(plane, from, length, into) {
       assert(from >= 0 && from + length <= sizes[plane], `${name}: ${plane} ${from} + ${length}`);
-      if (plane === "data") {
-        const bytes = await data.file.read(data.byteOffset + from, length, into);
-        if (offset) for (let i = 0; i < length; i++) bytes[i] ^= 0x80;
-        return bytes;
-      }
+      if (plane === "data") return readData(from, length, into);
       const [first, last] = [Math.floor(from / 4), Math.ceil((from + length) / 4)];
       const stored = await scales.file.read(scales.byteOffset + first * scaleBytes, (last - first) * scaleBytes);
       const values = decodeRows(scaleFormat, { data: stored });

@@ -1,4 +1,4 @@
-// IEEE 754 binary16. Written in integer bits, because Float16Array is younger than the oldest supported Node.
+// IEEE 754 binary16, both ways. Written in integer bits, because Float16Array is younger than the oldest supported Node.
 // Knows nothing of tensors or files.
 
 /** Little-endian f16 → f32, exact for every bit pattern (signed zeros, subnormals, infinities, NaN payloads). */

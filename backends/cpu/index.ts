@@ -104,6 +104,8 @@ export class CpuBackend implements Backend {
     this.threads = banks.first.pool.threads;
     this.caps = {
       packedFormats: ["bf16", "f16", "f32", "int8", "mxfp4"],
+      int8Activations: true,
+      kvTypes: ["f32", "f16", "int8"],
       fusedOps: FUSED_OPS,
       asynchronous: false,
       // The first 64 KiB are never part of a buffer.
@@ -186,7 +188,7 @@ export class CpuBackend implements Backend {
     await this.#banks.ready();
     this.#check();
     for (const { loader } of this.#banks.list) loader.release();
-    const ops = new CpuOps(this.pool.recordBytes);
+    const ops = new CpuOps(this.pool);
     const outputs = build(ops);
     return new CpuProgram(this.#banks.first, label, ops.list, outputs);
   }

@@ -40,6 +40,9 @@ const ENCODINGS: Record<BlockEncoding, { code: number; bytes: number }> = {
   mxfp4: { code: BLOCKS_MXFP4, bytes: 17 },
 };
 
+/** So many products of −128 and 127 fit a sum in 32 bits. */
+const MAX_W8A8_COLUMNS = 2 ** 17;
+
 /** Columns that share a scale; all of them where the format has none. */
 function groupOf(source: WeightSource): number {
   const columns = source.shape.at(-1)!;
@@ -48,12 +51,24 @@ function groupOf(source: WeightSource): number {
 }
 
 function check(source: WeightSource): void {
-  const { name, shape, format } = source;
+  const { name, shape, format, activations } = source;
   const columns = shape.at(-1);
+  const refuse = (message: string) => {
+    throw new UnsupportedModelError("UNSUPPORTED_SHAPE", message, { tensor: name, actual: `[${shape}]` });
+  };
   const known = shape.length >= 1 && shape.length <= 3 && columns !== undefined && shape.every((n) => n > 0);
-  if (known && columns % groupOf(source) === 0 && (shape.length > 1 || format !== "mxfp4")) return;
-  const message = `${name}: a weight of shape [${shape}] in ${format} cannot be loaded; rank 1 to 3, and columns that fill their groups, are expected`;
-  throw new UnsupportedModelError("UNSUPPORTED_SHAPE", message, { tensor: name, actual: `[${shape}]` });
+  if (!known || columns % groupOf(source) !== 0 || (shape.length === 1 && format === "mxfp4")) {
+    refuse(
+      `${name}: a weight of shape [${shape}] in ${format} cannot be loaded; rank 1 to 3, and columns that fill their groups, are expected`,
+    );
+  }
+  if (activations === undefined) return;
+  const whole = shape.length === 2 && groupOf(source) === columns;
+  if (!whole || columns % GROUP_COLUMNS !== 0 || columns > MAX_W8A8_COLUMNS) {
+    refuse(
+      `${name}: INT8 activations need a matrix with one scale a row, and a multiple of ${GROUP_COLUMNS} columns up to ${MAX_W8A8_COLUMNS}; this is [${shape}] with a scale for ${groupOf(source)} columns; use device "reference"`,
+    );
+  }
 }
 
 /** Integer products take 32 columns at a time: INT8 in other groups becomes f32, and so do INT8 vectors. */
@@ -109,7 +124,8 @@ export async function loadWeight(banks: Banks, source: WeightSource): Promise<Cp
   const { name, shape, format } = source;
   const storedAs = shape.length === 1 ? "f32" : layout.stored.format;
   const { byteLength, group } = layout;
-  return new CpuWeight({ name, shape, format, storedAs, byteLength }, bank, address, group);
+  const { activations } = source;
+  return new CpuWeight({ name, shape, format, storedAs, byteLength, activations }, bank, address, group);
 }
 
 /** Loads the weights of one memory, one after the other. */

@@ -27,10 +27,16 @@ import { sizeOf } from "../../src/backend.ts";
 import { assert } from "../../src/errors.ts";
 import type { Bank } from "./bank.ts";
 import { biasRows } from "./load.ts";
+import type { Pool } from "./pool.ts";
 import type { Arg, Op } from "./program.ts";
 import { CpuKv, CpuTensor, type CpuWeight, cpuTensor, cpuWeight, type Live } from "./tensor.ts";
 
 const ACTIVATIONS: Record<Activation, number> = { silu: L.SILU, gelu_tanh: L.GELU_TANH, swiglu_oai: L.SWIGLU_OAI };
+
+/** Attention of few rows and heads is cut into so many tasks, as far as there are keys. */
+const TASKS_PER_THREAD = 4;
+/** What the results of such tasks may take. */
+const MAX_PARTIAL_BYTES = 16 << 20;
 
 /** How an op is appended. */
 interface Append {
@@ -44,19 +50,23 @@ interface Append {
   readonly args: readonly Arg[];
 }
 
+/** How many threads there are, and how they lay out rows of x as integers (kernels/wasm/layout.ts). */
+export type Threads = Pick<Pool, "threads" | "recordBytes" | "w8a8RowBytes">;
+
 export class CpuOps implements BaseOps, FusedOps {
   readonly list: Op[] = [];
-  /** Bytes of 32 quantised activations. */
-  readonly #recordBytes: number;
+  readonly #pool: Threads;
   /** The slots of a routing sorted by expert, by its `experts` tensor. */
   readonly #groups = new Map<CpuTensor, CpuTensor>();
   /** What products with INT8 and MXFP4 weights read in place of a tensor. */
   readonly #quantized = new Map<CpuTensor, CpuTensor>();
+  /** What W8A8 products read. */
+  readonly #quantizedRows = new Map<CpuTensor, CpuTensor>();
   /** Appends to the op that made a tensor that it shall quantise it, too. */
   readonly #quantizers = new Map<CpuTensor, (records: CpuTensor) => void>();
 
-  constructor(recordBytes: number) {
-    this.#recordBytes = recordBytes;
+  constructor(pool: Threads) {
+    this.#pool = pool;
   }
 
   #make(shape: Shape, label: string, live: Live | undefined, dtype: DType = "f32"): CpuTensor {
@@ -83,17 +93,31 @@ export class CpuOps implements BaseOps, FusedOps {
 
   /** x as products with a weight read it: itself, or its rows as integers, made once for all who read them. */
   #operand(x: CpuTensor, weight: CpuWeight): CpuTensor {
+    if (weight.activations !== undefined) return this.#rowsAsIntegers(x);
     if (weight.storedAs !== "int8" && weight.storedAs !== "mxfp4") return x;
     let records = this.#quantized.get(x);
     if (records === undefined) {
       const [rows, columns] = x.shape;
-      const words = ((columns / L.GROUP_COLUMNS) * this.#recordBytes) / 4;
+      const words = ((columns / L.GROUP_COLUMNS) * this.#pool.recordBytes) / 4;
       records = this.#make([rows, words], x.label, x.live, "i32");
       const quantize = this.#quantizers.get(x);
       const args = [x, records, columns];
       if (quantize !== undefined) quantize(records);
       else this.#append(L.OP_QUANTIZE, { rows, live: x.live, reads: [x], writes: [records], args });
       this.#quantized.set(x, records);
+    }
+    return records;
+  }
+
+  /** x as W8A8 products read it. */
+  #rowsAsIntegers(x: CpuTensor): CpuTensor {
+    let records = this.#quantizedRows.get(x);
+    if (records === undefined) {
+      const [rows, columns] = x.shape;
+      records = this.#make([rows, this.#pool.w8a8RowBytes(columns) / 4], x.label, x.live, "i32");
+      const args = [x, records, columns];
+      this.#append(L.OP_QUANTIZE_ROWS, { rows, live: x.live, reads: [x], writes: [records], args });
+      this.#quantizedRows.set(x, records);
     }
     return records;
   }
@@ -118,7 +142,7 @@ export class CpuOps implements BaseOps, FusedOps {
     const rows = rowsOf(from, columns, w.name);
     const operand = this.#operand(from, w);
     const y = this.#make([rows, outs], w.name, from.live);
-    const args = [operand, y, w.code, w, columns, w.group, outs, vector(bias, outs)];
+    const args = [operand, y, w.productCode, w, columns, w.group, outs, vector(bias, outs)];
     this.#append(L.OP_LINEAR, { rows, live: from.live, reads: [operand], writes: [y], args });
     return y;
   }
@@ -173,8 +197,27 @@ export class CpuOps implements BaseOps, FusedOps {
 
   attention(q: Tensor, cache: KvCache, step: Step, options: AttentionOptions): Tensor {
     const query = cpuTensor(q);
-    const out = this.#make(query.shape, cache.spec.label, liveOf(step));
-    this.#attention(L.OP_ATTENTION, query, out, cache, step, options, []);
+    const kv = cpuKv(cache);
+    const { headDim, kvHeads, label, ring, pageSize } = kv.spec;
+    const heads = perRow(query, headDim, label);
+    const live = liveOf(step);
+    const rows = query.shape[0];
+    const out = this.#make(query.shape, label, live);
+    // Positions that a row sees lie in so many chunks at most.
+    const seen = options.window ?? ring ?? step.pages.shape[1] * pageSize;
+    const chunks = Math.ceil((seen - 1) / L.ATTENTION_CHUNK) + 1;
+    const splits = Math.min(chunks, Math.ceil((TASKS_PER_THREAD * this.#pool.threads) / (rows * kvHeads)));
+    const partial = [rows, heads, chunks, L.PARTIAL_HEADER + kv.width];
+    if (splits === 1 || 4 * sizeOf(partial) > MAX_PARTIAL_BYTES) {
+      this.#attention(L.OP_ATTENTION, query, out, kv, step, options, [1, chunks]);
+      return out;
+    }
+    const partials = this.#make(partial, label, live);
+    this.#attention(L.OP_ATTENTION, query, partials, kv, step, options, [splits, chunks]);
+    const { window = 0, sinks } = options;
+    const positions = cpuTensor(step.positions);
+    const args = [partials, out, kv, heads, positions, window, vector(sinks, heads), chunks];
+    this.#append(L.OP_ATTENTION_MERGE, { rows, live, reads: [partials, positions], writes: [out], args });
     return out;
   }
 
@@ -200,7 +243,6 @@ export class CpuOps implements BaseOps, FusedOps {
     const heads = perRow(q, headDim, label);
     const { scale, window = 0, sinks, softcap = 0 } = options;
     assert(heads % kvHeads === 0, `cpu: ${label}: ${heads} query heads on ${kvHeads} key heads`);
-    assert(heads / kvHeads <= L.ATTENTION_GROUP, `cpu: ${label}: over ${L.ATTENTION_GROUP} query heads a key head`);
     const where = placeArgs(step);
     const rest = [{ f32: scale }, window, vector(sinks, heads), { f32: softcap }, ...more];
     const args = [q, out, kv, heads, ...where.args, ...rest];
@@ -417,8 +459,8 @@ export class CpuOps implements BaseOps, FusedOps {
     const y = this.#make([rows, outs], g.name, from.live);
     const args = [
       ...[...operands, y, columns, outs],
-      ...[g.code, g, g.group, vector(options.gateBias, outs)],
-      ...[u.code, u, u.group, vector(options.upBias, outs)],
+      ...[g.productCode, g, g.group, vector(options.gateBias, outs)],
+      ...[u.productCode, u, u.group, vector(options.upBias, outs)],
       ...unit(options),
     ];
     this.#appendQuantizer(L.OP_GATE_UP, { rows, live: from.live, reads: operands, writes: [y], args }, y);
@@ -462,7 +504,7 @@ export class CpuOps implements BaseOps, FusedOps {
     const partial = this.#make([rows, 2 * tiles], w.name, live);
     const y = this.#make([rows], w.name, live, "i32");
     const operand = this.#operand(from, w);
-    const args = [operand, partial, w.code, w, columns, w.group, outs, vector(bias, outs)];
+    const args = [operand, partial, w.productCode, w, columns, w.group, outs, vector(bias, outs)];
     this.#append(L.OP_LINEAR_ARGMAX, { rows, live, reads: [operand], writes: [partial], args });
     this.#append(L.OP_ARGMAX_TILES, { rows, live, reads: [partial], writes: [y], args: [partial, tiles, y] });
     return y;

@@ -18,6 +18,7 @@ import {
   RECORD_PARTS,
   SCRATCH_BYTES,
   TABLE_BYTES,
+  TABLE_EXP,
   TABLE_F16_MASK,
   TABLE_F16_SCALE,
   TABLE_FP4,
@@ -25,6 +26,7 @@ import {
   TABLE_FP4_TWICE,
   TABLE_HIGH_HALF,
   TABLE_NIBBLE,
+  TABLE_ROUND,
 } from "../../kernels/wasm/layout.ts";
 import { assert, DeviceError } from "../../src/errors.ts";
 import type { Heap } from "./heap.ts";
@@ -64,10 +66,18 @@ const FP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6];
 /** 4 · 255 · 127: what `dotOfBytes` gives where the relaxed dot product reads its second operand as unsigned bytes. */
 const UNSIGNED_DOT = 129_540;
 
+/** Of e^x in f32: where it becomes 0, log2(e), ln 2 in two parts, a polynomial, highest power first (Cephes' expf), an upper limit. */
+const EXP = [
+  ...[-87.3, Math.LOG2E, 0.693359375, -2.1219444e-4],
+  ...[1.98756915e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1],
+  88,
+];
+
 export class Pool {
   readonly threads: number;
   /** Bytes of 32 quantised activations (kernels/wasm/quantize.ts). */
   readonly recordBytes: number;
+  readonly #wide: boolean;
   /** Settles when all helpers wait for their first run; before that, a run does without them. */
   readonly ready: Promise<void>;
   readonly #heap: Heap;
@@ -95,6 +105,7 @@ export class Pool {
     this.recordBytes = RECORD_PARTS + planes * GROUP_COLUMNS * (wide ? 1 : 2);
     words[CONTROL_PARTS / 4] = options.parts;
     words[CONTROL_WIDE / 4] = wide ? 1 : 0;
+    this.#wide = wide;
     words[CONTROL_RECORD / 4] = this.recordBytes;
     this.#kernels.join(this.#control, 0, this.threads);
     this.ready = this.#start(module);
@@ -114,6 +125,11 @@ export class Pool {
   get kernels(): Kernels {
     assert(this.#kernels !== undefined, "cpu: kernels were used after they were disposed");
     return this.#kernels;
+  }
+
+  /** Bytes of a row of activations as integers with one scale (kernels/wasm/w8a8.ts). */
+  w8a8RowBytes(columns: number): number {
+    return RECORD_PARTS + columns * (this.#wide ? 1 : 2);
   }
 
   /** How often helpers woke up to look for work: does not grow while nothing is run. */
@@ -188,6 +204,10 @@ function writeTables(bytes: Uint8Array<ArrayBufferLike>): void {
     view.setUint32(TABLE_F16_MASK + lane, 0x8fffe000, true);
     view.setFloat32(TABLE_F16_SCALE + lane, 2 ** 112, true);
   }
+  view.setFloat32(TABLE_ROUND, 1.5 * 2 ** 23, true);
+  EXP.forEach((value, i) => {
+    view.setFloat32(TABLE_EXP + 4 * i, value, true);
+  });
 }
 
 /** The worker's file has this file's extension: .ts in the repository, .js in the package. */

@@ -2,30 +2,38 @@
 import {
   BF16,
   CACHE_BYTES,
+  CACHE_DATA,
   CACHE_HEAD_DIM,
-  CACHE_KEYS,
   CACHE_KV_HEADS,
   CACHE_LIMIT,
   CACHE_PAGE_SIZE,
+  CACHE_SEGMENT_BYTES,
   CACHE_SEGMENTS,
   CACHE_STRIDE,
+  CACHE_TYPE,
   CACHE_VALUES,
+  CACHE_WIDTH,
   F16,
   F32,
   INT8,
   MXFP4,
+  SEGMENT,
+  W8A8,
 } from "../../kernels/wasm/layout.ts";
 import {
   type DType,
   type KvCache,
   type KvSpec,
+  type KvType,
   type Shape,
   sizeOf,
   type Tensor,
   type Weight,
   type WeightFormat,
+  type WeightSource,
 } from "../../src/backend.ts";
 import { assert } from "../../src/errors.ts";
+import { decodeF16 } from "../../weights/f16.ts";
 import type { Bank, Banks } from "./bank.ts";
 import type { Heap } from "./heap.ts";
 
@@ -104,6 +112,8 @@ export class CpuWeight implements Weight {
   readonly format: WeightFormat;
   readonly storedAs: WeightFormat;
   readonly byteLength: number;
+  /** Products quantise their input as well, see `WeightSource.activations`. */
+  readonly activations?: "int8";
   readonly bank: Bank;
   readonly address: number;
   /** Columns that share a scale; all of them where the format has none. Unused by vectors. */
@@ -114,7 +124,7 @@ export class CpuWeight implements Weight {
   readonly #copies = new Map<Bank, number>();
 
   constructor(
-    source: Pick<Weight, "name" | "shape" | "format" | "storedAs" | "byteLength">,
+    source: Pick<Weight, "name" | "shape" | "format" | "storedAs" | "byteLength"> & Pick<WeightSource, "activations">,
     bank: Bank,
     address: number,
     group: number,
@@ -124,6 +134,7 @@ export class CpuWeight implements Weight {
     this.format = source.format;
     this.storedAs = source.storedAs;
     this.byteLength = source.byteLength;
+    this.activations = source.activations;
     this.bank = bank;
     this.address = address;
     this.group = group;
@@ -145,6 +156,11 @@ export class CpuWeight implements Weight {
   get code(): number {
     return FORMAT_CODES[this.storedAs];
   }
+
+  /** The format as products take it. */
+  get productCode(): number {
+    return this.activations === undefined ? this.code : W8A8;
+  }
 }
 
 export function cpuWeight(weight: Weight, rank: number): CpuWeight {
@@ -153,8 +169,7 @@ export function cpuWeight(weight: Weight, rank: number): CpuWeight {
   return weight;
 }
 
-/** Slots that lie side by side in a key segment. */
-const SEGMENT = 16;
+const KV_CODES = { f32: F32, f16: F16, int8: INT8 } as const satisfies Record<KvType, number>;
 
 export class CpuKv implements KvCache {
   readonly spec: KvSpec;
@@ -165,26 +180,38 @@ export class CpuKv implements KvCache {
   readonly byteLength: number;
   /** Slots of a page, or of a ring. */
   readonly stride: number;
-  readonly segments: number;
+  /** Channels of a head with their padding. */
+  readonly width: number;
+  readonly #segments: number;
+  /** Of a segment of one head, and where in it the values begin (kernels/wasm/cache.ts). */
+  readonly #segmentBytes: number;
+  readonly #values: number;
 
   constructor(banks: Banks, spec: KvSpec) {
-    const { kvHeads, headDim, ring, pageSize, pages, sequences, label } = spec;
+    const { kvHeads, headDim, ring, pageSize, pages, sequences, label, dtype = "f32" } = spec;
     this.spec = spec;
+    this.width = Math.ceil(headDim / 16) * 16;
     this.stride = Math.ceil((ring ?? pageSize) / SEGMENT) * SEGMENT;
     const blocks = ring === undefined ? pages : sequences;
-    this.segments = (blocks * this.stride) / SEGMENT;
-    const plane = 4 * kvHeads * this.segments * SEGMENT * headDim;
-    this.byteLength = 2 * plane;
+    this.#segments = (blocks * this.stride) / SEGMENT;
+    const matrix = SEGMENT * this.width * { f32: 4, f16: 2, int8: 1 }[dtype];
+    // INT8: scales and corrections of keys, scales of values.
+    this.#values = matrix + (dtype === "int8" ? 12 * SEGMENT : 0);
+    this.#segmentBytes = this.#values + matrix;
+    this.byteLength = kvHeads * this.#segments * this.#segmentBytes;
     this.bank = banks.forCache(label, this.byteLength);
     const { heap } = this.bank;
     this.address = heap.alloc(this.byteLength, `the KV cache of ${label}`);
     this.descriptor = heap.alloc(CACHE_BYTES, label);
     const words = new Uint32Array(heap.memory.buffer, this.descriptor, CACHE_BYTES / 4);
-    words[CACHE_KEYS / 4] = this.address;
-    words[CACHE_VALUES / 4] = this.address + plane;
-    words[CACHE_SEGMENTS / 4] = this.segments;
+    words[CACHE_DATA / 4] = this.address;
+    words[CACHE_SEGMENTS / 4] = this.#segments;
+    words[CACHE_SEGMENT_BYTES / 4] = this.#segmentBytes;
+    words[CACHE_VALUES / 4] = this.#values;
+    words[CACHE_TYPE / 4] = KV_CODES[dtype];
     words[CACHE_KV_HEADS / 4] = kvHeads;
     words[CACHE_HEAD_DIM / 4] = headDim;
+    words[CACHE_WIDTH / 4] = this.width;
     words[CACHE_PAGE_SIZE / 4] = ring === undefined ? pageSize : 0;
     words[CACHE_STRIDE / 4] = this.stride;
     words[CACHE_LIMIT / 4] = blocks;
@@ -198,28 +225,44 @@ export class CpuKv implements KvCache {
     from: number,
     to: number,
   ): { k: Float32Array; v: Float32Array } {
-    const { kvHeads, headDim, ring, pageSize } = this.spec;
-    const plane = kvHeads * this.segments * SEGMENT * headDim;
-    const keys = heap.f32(this.address, plane);
-    const values = heap.f32(this.address + 4 * plane, plane);
-    const k = new Float32Array((to - from) * kvHeads * headDim);
-    const v = new Float32Array(k.length);
+    const { kvHeads, headDim, ring, pageSize, dtype = "f32" } = this.spec;
+    const view = new DataView(heap.memory.buffer);
+    const elements = {
+      f32: (matrix: number, i: number) => view.getFloat32(matrix + 4 * i, true),
+      f16: (matrix: number, i: number) => view.getUint16(matrix + 2 * i, true),
+      int8: (matrix: number, i: number) => view.getInt8(matrix + i),
+    };
+    const element = elements[dtype];
+    const count = (to - from) * kvHeads * headDim;
+    const planes = () => (dtype === "f16" ? new Uint16Array(count) : new Float32Array(count));
+    const [k, v] = [planes(), planes()];
     let out = 0;
     for (let position = from; position < to; position++) {
       const slot =
         ring === undefined
           ? pages[Math.floor(position / pageSize)] * this.stride + (position % pageSize)
           : sequence * this.stride + (position % this.stride);
-      const segment = Math.floor(slot / SEGMENT);
       const lane = slot % SEGMENT;
       for (let head = 0; head < kvHeads; head++) {
-        const base = (head * this.segments + segment) * headDim * SEGMENT;
-        for (let i = 0; i < headDim; i++, out++) {
-          k[out] = keys[base + i * SEGMENT + lane];
-          v[out] = values[base + lane * headDim + i];
+        const keys = this.address + (head * this.#segments + Math.floor(slot / SEGMENT)) * this.#segmentBytes;
+        const values = keys + this.#values;
+        const scales = keys + SEGMENT * this.width + 4 * lane;
+        const scale = (plane: number) => (dtype === "int8" ? view.getFloat32(scales + 4 * SEGMENT * plane, true) : 1);
+        const [keyScale, valueScale] = [scale(0), scale(2)];
+        for (let c = 0; c < headDim; c++, out++) {
+          k[out] = keyScale * element(keys, place(dtype, lane, c, this.width));
+          v[out] = valueScale * element(values, place(dtype, c, lane, SEGMENT));
         }
       }
     }
-    return { k, v };
+    const decoded = (plane: typeof k) => (plane instanceof Uint16Array ? decodeF16(plane) : plane);
+    return { k: decoded(k), v: decoded(v) };
   }
+}
+
+/** Index of an element in a matrix of `steps` steps, see kernels/wasm/cache.ts. */
+function place(dtype: KvType, lane: number, step: number, steps: number): number {
+  if (dtype === "int8") return (((lane >> 3) * (steps >> 2) + (step >> 2)) * 8 + (lane & 7)) * 4 + (step & 3);
+  const within = dtype === "f16" ? (lane & 8) | ((lane & 3) << 1) | ((lane >> 2) & 1) : lane & 15;
+  return ((lane >> 4) * steps + step) * 16 + within;
 }

@@ -43,6 +43,7 @@ export function createReferenceBackend(): Backend {
   const caps: Capabilities = {
     packedFormats: [],
     int8Activations: true,
+    kvTypes: ["f32", "f16", "int8"],
     fusedOps: [],
     asynchronous: false,
     maxBufferBytes: MAX_BUFFER_BYTES,

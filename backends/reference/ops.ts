@@ -248,10 +248,12 @@ export function createRecording(
       expect("kvAppend", "k", k.shape, [step.rows, width]);
       expect("kvAppend", "v", v.shape, [step.rows, width]);
       const { keys, values } = kv(cache);
+      const { headDim, dtype } = cache.spec;
       launches.push(() => {
-        const at = { positions: i32(step.positions), sequences: i32(step.sequences), rows: count(step), width };
-        kvAppend({ cache: keys, values: f32(k), address: address(cache.spec, step), ...at });
-        kvAppend({ cache: values, values: f32(v), address: address(cache.spec, step), ...at });
+        const rows = { positions: i32(step.positions), sequences: i32(step.sequences), rows: count(step) };
+        const at = { address: address(cache.spec, step), ...rows, width, headDim, dtype };
+        kvAppend({ cache: keys, values: f32(k), ...at });
+        kvAppend({ cache: values, values: f32(v), ...at });
       });
     },
 

@@ -50,7 +50,7 @@ export function quantizedLinear({ out, x, data, scales, bias, rows, inner, width
   }
 }
 
-function roundHalfEven(value: number): number {
+export function roundHalfEven(value: number): number {
   const rounded = Math.round(value); // halves go up
   return rounded - value === 0.5 && rounded % 2 !== 0 ? rounded - 1 : rounded;
 }

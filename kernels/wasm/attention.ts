@@ -1,172 +1,90 @@
-// attention: softmax over a row's own keys, segment by segment (16 slots) with a running maximum, in order of position. The
-// segments depend on positions only, so a row's result does not depend on the other rows of the step.
-
-import { keySegment, slotOf, valueSegment } from "./kv-append";
-import { ATTENTION_ROWS, CACHE_HEAD_DIM, CACHE_KV_HEADS, CACHE_PAGE_SIZE, CACHE_STRIDE, SCRATCH_MISC } from "./layout";
-import { exp1, exp2, exp4, madd, sum4, tanh2 } from "./math";
+// attention: softmax over a row's own keys. Keys are taken a segment (64 slots) at a time, against a running maximum; 512
+// positions make a chunk with a sum of its own, and chunks are merged in order of position. All of that depends on positions
+// only, so a row's result depends neither on the other rows of the step nor on who computes which chunk.
+import {
+  HALF_PROBABILITY,
+  HALF_QUERY,
+  keyScales,
+  keysAt,
+  multiplyKeys,
+  multiplyValues,
+  PROBABILITY_LEVELS,
+  putParts,
+  QUERY_LEVELS,
+  segmentOf,
+  slotOf,
+  valueScales,
+} from "./cache";
+import {
+  ATTENTION_CHUNK,
+  ATTENTION_ROWS,
+  CACHE_HEAD_DIM,
+  CACHE_KV_HEADS,
+  CACHE_PAGE_SIZE,
+  CACHE_STRIDE,
+  CACHE_TYPE,
+  CACHE_WIDTH,
+  F16,
+  INT8,
+  MAX_HEAD_DIM,
+  PARTIAL_HEADER,
+  SCRATCH_ATTENTION,
+  SEGMENT,
+} from "./layout";
+import { exp1, exp2, exp4, high2, low2, madd, sum4, tanh2 } from "./math";
 import { softcap4 } from "./softcap";
 import { claim, scratch, threads } from "./threads";
 
-/** Scores of up to two query heads, f32 [2, 16], come first in the scratch; then (maximum, sum) of each row and head. */
-const SCORES: usize = SCRATCH_MISC;
-const STATE: usize = SCRATCH_MISC + 128;
+// --- What a pass over keys keeps of its queries, in this thread's scratch. A query is one head of one row.
 
-/** q · 16 keys: keys f32 [d, 16] → to f32 [16]. */
-function score1(keys: usize, q: usize, d: i32, to: usize): void {
-  const zero = f32x4.splat(0);
-  let a0 = zero,
-    a1 = zero,
-    a2 = zero,
-    a3 = zero;
-  for (const end = q + ((<usize>d) << 2); q < end; q += 4, keys += 64) {
-    const s = v128.load32_splat(q);
-    a0 = madd(s, v128.load(keys), a0);
-    a1 = madd(s, v128.load(keys, 16), a1);
-    a2 = madd(s, v128.load(keys, 32), a2);
-    a3 = madd(s, v128.load(keys, 48), a3);
-  }
-  v128.store(to, a0);
-  v128.store(to, a1, 16);
-  v128.store(to, a2, 32);
-  v128.store(to, a3, 48);
+/** Most queries of a pass, and most channels that all of them have together. */
+const QUERIES: i32 = 16;
+const CHANNELS: i32 = 4096;
+
+const VECTORS: usize = SCRATCH_ATTENTION; // [CHANNELS]: queries as `multiplyKeys` takes them
+const SUMS: usize = VECTORS + 4 * CHANNELS; // f32 [CHANNELS]: of the chunk
+const MERGED: usize = SUMS + 4 * CHANNELS; // f32 [CHANNELS]: of all chunks so far
+const SCORES: usize = MERGED + 4 * CHANNELS; // f32 [QUERIES + 1, SEGMENT]: scores, then probabilities
+const PARTS: usize = SCORES + 4 * (QUERIES + 1) * SEGMENT; // [QUERIES, 2 · SEGMENT] bytes: probabilities for INT8
+const NOWHERE: usize = PARTS + 2 * QUERIES * SEGMENT; // f32 [MAX_HEAD_DIM]: sums that nobody wants
+const ACTIVE: usize = NOWHERE + 4 * MAX_HEAD_DIM; // i32 [QUERIES + 1]: queries that see something of the segment
+const STATES: usize = ACTIVE + 4 * (QUERIES + 1); // [QUERIES + 1] of the following
+
+const INDEX: usize = 0; // i32: row · H + head
+const FIRST: usize = 4; // i32: first position it sees
+const LAST: usize = 8; // i32: its own position
+const PEAK: usize = 12; // f32 [2]: largest score of the chunk, Σ e^(score − largest)
+const MERGED_PEAK: usize = 20; // f32 [2]: the same of all chunks so far
+const SCALE: usize = 28; // f32: what products with keys count
+const ALPHA: usize = 32; // f32 [2]: what the segment makes of older sums, and what its products with values count
+const STATE_BYTES: usize = 40;
+
+// --- What stays the same during an op. Each thread has its own.
+
+let cache: usize = 0;
+let type: i32 = 0;
+let width: i32 = 0;
+let scale: f32 = 0;
+let cap: f32 = 0;
+
+function stateOf(query: i32): usize {
+  return scratch + STATES + <usize>query * STATE_BYTES;
 }
-
-/** The same for two queries at once. */
-function score2(keys: usize, q: usize, p: usize, d: i32, to: usize): void {
-  const zero = f32x4.splat(0);
-  let a0 = zero,
-    a1 = zero,
-    a2 = zero,
-    a3 = zero,
-    b0 = zero,
-    b1 = zero,
-    b2 = zero,
-    b3 = zero;
-  for (const end = q + ((<usize>d) << 2); q < end; q += 4, p += 4, keys += 64) {
-    const k0 = v128.load(keys);
-    const k1 = v128.load(keys, 16);
-    const k2 = v128.load(keys, 32);
-    const k3 = v128.load(keys, 48);
-    const s = v128.load32_splat(q);
-    a0 = madd(s, k0, a0);
-    a1 = madd(s, k1, a1);
-    a2 = madd(s, k2, a2);
-    a3 = madd(s, k3, a3);
-    const t = v128.load32_splat(p);
-    b0 = madd(t, k0, b0);
-    b1 = madd(t, k1, b1);
-    b2 = madd(t, k2, b2);
-    b3 = madd(t, k3, b3);
-  }
-  v128.store(to, a0);
-  v128.store(to, a1, 16);
-  v128.store(to, a2, 32);
-  v128.store(to, a3, 48);
-  v128.store(to, b0, 64);
-  v128.store(to, b1, 80);
-  v128.store(to, b2, 96);
-  v128.store(to, b3, 112);
+function vectorOf(query: i32): usize {
+  return scratch + VECTORS + ((<usize>(query * width)) << 2);
 }
-
-/** sums [d] = sums · alpha + Σ p[k] · values[k], k = from … to − 1 of a segment. */
-function addValues(p: usize, from: i32, to: i32, values: usize, d: i32, sums: usize, alpha: f32): void {
-  const stride = (<usize>d) << 2;
-  const factor = f32x4.splat(alpha);
-  const zero = f32x4.splat(0);
-  const first = p + ((<usize>from) << 2);
-  const end = p + ((<usize>to) << 2);
-  values += <usize>from * stride;
-  let c = 0;
-  for (; c + 32 <= d; c += 32, values += 128, sums += 128) {
-    let a0 = zero,
-      a1 = zero,
-      a2 = zero,
-      a3 = zero,
-      a4 = zero,
-      a5 = zero,
-      a6 = zero,
-      a7 = zero;
-    let v = values;
-    for (let k = first; k < end; k += 4, v += stride) {
-      const s = v128.load32_splat(k);
-      a0 = madd(s, v128.load(v), a0);
-      a1 = madd(s, v128.load(v, 16), a1);
-      a2 = madd(s, v128.load(v, 32), a2);
-      a3 = madd(s, v128.load(v, 48), a3);
-      a4 = madd(s, v128.load(v, 64), a4);
-      a5 = madd(s, v128.load(v, 80), a5);
-      a6 = madd(s, v128.load(v, 96), a6);
-      a7 = madd(s, v128.load(v, 112), a7);
-    }
-    v128.store(sums, madd(v128.load(sums), factor, a0));
-    v128.store(sums, madd(v128.load(sums, 16), factor, a1), 16);
-    v128.store(sums, madd(v128.load(sums, 32), factor, a2), 32);
-    v128.store(sums, madd(v128.load(sums, 48), factor, a3), 48);
-    v128.store(sums, madd(v128.load(sums, 64), factor, a4), 64);
-    v128.store(sums, madd(v128.load(sums, 80), factor, a5), 80);
-    v128.store(sums, madd(v128.load(sums, 96), factor, a6), 96);
-    v128.store(sums, madd(v128.load(sums, 112), factor, a7), 112);
-  }
-  for (; c + 4 <= d; c += 4, values += 16, sums += 16) {
-    let a = zero;
-    let v = values;
-    for (let k = first; k < end; k += 4, v += stride) a = madd(v128.load32_splat(k), v128.load(v), a);
-    v128.store(sums, madd(v128.load(sums), factor, a));
-  }
-  for (; c < d; c++, values += 4, sums += 4) {
-    let a: f32 = 0;
-    let v = values;
-    for (let k = first; k < end; k += 4, v += stride) a += load<f32>(k) * load<f32>(v);
-    store<f32>(sums, load<f32>(sums) * alpha + a);
-  }
+function sumsOf(query: i32): usize {
+  return scratch + SUMS + ((<usize>(query * width)) << 2);
 }
-
-/** Scores j … j + 3 scaled, capped, and −∞ outside lanes from … to − 1. */
-function masked(scores: usize, j: i32, from: v128, to: v128, scale: v128, cap: f32): v128 {
-  let s = f32x4.mul(v128.load(scores + ((<usize>j) << 2)), scale);
-  if (cap !== 0) s = softcap4(s, cap);
-  const lane = i32x4.add(i32x4(0, 1, 2, 3), i32x4.splat(j));
-  const seen = v128.and(i32x4.ge_s(lane, from), i32x4.lt_s(lane, to));
-  return v128.bitselect(s, f32x4.splat(-Infinity), seen);
+function mergedOf(query: i32): usize {
+  return scratch + MERGED + ((<usize>(query * width)) << 2);
 }
-
-/** One segment of one query head: scores f32 [16] become probabilities relative to the new maximum; sums and state follow. */
-function addSegment(
-  scores: usize,
-  from: i32,
-  to: i32,
-  scale: f32,
-  cap: f32,
-  values: usize,
-  d: i32,
-  state: usize,
-  sums: usize,
-): void {
-  const first = i32x4.splat(from);
-  const end = i32x4.splat(to);
-  const factor = f32x4.splat(scale);
-  const s0 = masked(scores, 0, first, end, factor, cap);
-  const s1 = masked(scores, 4, first, end, factor, cap);
-  const s2 = masked(scores, 8, first, end, factor, cap);
-  const s3 = masked(scores, 12, first, end, factor, cap);
-  let m = f32x4.max(f32x4.max(s0, s1), f32x4.max(s2, s3));
-  m = f32x4.max(m, v128.shuffle<f32>(m, m, 2, 3, 0, 1));
-  m = f32x4.max(m, v128.shuffle<f32>(m, m, 1, 0, 3, 2));
-  const old = load<f32>(state);
-  const peak = max(old, f32x4.extract_lane(m, 0));
-  const alpha = exp1(old - peak);
-  m = f32x4.splat(peak);
-  const p0 = exp4(f32x4.sub(s0, m));
-  const p1 = exp4(f32x4.sub(s1, m));
-  const p2 = exp4(f32x4.sub(s2, m));
-  const p3 = exp4(f32x4.sub(s3, m));
-  v128.store(scores, p0);
-  v128.store(scores, p1, 16);
-  v128.store(scores, p2, 32);
-  v128.store(scores, p3, 48);
-  store<f32>(state, peak);
-  store<f32>(state, load<f32>(state, 4) * alpha + sum4(f32x4.add(f32x4.add(p0, p1), f32x4.add(p2, p3))), 4);
-  addValues(scores, from, to, values, d, sums, alpha);
+function scoresOf(query: i32): usize {
+  return scratch + SCORES + <usize>query * (4 * SEGMENT);
+}
+/** Where a query's probabilities are as `multiplyValues` takes them. */
+function probabilitiesOf(query: i32): usize {
+  return type === INT8 ? scratch + PARTS + <usize>query * (2 * SEGMENT) : scoresOf(query);
 }
 
 /** First position that a query at `position` sees. */
@@ -174,193 +92,445 @@ function firstSeen(position: i32, window: i32): i32 {
   return window > 0 ? max(0, position - window + 1) : 0;
 }
 
-/** q [rows, H·d] → out [rows, H·d]. Sinks: f32 [H] or 0. window, cap: 0 for none. */
+/**
+ * q [rows, H·d] → out [rows, H·d]. Sinks: f32 [H] or 0. window, cap: 0 for none. With `splits` > 1 the chunks of a row go to so
+ * many tasks in turn, and `out` is [rows, H, chunks] partial results for `attentionMerge`.
+ */
 export function attention(
   rows: i32,
   q: usize,
   out: usize,
-  cache: usize,
+  kv: usize,
   heads: i32,
   positions: usize,
   sequences: usize,
   pages: usize,
   pagesPerSequence: i32,
-  scale: f32,
+  scaleBy: f32,
   window: i32,
   sinks: usize,
-  cap: f32,
+  capAt: f32,
+  splits: i32,
+  chunks: i32,
 ): void {
-  const kvHeads = load<i32>(cache, CACHE_KV_HEADS);
-  const block = max(1, min((rows * kvHeads) / (threads * 4), ATTENTION_ROWS));
-  const tasks = ((rows + block - 1) / block) * kvHeads;
+  const kvHeads = load<i32>(kv, CACHE_KV_HEADS);
+  const d = load<i32>(kv, CACHE_HEAD_DIM);
+  const headBytes = (<usize>d) << 2;
+  cache = kv;
+  type = load<i32>(kv, CACHE_TYPE);
+  width = load<i32>(kv, CACHE_WIDTH);
+  scale = scaleBy;
+  cap = capAt;
+  const group = heads / kvHeads;
+  const most = min(QUERIES, CHANNELS / width);
+  const block = splits > 1 ? 1 : max(1, min((rows * kvHeads) / (threads * 4), ATTENTION_ROWS));
+  const tasks = ((rows + block - 1) / block) * kvHeads * splits;
   for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
-    const kvHead = task % kvHeads;
-    let row = (task / kvHeads) * block;
+    const split = task % splits;
+    const kvHead = (task / splits) % kvHeads;
+    let row = (task / splits / kvHeads) * block;
     const end = min(row + block, rows);
     // Rows of one sequence share a pass over its keys.
     while (row < end) {
       const sequence = load<i32>(sequences + ((<usize>row) << 2));
       let next = row + 1;
       while (next < end && load<i32>(sequences + ((<usize>next) << 2)) === sequence) next++;
-      attend(
-        row,
-        next,
-        sequence,
-        q,
-        out,
-        cache,
-        kvHead,
-        heads,
-        positions,
-        pages,
-        pagesPerSequence,
-        scale,
-        window,
-        sinks,
-        cap,
-      );
+      const queries = (next - row) * group;
+      for (let from = 0; from < queries; from += most) {
+        const count = min(most, queries - from);
+        for (let i = 0; i < count; i++) {
+          const r = row + (from + i) / group;
+          const head = kvHead * group + ((from + i) % group);
+          const index = r * heads + head;
+          const state = stateOf(i);
+          const position = load<i32>(positions + ((<usize>r) << 2));
+          store<i32>(state, index, INDEX);
+          store<i32>(state, firstSeen(position, window), FIRST);
+          store<i32>(state, position, LAST);
+          begin(state + MERGED_PEAK, mergedOf(i), sinks, head);
+          prepare(i, q + <usize>index * headBytes, d);
+        }
+        pass(count, kvHead, sequence, pages, pagesPerSequence, out, split, splits, chunks);
+        if (splits > 1) continue;
+        for (let i = 0; i < count; i++) {
+          const state = stateOf(i);
+          finish(mergedOf(i), load<f32>(state, MERGED_PEAK + 4), out + <usize>load<i32>(state, INDEX) * headBytes, d);
+        }
+      }
       row = next;
     }
   }
 }
 
-function attend(
-  from: i32,
-  to: i32,
-  sequence: i32,
-  q: usize,
+/** What `attention` left in pieces, partials [rows, H, chunks] → out [rows, H·d]. */
+export function attentionMerge(
+  rows: i32,
+  partials: usize,
   out: usize,
-  cache: usize,
-  kvHead: i32,
+  kv: usize,
   heads: i32,
   positions: usize,
-  pages: usize,
-  pagesPerSequence: i32,
-  scale: f32,
   window: i32,
   sinks: usize,
-  cap: f32,
+  chunks: i32,
 ): void {
-  const d = load<i32>(cache, CACHE_HEAD_DIM);
-  const group = heads / load<i32>(cache, CACHE_KV_HEADS);
-  const pageSize = load<i32>(cache, CACHE_PAGE_SIZE);
-  const span = pageSize === 0 ? load<i32>(cache, CACHE_STRIDE) : pageSize;
-  const headBytes = (<usize>d) << 2;
-  const scores = scratch + SCORES;
+  const d = load<i32>(kv, CACHE_HEAD_DIM);
+  width = load<i32>(kv, CACHE_WIDTH);
+  const bytes = partialBytes();
+  const state = stateOf(0) + MERGED_PEAK;
+  const merged = mergedOf(0);
+  const tasks = rows * heads;
+  for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
+    const position = load<i32>(positions + ((<usize>(task / heads)) << 2));
+    begin(state, merged, sinks, task % heads);
+    let partial = partials + <usize>(task * chunks) * bytes;
+    const lastChunk = position / ATTENTION_CHUNK;
+    for (let chunk = firstSeen(position, window) / ATTENTION_CHUNK; chunk <= lastChunk; chunk++, partial += bytes) {
+      merge(state, merged, partial, partial + 4 * PARTIAL_HEADER);
+    }
+    finish(merged, load<f32>(state, 4), out + ((<usize>(task * d)) << 2), d);
+  }
+}
+
+/** A partial result: largest score and Σ e^(score − largest), padded to PARTIAL_HEADER; then f32 [width]. */
+function partialBytes(): usize {
+  return (<usize>(PARTIAL_HEADER + width)) << 2;
+}
+
+/** Before the first chunk: nothing, or a sink, which has a score and no value. */
+function begin(state: usize, merged: usize, sinks: usize, head: i32): void {
+  store<f32>(state, sinks === 0 ? -Infinity : load<f32>(sinks + ((<usize>head) << 2)));
+  store<f32>(state, sinks === 0 ? 0 : 1, 4);
+  memory.fill(merged, 0, (<usize>width) << 2);
+}
+
+/** Adds a chunk's (largest score, total) and sums to those so far. */
+function merge(state: usize, merged: usize, chunk: usize, sums: usize): void {
+  const own = load<f32>(chunk);
+  if (own === -Infinity) return; // it saw nothing
+  const peak = max(load<f32>(state), own);
+  const alpha = exp1(load<f32>(state) - peak);
+  const beta = exp1(own - peak);
+  store<f32>(state, peak);
+  store<f32>(state, load<f32>(state, 4) * alpha + load<f32>(chunk, 4) * beta, 4);
+  const a = f32x4.splat(alpha);
+  const b = f32x4.splat(beta);
+  for (const end = merged + ((<usize>width) << 2); merged < end; merged += 16, sums += 16) {
+    v128.store(merged, madd(v128.load(merged), a, f32x4.mul(v128.load(sums), b)));
+  }
+}
+
+/** merged / total → to, f32 [d]. */
+function finish(merged: usize, total: f32, to: usize, d: i32): void {
+  const divisor = f32x4.splat(total);
+  const end = merged + ((<usize>width) << 2);
+  for (let at = merged; at < end; at += 16) v128.store(at, f32x4.div(v128.load(at), divisor));
+  memory.copy(to, merged, (<usize>d) << 2);
+}
+
+/** A query f32 [d] as `multiplyKeys` takes it. */
+function prepare(query: i32, q: usize, d: i32): void {
+  const state = stateOf(query);
+  const vector = vectorOf(query);
+  const floats = type === INT8 ? sumsOf(query) : vector;
+  const bytes = (<usize>d) << 2;
+  const end = floats + ((<usize>width) << 2);
+  memory.copy(floats, q, bytes);
+  memory.fill(floats + bytes, 0, end - floats - bytes);
+  let unit: f32 = 1;
+  if (type === F16) {
+    const factor = f32x4.splat(HALF_QUERY);
+    for (let at = floats; at < end; at += 16) v128.store(at, f32x4.mul(v128.load(at), factor));
+    unit = HALF_QUERY; // keys lack a factor of its square
+  } else if (type === INT8) {
+    let most = f32x4.splat(0);
+    for (let at = floats; at < end; at += 16) most = f32x4.max(most, f32x4.abs(v128.load(at)));
+    unit = largest4(most) / QUERY_LEVELS;
+    const levels = f32x4.splat(unit === 0 ? 0 : 1 / unit);
+    for (let at = floats, to = vector; at < end; at += 64, to += 32) putParts(at, levels, true, to);
+  }
+  store<f32>(state, scale * unit, SCALE);
+  store<f32>(state, 1, ALPHA + 4);
+}
+
+function largest4(x: v128): f32 {
+  x = f32x4.max(x, v128.shuffle<f32>(x, x, 2, 3, 0, 1));
+  return f32x4.extract_lane(f32x4.max(x, v128.shuffle<f32>(x, x, 1, 0, 3, 2)), 0);
+}
+
+/** What `count` queries of one sequence see, chunk by chunk: merged, or left at `out` in pieces. */
+function pass(
+  count: i32,
+  kvHead: i32,
+  sequence: i32,
+  pages: usize,
+  pagesPerSequence: i32,
+  out: usize,
+  split: i32,
+  splits: i32,
+  chunks: i32,
+): void {
   let low = i32.MAX_VALUE;
   let high = -1;
-  for (let row = from; row < to; row++) {
-    const position = load<i32>(positions + ((<usize>row) << 2));
-    low = min(low, firstSeen(position, window));
-    high = max(high, position);
-    const sums = out + <usize>(row * heads + kvHead * group) * headBytes;
-    memory.fill(sums, 0, <usize>group * headBytes);
-    for (let h = 0; h < group; h++) {
-      const state = scratch + STATE + ((<usize>((row - from) * group + h)) << 3);
-      store<f32>(state, sinks === 0 ? -Infinity : load<f32>(sinks + ((<usize>(kvHead * group + h)) << 2)));
-      store<f32>(state, sinks === 0 ? 0 : 1, 4);
-    }
+  for (let i = 0; i < count; i++) {
+    low = min(low, load<i32>(stateOf(i), FIRST));
+    high = max(high, load<i32>(stateOf(i), LAST));
   }
-
-  for (let position = low; position <= high; ) {
-    const within = position % span;
-    const start = position - (within & 15);
-    const stop = min(start + 16, position - within + span);
-    position = stop;
-    const slot = slotOf(cache, pages, pagesPerSequence, sequence, stop - 1);
-    if (slot < 0) continue;
-    const keys = keySegment(cache, kvHead, slot >> 4);
-    const values = valueSegment(cache, kvHead, slot >> 4);
-    for (let row = from; row < to; row++) {
-      const at = load<i32>(positions + ((<usize>row) << 2));
-      const first = max(firstSeen(at, window), start) - start;
-      const end = min(at + 1, stop) - start;
-      if (first >= end) continue;
-      const offset = <usize>(row * heads + kvHead * group) * headBytes;
-      const state = scratch + STATE + ((<usize>((row - from) * group)) << 3);
-      for (let h = 0; h < group; h += 2) {
-        const at = offset + <usize>h * headBytes;
-        const own = state + ((<usize>h) << 3);
-        const two = h + 1 < group;
-        if (two) score2(keys, q + at, q + at + headBytes, d, scores);
-        else score1(keys, q + at, d, scores);
-        addSegment(scores, first, end, scale, cap, values, d, own, out + at);
-        if (two) addSegment(scores + 64, first, end, scale, cap, values, d, own + 8, out + at + headBytes);
+  const bytes = partialBytes();
+  const firstChunk = low / ATTENTION_CHUNK;
+  const lastChunk = high / ATTENTION_CHUNK;
+  for (let chunk = firstChunk + split; chunk <= lastChunk; chunk += splits) {
+    for (let i = 0; i < count; i++) {
+      store<f32>(stateOf(i), -Infinity, PEAK);
+      store<f32>(stateOf(i), 0, PEAK + 4);
+    }
+    memory.fill(sumsOf(0), 0, (<usize>(count * width)) << 2);
+    const from = max(low, chunk * ATTENTION_CHUNK);
+    const to = min(high + 1, (chunk + 1) * ATTENTION_CHUNK);
+    addChunk(from, to, count, kvHead, sequence, pages, pagesPerSequence);
+    for (let i = 0; i < count; i++) {
+      const state = stateOf(i);
+      if (splits === 1) {
+        merge(state + MERGED_PEAK, mergedOf(i), state + PEAK, sumsOf(i));
+        continue;
       }
-    }
-  }
-
-  for (let row = from; row < to; row++) {
-    for (let h = 0; h < group; h++) {
-      const sum = load<f32>(scratch + STATE + ((<usize>((row - from) * group + h)) << 3), 4);
-      let at = out + <usize>(row * heads + kvHead * group + h) * headBytes;
-      const end = at + headBytes;
-      for (; at + 16 <= end; at += 16) v128.store(at, f32x4.div(v128.load(at), f32x4.splat(sum)));
-      for (; at < end; at += 4) store<f32>(at, load<f32>(at) / sum);
+      const partial = out + <usize>(load<i32>(state, INDEX) * chunks + chunk - firstChunk) * bytes;
+      memory.copy(partial, state + PEAK, 8);
+      memory.copy(partial + 4 * PARTIAL_HEADER, sumsOf(i), (<usize>width) << 2);
     }
   }
 }
 
-/** Scaled and capped score of one key, in f64. */
-function scoreAt(cache: usize, kvHead: i32, slot: i32, q: usize, scale: f64, cap: f64): f64 {
-  let key = keySegment(cache, kvHead, slot >> 4) + ((<usize>(slot & 15)) << 2);
-  let sum: f64 = 0;
-  for (const end = q + ((<usize>load<i32>(cache, CACHE_HEAD_DIM)) << 2); q < end; q += 4, key += 64) {
-    sum += <f64>load<f32>(q) * <f64>load<f32>(key);
+/** Positions from … to − 1, which lie in one chunk. */
+function addChunk(
+  from: i32,
+  to: i32,
+  count: i32,
+  kvHead: i32,
+  sequence: i32,
+  pages: usize,
+  pagesPerSequence: i32,
+): void {
+  const pageSize = load<i32>(cache, CACHE_PAGE_SIZE);
+  const span = pageSize === 0 ? load<i32>(cache, CACHE_STRIDE) : pageSize;
+  for (let position = from; position < to; ) {
+    const within = position % span;
+    const start = position - (within % SEGMENT);
+    const stop = min(to, min(start + SEGMENT, position - within + span));
+    const slot = slotOf(cache, pages, pagesPerSequence, sequence, position);
+    if (slot >= 0) addSegment(segmentOf(cache, kvHead, slot), start, position - start, stop - start, count);
+    position = stop;
   }
-  sum *= scale;
-  return cap === 0 ? sum : cap * f64x2.extract_lane(tanh2(f64x2.splat(sum / cap)), 0);
 }
 
-/** For taps, not for speed: q [rows, H·d] → probabilities [rows, H, keys], 0 where masked. */
+/** Slots from … to − 1 of a segment whose first slot has the position `start`. */
+function addSegment(segment: usize, start: i32, from: i32, to: i32, count: i32): void {
+  const active = scratch + ACTIVE;
+  let end = active;
+  for (let i = 0; i < count; i++) {
+    const state = stateOf(i);
+    if (load<i32>(state, FIRST) >= start + to || load<i32>(state, LAST) < start + from) continue;
+    store<i32>(end, i);
+    end += 4;
+  }
+  // Products take two queries at a time. One that is left over is its own partner, whose results go nowhere.
+  store<i32>(end, QUERIES);
+  for (let pair = active; pair < end; pair += 8) {
+    const a = load<i32>(pair);
+    const b = load<i32>(pair, 4);
+    const other = b === QUERIES ? a : b;
+    multiplyKeys(cache, segment, from & -16, (to + 15) & -16, vectorOf(a), vectorOf(other), scoresOf(a), scoresOf(b));
+  }
+  for (let at = active; at < end; at += 4) softmax(load<i32>(at), segment, start, from, to);
+  for (let pair = active; pair < end; pair += 8) {
+    const a = load<i32>(pair);
+    const b = load<i32>(pair, 4);
+    const other = b === QUERIES ? a : b;
+    multiplyValues(
+      cache,
+      segment,
+      from,
+      to,
+      probabilitiesOf(a),
+      probabilitiesOf(other),
+      sumsOf(a),
+      b === QUERIES ? scratch + NOWHERE : sumsOf(b),
+      stateOf(a) + ALPHA,
+      stateOf(other) + ALPHA,
+    );
+  }
+}
+
+/**
+ * What `multiplyKeys` gave for slots from … to − 1 becomes scores, then probabilities relative to the largest score so far: 0
+ * where the query sees nothing.
+ */
+function softmax(query: i32, segment: usize, start: i32, from: i32, to: i32): void {
+  const state = stateOf(query);
+  const scores = scoresOf(query);
+  const begin = scores + ((<usize>(from & -16)) << 2);
+  const end = scores + ((<usize>((to + 15) & -16)) << 2);
+  const old = load<f32>(state, PEAK);
+  const factor = v128.load32_splat(state, SCALE);
+  // pmax is one instruction, where max is nine; a NaN that it loses is still in the sum of probabilities.
+  let most = f32x4.splat(old);
+  for (let at = begin, by = keyScales(cache, segment) + (begin - scores); at < end; at += 16, by += 16) {
+    let s = f32x4.mul(v128.load(at), factor);
+    if (type === INT8) s = f32x4.mul(s, v128.load(by));
+    if (cap !== 0) s = softcap4(s, cap);
+    most = f32x4.pmax(s, most);
+    v128.store(at, s);
+  }
+  const first = scores + ((<usize>max(from, load<i32>(state, FIRST) - start)) << 2);
+  const last = scores + ((<usize>min(to, load<i32>(state, LAST) + 1 - start)) << 2);
+  if (first !== begin || last !== end) {
+    for (let at = begin; at < first; at += 4) store<f32>(at, -Infinity);
+    for (let at = last; at < end; at += 4) store<f32>(at, -Infinity);
+    most = f32x4.splat(old);
+    for (let at = begin; at < end; at += 16) most = f32x4.pmax(v128.load(at), most);
+  }
+
+  const peak = largest4(most);
+  const alpha = exp1(old - peak);
+  most = f32x4.splat(peak);
+  const zero = f32x4.splat(0);
+  let sum = zero;
+  if (type === INT8) {
+    let heaviest = zero;
+    for (let at = begin, by = valueScales(cache, segment) + (begin - scores); at < end; at += 16, by += 16) {
+      const p = exp4(f32x4.sub(v128.load(at), most));
+      sum = f32x4.add(sum, p);
+      // Where nothing is seen, the scale may be anything.
+      const weight = v128.and(f32x4.mul(p, v128.load(by)), f32x4.ne(p, zero));
+      heaviest = f32x4.pmax(weight, heaviest);
+      v128.store(at, weight);
+    }
+    const unit = largest4(heaviest) / PROBABILITY_LEVELS;
+    const levels = f32x4.splat(unit === 0 ? 0 : 1 / unit);
+    const parts = probabilitiesOf(query) - (scores >> 1);
+    for (let at = begin; at < end; at += 64) putParts(at, levels, false, parts + (at >> 1));
+    store<f32>(state, unit, ALPHA + 4);
+  } else {
+    const factor = f32x4.splat(type === F16 ? HALF_PROBABILITY : 1);
+    for (let at = begin; at < end; at += 16) {
+      const p = exp4(f32x4.sub(v128.load(at), most));
+      sum = f32x4.add(sum, p);
+      v128.store(at, f32x4.mul(p, factor));
+    }
+  }
+  store<f32>(state, peak, PEAK);
+  store<f32>(state, load<f32>(state, PEAK + 4) * alpha + sum4(sum), PEAK + 4);
+  store<f32>(state, alpha, ALPHA);
+}
+
+// --- For taps
+
+/** 16 scores in f64, scaled and capped: keys f32 [d, 16] → to f64 [16]. */
+function scores64(keys: usize, q: usize, d: i32, scaleBy: f64, capAt: f64, to: usize): void {
+  const zero = f64x2.splat(0);
+  let a0 = zero,
+    a1 = zero,
+    a2 = zero,
+    a3 = zero,
+    a4 = zero,
+    a5 = zero,
+    a6 = zero,
+    a7 = zero;
+  for (const end = q + ((<usize>d) << 2); q < end; q += 4, keys += 64) {
+    const s = f64x2.splat(<f64>load<f32>(q));
+    const k0 = v128.load(keys);
+    const k1 = v128.load(keys, 16);
+    const k2 = v128.load(keys, 32);
+    const k3 = v128.load(keys, 48);
+    a0 = f64x2.add(a0, f64x2.mul(s, low2(k0)));
+    a1 = f64x2.add(a1, f64x2.mul(s, high2(k0)));
+    a2 = f64x2.add(a2, f64x2.mul(s, low2(k1)));
+    a3 = f64x2.add(a3, f64x2.mul(s, high2(k1)));
+    a4 = f64x2.add(a4, f64x2.mul(s, low2(k2)));
+    a5 = f64x2.add(a5, f64x2.mul(s, high2(k2)));
+    a6 = f64x2.add(a6, f64x2.mul(s, low2(k3)));
+    a7 = f64x2.add(a7, f64x2.mul(s, high2(k3)));
+  }
+  v128.store(to, a0);
+  v128.store(to, a1, 16);
+  v128.store(to, a2, 32);
+  v128.store(to, a3, 48);
+  v128.store(to, a4, 64);
+  v128.store(to, a5, 80);
+  v128.store(to, a6, 96);
+  v128.store(to, a7, 112);
+  for (const end = to + 128; to < end; to += 16) {
+    const s = f64x2.mul(v128.load(to), f64x2.splat(scaleBy));
+    v128.store(to, capAt === 0 ? s : f64x2.mul(f64x2.splat(capAt), tanh2(f64x2.div(s, f64x2.splat(capAt)))));
+  }
+}
+
+/** For taps: q [rows, H·d] → probabilities [rows, H, keys], 0 where masked. In f64, with the scores computed twice. */
 export function attentionProbs(
   rows: i32,
   q: usize,
   out: usize,
-  cache: usize,
+  kv: usize,
   heads: i32,
   positions: usize,
   sequences: usize,
   pages: usize,
   pagesPerSequence: i32,
-  scale: f32,
+  scaleBy: f32,
   window: i32,
   sinks: usize,
-  cap: f32,
+  capAt: f32,
   keys: i32,
 ): void {
-  const d = load<i32>(cache, CACHE_HEAD_DIM);
-  const group = heads / load<i32>(cache, CACHE_KV_HEADS);
+  const d = load<i32>(kv, CACHE_HEAD_DIM);
+  const group = heads / load<i32>(kv, CACHE_KV_HEADS);
+  const pageSize = load<i32>(kv, CACHE_PAGE_SIZE);
+  const span = pageSize === 0 ? load<i32>(kv, CACHE_STRIDE) : pageSize;
+  const scores = scratch + SCRATCH_ATTENTION;
+  const decoded = scores + 128; // f32 [d, 16]
   const tasks = rows * heads;
   for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
     const row = (<usize>(task / heads)) << 2;
     const head = task % heads;
-    const kvHead = head / group;
     const position = load<i32>(positions + row);
     const sequence = load<i32>(sequences + row);
     const query = q + ((<usize>task * d) << 2);
     const to = out + ((<usize>task * keys) << 2);
     memory.fill(to, 0, (<usize>keys) << 2);
-    let peak: f64 = sinks === 0 ? -Infinity : <f64>load<f32>(sinks + ((<usize>head) << 2));
-    let sum: f64 = sinks === 0 ? 0 : 1;
-    const first = firstSeen(position, window);
-    for (let j = first; j <= position; j++) {
-      const slot = slotOf(cache, pages, pagesPerSequence, sequence, j);
-      if (slot < 0) continue;
-      const s = scoreAt(cache, kvHead, slot, query, scale, cap);
-      const higher = max(peak, s);
-      sum = sum * expF64(peak - higher) + expF64(s - higher);
-      peak = higher;
+    const sink: f64 = sinks === 0 ? -Infinity : <f64>load<f32>(sinks + ((<usize>head) << 2));
+    const seen = firstSeen(position, window);
+    let peak = sink;
+    let sum: f64 = 0;
+    // First the largest score, then exponentials of what is below it.
+    for (let pass = 0; pass < 2; pass++) {
+      if (pass === 1) sum = exp64(sink - peak);
+      for (let from = seen; from <= position; ) {
+        const within = from % span;
+        const start = from - (within & 15);
+        const stop = min(min(start + 16, from - within + span), position + 1);
+        const slot = slotOf(kv, pages, pagesPerSequence, sequence, from);
+        if (slot >= 0) {
+          scores64(keysAt(kv, head / group, slot & -16, decoded), query, d, scaleBy, capAt, scores);
+          for (let j = from; j < stop; j++) {
+            const score = load<f64>(scores + ((<usize>(j - start)) << 3));
+            if (pass === 0) {
+              peak = max(peak, score);
+              continue;
+            }
+            const p = exp64(score - peak);
+            sum += p;
+            if (j < keys) store<f32>(to + ((<usize>j) << 2), <f32>p);
+          }
+        }
+        from = stop;
+      }
     }
-    for (let j = first; j <= min(position, keys - 1); j++) {
-      const slot = slotOf(cache, pages, pagesPerSequence, sequence, j);
-      if (slot < 0) continue;
-      const s = scoreAt(cache, kvHead, slot, query, scale, cap);
-      store<f32>(to + ((<usize>j) << 2), <f32>(expF64(s - peak) / sum));
+    for (let at = to, end = to + ((<usize>keys) << 2); at < end; at += 4) {
+      store<f32>(at, <f32>(<f64>load<f32>(at) / sum));
     }
   }
 }
 
-function expF64(x: f64): f64 {
+function exp64(x: f64): f64 {
   return x === -Infinity ? 0 : f64x2.extract_lane(exp2(f64x2.splat(x)), 0);
 }

@@ -340,8 +340,8 @@ function rows3(
 // --- Wide, MXFP4, one row of x: values are looked up as 12 + twice the value, which are bytes from 0 to 24.
 
 /** The scales of 8 rows. Exponent 255 (NaN) becomes infinity, which gives no finite sum either. */
-let s0: v128 = i32x4.splat(0);
-let s1: v128 = i32x4.splat(0);
+let s0: v128 = i32x4(0, 0, 0, 0);
+let s1: v128 = i32x4(0, 0, 0, 0);
 function fp4Scales(at: usize): void {
   const smallest = i32x4.splat(0x00400000); // 2^−127, exponent 0
   const e = v128.load8x8_u(at);

@@ -1,56 +1,9 @@
-// The KV cache: where a position is, and storing keys and values. Keys of 16 consecutive slots (a segment) are stored channel
-// by channel, so that attention scores are sums over channels with a key in each lane; values are stored row by row.
-import {
-  CACHE_HEAD_DIM,
-  CACHE_KEYS,
-  CACHE_KV_HEADS,
-  CACHE_LIMIT,
-  CACHE_PAGE_SIZE,
-  CACHE_SEGMENTS,
-  CACHE_STRIDE,
-  CACHE_VALUES,
-  SCRATCH_MISC,
-} from "./layout";
+// kvAppend: stores keys and values of a step's rows; qkvHeads: everything between their projections and attention.
+import { putSlot, slotOf } from "./cache";
+import { CACHE_HEAD_DIM, CACHE_KV_HEADS, SCRATCH_MISC } from "./layout";
 import { normRun } from "./rms-norm";
 import { ropeHead, tableRow } from "./rope";
 import { claim, scratch, share } from "./threads";
-
-/** Slot of a position of a sequence, or −1 where the page table is out of range. `pages` i32 [sequences, pagesPerSequence]. */
-export function slotOf(cache: usize, pages: usize, pagesPerSequence: i32, sequence: i32, position: i32): i32 {
-  const pageSize = load<i32>(cache, CACHE_PAGE_SIZE);
-  const stride = load<i32>(cache, CACHE_STRIDE);
-  const limit = load<i32>(cache, CACHE_LIMIT);
-  if (position < 0 || sequence < 0) return -1;
-  if (pageSize === 0) return sequence < limit ? sequence * stride + (position % stride) : -1;
-  const logical = position / pageSize;
-  if (logical >= pagesPerSequence) return -1;
-  const page = load<i32>(pages + ((<usize>(sequence * pagesPerSequence + logical)) << 2));
-  return page >= 0 && page < limit ? page * stride + (position % pageSize) : -1;
-}
-
-export function keySegment(cache: usize, kvHead: i32, segment: i32): usize {
-  const d = load<i32>(cache, CACHE_HEAD_DIM);
-  const index = <usize>(kvHead * load<i32>(cache, CACHE_SEGMENTS) + segment);
-  return <usize>load<u32>(cache, CACHE_KEYS) + ((index * d) << 6);
-}
-
-/** Values of the first slot of a segment. */
-export function valueSegment(cache: usize, kvHead: i32, segment: i32): usize {
-  const d = load<i32>(cache, CACHE_HEAD_DIM);
-  const index = <usize>(kvHead * load<i32>(cache, CACHE_SEGMENTS) + segment);
-  return <usize>load<u32>(cache, CACHE_VALUES) + ((index * d) << 6);
-}
-
-function putKey(cache: usize, kvHead: i32, slot: i32, k: usize): void {
-  const d = load<i32>(cache, CACHE_HEAD_DIM);
-  let to = keySegment(cache, kvHead, slot >> 4) + ((<usize>(slot & 15)) << 2);
-  for (const end = k + ((<usize>d) << 2); k < end; k += 4, to += 64) store<f32>(to, load<f32>(k));
-}
-
-function putValue(cache: usize, kvHead: i32, slot: i32, v: usize): void {
-  const bytes = (<usize>load<i32>(cache, CACHE_HEAD_DIM)) << 2;
-  memory.copy(valueSegment(cache, kvHead, slot >> 4) + <usize>(slot & 15) * bytes, v, bytes);
-}
 
 /** k, v [rows, G·d] → the cache. */
 export function kvAppend(
@@ -73,8 +26,7 @@ export function kvAppend(
       const slot = slotOf(cache, pages, pagesPerSequence, load<i32>(sequences + row), load<i32>(positions + row));
       if (slot < 0) continue;
       const head = task % kvHeads;
-      putKey(cache, head, slot, k + <usize>task * bytes);
-      putValue(cache, head, slot, v + <usize>task * bytes);
+      putSlot(cache, head, slot, k + <usize>task * bytes, v + <usize>task * bytes);
     }
   }
 }
@@ -142,8 +94,7 @@ export function qkvHeads(
       } else {
         ropeHead(x, one, headDim, half, c, s);
       }
-      putKey(cache, kvHead, slot, one);
-      putValue(cache, kvHead, slot, vIn + <usize>row * vStride + <usize>kvHead * bytes);
+      putSlot(cache, kvHead, slot, one, vIn + <usize>row * vStride + <usize>kvHead * bytes);
     }
   }
 }

@@ -29,6 +29,8 @@ export const OP_LINEAR_ARGMAX = 24;
 export const OP_ARGMAX_TILES = 25;
 export const OP_QUANTIZE = 26;
 export const OP_PACK = 27;
+export const OP_QUANTIZE_ROWS = 28;
+export const OP_ATTENTION_MERGE = 29;
 
 // --- Weight formats.
 export const F32 = 0;
@@ -36,6 +38,8 @@ export const F16 = 1;
 export const BF16 = 2;
 export const INT8 = 3;
 export const MXFP4 = 4;
+/** Of a product only: INT8 with one scale a row, times rows of x in 8 bits, see w8a8.ts. */
+export const W8A8 = 5;
 
 // --- How the values to be packed lie in their file: planes of values and scales, or GGUF's blocks of 32 with their scale.
 export const PLANES = 0;
@@ -87,19 +91,26 @@ export const TABLE_F16_MASK = 96; // u32 [4]: 0x8fffe000, sign, exponent and man
 export const TABLE_F16_SCALE = 112; // f32 [4]: 2^112, the difference of their exponent biases
 export const TABLE_FP4_TWICE = 128; // i8 [16]: twice the FP4 values, whole numbers from −12 to 12
 export const TABLE_FP4_BIASED = 144; // u8 [16]: 12 more
-export const TABLE_BYTES = 160;
-export const CONTROL_BYTES = 480;
+export const TABLE_ROUND = 160; // f32: 1.5 · 2^23; adding it rounds to an integer, which stands in the low bits
+export const TABLE_EXP = 164; // f32 [12]: see exp4
+export const TABLE_BYTES = 212;
+export const CONTROL_BYTES = 532;
 
 // --- A KV cache descriptor: i32 words.
-export const CACHE_KEYS = 0; // pointer: f32 [G, segments, d, 16], a segment is 16 slots
-export const CACHE_VALUES = 4; // pointer: f32 [G, segments · 16, d]
-export const CACHE_SEGMENTS = 8;
-export const CACHE_KV_HEADS = 12;
-export const CACHE_HEAD_DIM = 16;
-export const CACHE_PAGE_SIZE = 20; // positions per page; 0: a ring
-export const CACHE_STRIDE = 24; // slots of a page or ring, a multiple of 16
-export const CACHE_LIMIT = 28; // number of pages, or of sequences
-export const CACHE_BYTES = 32;
+export const CACHE_DATA = 0; // pointer: segments [G, segments], each as in cache.ts
+export const CACHE_SEGMENTS = 4;
+export const CACHE_SEGMENT_BYTES = 8; // keys and values of one head
+export const CACHE_VALUES = 12; // where in a segment its values begin
+export const CACHE_TYPE = 16; // F32, F16 or INT8
+export const CACHE_KV_HEADS = 20;
+export const CACHE_HEAD_DIM = 24;
+export const CACHE_WIDTH = 28; // channels of a head, padded to a multiple of 16
+export const CACHE_PAGE_SIZE = 32; // positions per page; 0: a ring
+export const CACHE_STRIDE = 36; // slots of a page or ring, a multiple of SEGMENT
+export const CACHE_LIMIT = 40; // number of pages, or of sequences
+export const CACHE_BYTES = 44;
+/** Slots that lie together, and positions whose probabilities share a maximum. */
+export const SEGMENT = 64;
 
 // --- Products. TILE output rows are interleaved so that a SIMD lane is an output row; K is walked in blocks of BLOCK
 // columns whose sums are added up second. Both fix the order of every sum, so they are part of the numbers.
@@ -122,10 +133,13 @@ export const SCRATCH_TOTALS = 16384; // f32 [ROW_BLOCK, TILE]
 export const SCRATCH_TOTALS_UP = 49152; // f32 [ROW_BLOCK, TILE]: the second product of gate and up
 export const SCRATCH_ROWS = 81920; // pointers [ROW_BLOCK]: where each row of x is
 export const SCRATCH_SUMS = 82944; // i32 [3, 16]
-export const SCRATCH_MISC = 83136; // attention: scores and (max, sum) pairs; route: taken experts; heads: one head
+export const SCRATCH_MISC = 83136; // route: taken experts; heads: one head
 export const SCRATCH_BYTES = 98304;
-/** Attention: how many query rows share a pass over the keys, and how many query heads may share a key head. */
+export const SCRATCH_ATTENTION = 0; // the same bytes for all that attention keeps, see attention.ts
+/** Attention: how many query rows a task has at most, and how many positions have a sum of their own. */
 export const ATTENTION_ROWS = 8;
-export const ATTENTION_GROUP = 128;
+export const ATTENTION_CHUNK = 512;
+export const PARTIAL_HEADER = 4; // f32 before the channels of a chunk's partial result
+export const MAX_HEAD_DIM = 1024;
 /** route: one byte of scratch per expert. */
 export const MAX_EXPERTS = 8192;

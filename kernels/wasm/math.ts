@@ -3,10 +3,11 @@
 // `exp4` is for arguments that are exact in f32 (softmax). Gated units compute in f64, since the rounding of an f32 argument of
 // size a alone costs a half ulps in its exponential.
 
-/** log2(e), and ln 2 in two parts, of which n times the first is exact: for f32 (Cephes) and for f64 (fdlibm). */
+import { TABLE_EXP, TABLE_ROUND } from "./layout";
+import { tables } from "./threads";
+
+/** log2(e), and ln 2 in two parts, of which n times the first is exact (fdlibm). */
 const LOG2E: f64 = Math.LOG2E;
-const LN2_HIGH_F32: f32 = 0.693359375;
-const LN2_LOW_F32: f32 = -2.1219444e-4;
 const LN2_HIGH: f64 = reinterpret<f64>(((<u64>0x3fe62e42) << 32) | 0xfee00000);
 const LN2_LOW: f64 = reinterpret<f64>(((<u64>0x3dea39ef) << 32) | 0x35793c76);
 
@@ -21,21 +22,26 @@ export function sum4(a: v128): f32 {
   return f32x4.extract_lane(a, 0) + f32x4.extract_lane(a, 1) + (f32x4.extract_lane(a, 2) + f32x4.extract_lane(a, 3));
 }
 
-/** e^x in f32, within 1 ulp; 0 below −87.3. Coefficients of Cephes' expf (Moshier, 1992). */
+/** e^x in f32, within 1 ulp; 0 below −87.3, e^88 above 88. Constants of Cephes' expf (Moshier, 1992), in TABLE_EXP. */
 export function exp4(x: v128): v128 {
-  const clamped = f32x4.max(f32x4.min(x, f32x4.splat(88.0)), f32x4.splat(-87.3));
-  const n = f32x4.nearest(f32x4.mul(clamped, f32x4.splat(<f32>LOG2E)));
+  const table = tables + TABLE_EXP;
+  const lowest = v128.load32_splat(table);
+  // pmin and pmax are one instruction each, min and max nine; all of them keep a NaN that comes first.
+  const clamped = f32x4.pmax(f32x4.pmin(x, v128.load32_splat(table, 44)), lowest);
+  // The rounded multiple n of ln 2 stands in the low bits of `shifted`.
+  const round = v128.load32_splat(tables, TABLE_ROUND);
+  const shifted = f32x4.add(f32x4.mul(clamped, v128.load32_splat(table, 4)), round);
+  const n = f32x4.sub(shifted, round);
   // ln 2 in two parts: n times the first is exact.
-  let r = f32x4.sub(clamped, f32x4.mul(n, f32x4.splat(LN2_HIGH_F32)));
-  r = f32x4.sub(r, f32x4.mul(n, f32x4.splat(LN2_LOW_F32)));
-  let p = madd(f32x4.splat(1.98756915e-4), r, f32x4.splat(1.3981999507e-3));
-  p = madd(p, r, f32x4.splat(8.3334519073e-3));
-  p = madd(p, r, f32x4.splat(4.1665795894e-2));
-  p = madd(p, r, f32x4.splat(1.6666665459e-1));
-  p = madd(p, r, f32x4.splat(5.0000001201e-1));
-  p = f32x4.add(madd(p, f32x4.mul(r, r), r), f32x4.splat(1));
-  const scaled = i32x4.add(p, i32x4.shl(i32x4.trunc_sat_f32x4_s(n), 23));
-  return v128.andnot(scaled, f32x4.lt(x, f32x4.splat(-87.3)));
+  let r = f32x4.sub(clamped, f32x4.mul(n, v128.load32_splat(table, 8)));
+  r = f32x4.sub(r, f32x4.mul(n, v128.load32_splat(table, 12)));
+  let p = madd(v128.load32_splat(table, 16), r, v128.load32_splat(table, 20));
+  p = madd(p, r, v128.load32_splat(table, 24));
+  p = madd(p, r, v128.load32_splat(table, 28));
+  p = madd(p, r, v128.load32_splat(table, 32));
+  p = madd(p, r, v128.load32_splat(table, 36));
+  p = f32x4.add(madd(p, f32x4.mul(r, r), r), v128.load32_splat(table, 40));
+  return v128.andnot(i32x4.add(p, i32x4.shl(shifted, 23)), f32x4.lt(x, lowest));
 }
 
 export function exp1(x: f32): f32 {

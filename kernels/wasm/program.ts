@@ -3,7 +3,7 @@
 import { add } from "./add";
 import { advance } from "./advance";
 import { argmax, argmaxTiles, linearArgmax } from "./argmax";
-import { attention, attentionProbs } from "./attention";
+import { attention, attentionMerge, attentionProbs } from "./attention";
 import { columns } from "./columns";
 import { combine } from "./combine";
 import { embed } from "./embed";
@@ -19,6 +19,7 @@ import {
   OP_ARGMAX_TILES,
   OP_ARGS,
   OP_ATTENTION,
+  OP_ATTENTION_MERGE,
   OP_ATTENTION_PROBS,
   OP_BARRIER,
   OP_BYTES,
@@ -40,6 +41,7 @@ import {
   OP_PACK,
   OP_QKV_HEADS,
   OP_QUANTIZE,
+  OP_QUANTIZE_ROWS,
   OP_RMS_NORM,
   OP_ROPE,
   OP_ROUTE,
@@ -60,6 +62,7 @@ import { rope } from "./rope";
 import { group, route } from "./route";
 import { softcap } from "./softcap";
 import { awaitFinished, awaitStart, begin, close, end, enter, join, leave, open } from "./threads";
+import { quantizeRows } from "./w8a8";
 
 export { dotOfBytes } from "./integer";
 export { unpackRow } from "./weights";
@@ -105,7 +108,10 @@ function step(): void {
       kvAppend(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6));
       break;
     case OP_ATTENTION:
-      attention(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8), p(9), p(10), f(11));
+      attention(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8), p(9), p(10), f(11), p(12), p(13));
+      break;
+    case OP_ATTENTION_MERGE:
+      attentionMerge(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7));
       break;
     case OP_ATTENTION_PROBS:
       attentionProbs(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), f(8), p(9), p(10), f(11), p(12));
@@ -166,6 +172,9 @@ function step(): void {
       break;
     case OP_QUANTIZE:
       quantize(rows, p(0), p(1), p(2));
+      break;
+    case OP_QUANTIZE_ROWS:
+      quantizeRows(rows, p(0), p(1), p(2));
       break;
     case OP_PACK:
       pack(p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7));

@@ -32,8 +32,12 @@ function rest8(q: v128): v128 {
   return i32x4.shr_s(i32x4.sub(q, low8(q)), 8);
 }
 
-export function sum4i(v: v128): i32 {
-  return i32x4.extract_lane(v, 0) + i32x4.extract_lane(v, 1) + (i32x4.extract_lane(v, 2) + i32x4.extract_lane(v, 3));
+/** Sums of the lanes of a, b and c as the first three lanes. */
+export function sums3(a: v128, b: v128, c: v128): v128 {
+  const zero = i32x4.splat(0);
+  const ab = i32x4.add(v128.shuffle<i32>(a, b, 0, 4, 1, 5), v128.shuffle<i32>(a, b, 2, 6, 3, 7));
+  const c0 = i32x4.add(v128.shuffle<i32>(c, zero, 0, 4, 1, 5), v128.shuffle<i32>(c, zero, 2, 6, 3, 7));
+  return i32x4.add(v128.shuffle<i64>(ab, c0, 0, 2), v128.shuffle<i64>(ab, c0, 1, 3));
 }
 
 /** Part p of eight values as 8 bytes (`wide`) or 8 halves. */
@@ -45,10 +49,11 @@ export function put(a: v128, b: v128, to: usize): void {
 
 /** x f32 [32] → its record. */
 export function quantizeBlock(x: usize, record: usize): void {
+  // Magnitudes are ordered as their bits are, with infinity and then NaN above all numbers.
   let m = f32x4.abs(v128.load(x));
-  for (let i: usize = 16; i < 128; i += 16) m = f32x4.max(m, f32x4.abs(v128.load(x + i)));
-  m = f32x4.max(m, v128.shuffle<f32>(m, m, 2, 3, 0, 1));
-  m = f32x4.max(m, v128.shuffle<f32>(m, m, 1, 0, 3, 2));
+  for (let i: usize = 16; i < 128; i += 16) m = i32x4.max_s(m, f32x4.abs(v128.load(x + i)));
+  m = i32x4.max_s(m, v128.shuffle<i32>(m, m, 2, 3, 0, 1));
+  m = i32x4.max_s(m, v128.shuffle<i32>(m, m, 1, 0, 3, 2));
   const peak = f32x4.extract_lane(m, 0);
   const top = largest(parts);
   // Not a number, or infinite: the scale says so, and 0 times it is not a number.
@@ -83,15 +88,10 @@ export function quantizeBlock(x: usize, record: usize): void {
     put(q, r, to);
     sumA = i32x4.add(sumA, i32x4.add(q, r));
   }
-  const a = sum4i(sumA);
-  const b = sum4i(sumB);
-  const c = sum4i(sumC);
-  store<i32>(record, -128 * a, RECORD_INT8_SUMS);
-  store<i32>(record, -128 * b, RECORD_INT8_SUMS + 4);
-  store<i32>(record, -128 * c, RECORD_INT8_SUMS + 8);
-  store<i32>(record, -12 * a, RECORD_FP4_SUMS);
-  store<i32>(record, -12 * b, RECORD_FP4_SUMS + 4);
-  store<i32>(record, -12 * c, RECORD_FP4_SUMS + 8);
+  // Four words are stored for three: the fourth is the next thing to be stored, or unused.
+  const sums = sums3(sumA, sumB, sumC);
+  v128.store(record, i32x4.neg(i32x4.shl(sums, 7)), RECORD_INT8_SUMS);
+  v128.store(record, i32x4.neg(i32x4.add(i32x4.shl(sums, 3), i32x4.shl(sums, 2))), RECORD_FP4_SUMS);
 }
 
 /** x f32 [columns] → its records; columns are a multiple of 32. */

@@ -26,13 +26,13 @@ import { tables, wide } from "./threads";
 export function columnBytes(format: i32): i32 {
   if (format === F32) return 4 * TILE;
   if (format === F16 || format === BF16) return 2 * TILE;
-  return format === INT8 ? TILE : TILE / 2;
+  return format === MXFP4 ? TILE / 2 : TILE;
 }
 
 /** Bytes of the scales before each group of columns. */
 export function scaleBytes(format: i32): i32 {
-  if (format === INT8) return 4 * TILE;
-  return format === MXFP4 ? TILE : 0;
+  if (format === MXFP4) return TILE;
+  return format >= INT8 ? 4 * TILE : 0;
 }
 
 export function tileBytes(format: i32, columns: i32, group: i32): usize {

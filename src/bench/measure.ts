@@ -1,10 +1,12 @@
 // How fast a model is on a device: prefill, decode at a context's length and for several sequences at once, time to load and
 // memory, beside the rate at which the same threads read memory. Runs on a Runner in this thread. Node only.
 import { cpuUsage, resourceUsage } from "node:process";
+import { type KvType, kvPositionBytes } from "../backend.ts";
 import { createBackend } from "../devices.ts";
 import { OptionError } from "../errors.ts";
 import { openModel, type Source } from "../inspect.ts";
 import type { DeviceName, Precision } from "../options.ts";
+import { accumulatedGate } from "../precision/gates.ts";
 import { klDivergence, nmse, top1Agreement } from "../precision/metrics.ts";
 import { Runner } from "../runner.ts";
 import { createProbe, type Probe } from "./probe.ts";
@@ -23,7 +25,12 @@ export interface BenchOptions {
   /** Sequences that are decoded at once. */
   readonly batch: readonly number[];
   readonly precision: Precision;
-  /** Also load the model at `exact` and tell how far the logits are from there. Default false: it takes a second load. */
+  /** How keys and values are stored. Default `f32`. */
+  readonly kvCache?: KvType;
+  /**
+   * Also load the model at `exact`, with a cache in f32, and tell how far the logits are from there. Default false: it takes a
+   * second load.
+   */
   readonly error?: boolean;
   /** Measurements of each case; results are medians. */
   readonly repeat: number;
@@ -42,6 +49,7 @@ export interface BenchResult {
   readonly context: number;
   readonly batch: number;
   readonly precision: Precision;
+  readonly kvCache: KvType;
   /** Median. */
   readonly tokensPerSecond: number;
   readonly min: number;
@@ -71,7 +79,7 @@ export interface BenchReport {
   /** 10⁹ bytes per second, median over the rounds of the measurement. */
   readonly streamReadGBs: number;
   readonly results: readonly BenchResult[];
-  /** Of the logits after a prompt of random tokens, against those at `exact` precision; null: not asked for. */
+  /** Of the logits after a prompt of random tokens, against those at `exact` precision with a cache in f32; null: not asked for. */
   readonly error: PrecisionError | null;
 }
 
@@ -158,7 +166,7 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
   }
   if (logits === undefined) return { ...report, error: null };
   onProgress?.("exact precision");
-  const exact = await load({ ...options, precision: "exact" }, cases);
+  const exact = await load({ ...options, precision: "exact", kvCache: "f32" }, cases);
   try {
     return { ...report, error: compare(logits, await new Work(exact.runner).logits(), exact.runner.vocabSize) };
   } finally {
@@ -172,7 +180,7 @@ function compare(logits: Float32Array, exact: Float32Array, vocabSize: number): 
     tokens: kl.length,
     nmse: nmse(logits, exact),
     kl: kl.reduce((sum, one) => sum + one, 0) / kl.length,
-    top1: top1Agreement(logits, exact, vocabSize),
+    top1: top1Agreement(logits, exact, vocabSize, accumulatedGate("logits", "w8a8").fail),
   };
 }
 
@@ -230,6 +238,7 @@ async function load(
         // A step also holds all sequences that are decoded at once.
         prefillChunk: Math.max(PREFILL_CHUNK, maxSequences),
         fusion: options.fusion,
+        kvCache: options.kvCache,
         signal: options.signal,
       });
       const threads = "threads" in backend && typeof backend.threads === "number" ? backend.threads : 1;
@@ -400,6 +409,7 @@ function summarize(
   const speeds = {
     ...one,
     precision,
+    kvCache: runner.kvCache,
     tokensPerSecond: tokens / typical,
     min: tokens / Math.max(...seconds),
     max: tokens / Math.min(...seconds),
@@ -410,7 +420,7 @@ function summarize(
 }
 
 /** Bytes that a decode step of a case has to read, at the middle of its steps. */
-function stepBytes({ weights, config, architecture }: Runner, { tokens, context, batch }: Case): number {
+function stepBytes({ weights, config, architecture, kvCache }: Runner, { tokens, context, batch }: Case): number {
   let bytes = 0;
   const { numExpertsPerTok } = config as { numExpertsPerTok?: number };
   for (const { name, shape, byteLength } of weights.values()) {
@@ -423,7 +433,7 @@ function stepBytes({ weights, config, architecture }: Runner, { tokens, context,
   for (let layer = 0; layer < config.numHiddenLayers; layer++) {
     const { kvHeads, headDim, window } = architecture.kv(config, layer);
     const positions = Math.min(window ?? Number.POSITIVE_INFINITY, context + (tokens + 1) / 2);
-    bytes += batch * positions * kvHeads * headDim * 2 * 4; // keys and values, f32
+    bytes += batch * positions * kvPositionBytes({ kvHeads, headDim, dtype: kvCache });
   }
   return bytes;
 }

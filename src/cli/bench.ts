@@ -1,10 +1,11 @@
 // `vernier bench`: how fast a model is here, as a table for people or one line of JSON for scripts. Node only.
 import { writeFile } from "node:fs/promises";
 import { Command, Option } from "commander";
+import type { KvType } from "../backend.ts";
 import { chart } from "../bench/chart.ts";
 import { type BenchReport, bench } from "../bench/measure.ts";
 import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
-import { interruptible, numbers, printJson } from "./common.ts";
+import { interruptible, kvCacheOption, numbers, printJson } from "./common.ts";
 import { formatBytes } from "./progress.ts";
 
 interface Flags {
@@ -16,6 +17,7 @@ interface Flags {
   context: number[];
   batch: number[];
   precision: Precision;
+  kvCache?: KvType;
   repeat: number;
   error?: boolean;
   json?: boolean;
@@ -36,8 +38,9 @@ export function benchCommand(): Command {
     .addOption(
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("high"),
     )
+    .addOption(kvCacheOption())
     .option("--repeat <n>", "measurements of each case; medians are reported", Number, 5)
-    .option("--error", "also load at exact precision, and tell how far the logits are from there")
+    .option("--error", "also load at exact precision with an f32 cache, and tell how far the logits are from there")
     .option("--json", "print one line of JSON and nothing else")
     .option("--chart <file>", "also draw the speeds as SVG")
     .action((model: string, flags: Flags) => interruptible((signal) => run(model, flags, signal)));

@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { type Command, Option } from "commander";
+import type { KvType } from "../backend.ts";
 import { escapeControl, OptionError, VernierError } from "../errors.ts";
 import type { Choice, GenerationResult, Piece } from "../generation.ts";
 import { load, type Model } from "../language-model.ts";
@@ -9,6 +10,7 @@ import {
   DEVICES,
   type DeviceName,
   type GenerateOptions,
+  KV_TYPES,
   type LoadOptions,
   PRECISIONS,
   type Precision,
@@ -32,6 +34,7 @@ export interface ModelFlags {
   fusion: "on" | "off";
   precision?: Precision;
   quantize?: "int8" | "mxfp4";
+  kvCache?: KvType;
 }
 
 export function modelOptions(command: Command): Command {
@@ -43,9 +46,12 @@ export function modelOptions(command: Command): Command {
     .addOption(
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers (default: high)").choices(PRECISIONS),
     )
-    .addOption(
-      new Option("--quantize <format>", "make linear layers smaller while loading").choices(["int8", "mxfp4"]),
-    );
+    .addOption(new Option("--quantize <format>", "make linear layers smaller while loading").choices(["int8", "mxfp4"]))
+    .addOption(kvCacheOption());
+}
+
+export function kvCacheOption(): Option {
+  return new Option("--kv-cache <type>", "how keys and values are stored (default: f32)").choices(KV_TYPES);
 }
 
 export function loadOptions(flags: ModelFlags): LoadOptions {
@@ -56,6 +62,7 @@ export function loadOptions(flags: ModelFlags): LoadOptions {
     fusion: flags.fusion,
     precision: flags.precision,
     quantize: flags.quantize,
+    kvCache: flags.kvCache,
   };
 }
 

@@ -4,6 +4,7 @@ import { basename, dirname } from "node:path";
 import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
 import { checkPromptIds } from "../answer.ts";
+import type { KvType } from "../backend.ts";
 import { ModelFileError, OptionError, type VernierError } from "../errors.ts";
 import { type OpenModel, openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
@@ -16,7 +17,8 @@ import { Reference } from "../precision/reference.ts";
 import { Collector, layoutOf } from "../precision/report/collect.ts";
 import { writeReport } from "../precision/report/write.ts";
 import { openSession } from "../precision/session.ts";
-import { printJson, readIds, report, version } from "./common.ts";
+import type { Runner } from "../runner.ts";
+import { kvCacheOption, printJson, readIds, report, version } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -32,8 +34,10 @@ interface Flags {
   forceRouting?: boolean;
   fusion: "on" | "off";
   precision: Precision;
+  kvCache?: KvType;
   allowMissing?: boolean;
   strict?: boolean;
+  cost?: boolean;
   csv?: string;
   html?: string;
   json?: boolean;
@@ -53,15 +57,20 @@ export function diffCommand(): Command {
     .option("--decode <n>", "with --a and --b: greedy steps after the prompt", Number, 4)
     .option("--threads <n>", "CPU threads", Number)
     .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES))
-    .option("--isolated", "replay every layer and operation from the reference's input (default)")
-    .option("--no-isolated", "replay only what failed: quicker, and blind to small errors that others hide")
+    .option(
+      "--isolated",
+      "replay every layer from the reference's input, and the operations of those that are off (default)",
+    )
+    .option("--no-isolated", "replay only when something failed: quicker, and blind to small errors that others hide")
     .option("--force-routing", "take the reference's choice of experts")
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
     .addOption(
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("exact"),
     )
+    .addOption(kvCacheOption())
     .option("--allow-missing", "a reference with holes may pass")
     .option("--strict", "warnings count (exit code 7)")
+    .option("--cost", "also time plain passes of the same ids, and say how many of them this took")
     .option("--csv <file>", "also write a table with msprobe's column names")
     .option("--html <file>", "also write a report with charts: one file, to look at and to attach")
     .option("--json", "print one line of JSON and nothing else")
@@ -97,22 +106,46 @@ async function compare(model: string, flags: Flags): Promise<void> {
     computeClass: flags.class,
     isolated: flags.isolated,
     forceRouting: flags.forceRouting,
+    configJson: session.configJson,
   };
-  // A report also says what would explain the first guilty tap.
-  const explanation =
-    collector && (await withCheckpoint(model, (open) => explain(session.runner, reference, { ...open, ...options })));
-  const result = explanation?.diff ?? (await diff(session.runner, reference, options));
+  const plainMs = flags.cost && (await plainTime(session.runner, reference));
+  const started = performance.now();
+  const result = await diff(session.runner, reference, options);
+  const totalMs = performance.now() - started;
+  const cost = plainMs ? { plainMs, totalMs, ratio: totalMs / plainMs } : undefined;
   const against = flags.reference === undefined ? { a: flags.a } : { reference: flags.reference };
-  if (flags.json) printJson({ model, ...against, device: session.device, fusion, ...flatten(result) });
-  else process.stdout.write(table(result));
+  if (flags.json) printJson({ model, ...against, device: session.device, fusion, ...flatten(result), cost });
+  else process.stdout.write(table(result, cost));
   if (flags.csv !== undefined) await writeFile(flags.csv, csv(result, reference.manifest));
   if (flags.html !== undefined && collector !== undefined) {
-    const { reference: base, a: other, forceRouting = false } = flags;
-    const explanations = explanation?.cause == null ? [] : [`Likely cause: ${explanation.cause}`];
-    const subject = { model, reference: base, other, fusion, forceRouting, explanations, version: version() };
-    await writeReport(flags.html, result, collector, reference, session, subject);
+    const { html, reference: base, a: other, forceRouting = false } = flags;
+    await withCheckpoint(model, async (open) => {
+      const { cause } = await explain(session.runner, reference, result, open);
+      const explanations = cause === null ? [] : [`Likely cause: ${cause}`];
+      const subject = { model, reference: base, other, fusion, forceRouting, explanations, version: version() };
+      await writeReport(html, result, collector, reference, session, { ...subject, files: open.files });
+    });
   }
   process.exitCode = exitCode(result, flags);
+}
+
+interface Cost {
+  /** Prompt and decode steps of the reference, without any tap. */
+  readonly plainMs: number;
+  readonly totalMs: number;
+  readonly ratio: number;
+}
+
+/** The middle one of three, after one that nobody times. */
+async function plainTime(runner: Runner, { manifest: { ids, prompt_len } }: Reference): Promise<number> {
+  const [prompt, forced] = [ids.slice(0, prompt_len), ids.slice(prompt_len)];
+  const times: number[] = [];
+  for (let i = 0; i < 4; i++) {
+    const started = performance.now();
+    await dump(runner, { ids: prompt, decode: forced.length, forced, wants: () => false });
+    if (i > 0) times.push(performance.now() - started);
+  }
+  return times.sort((a, b) => a - b)[1];
 }
 
 async function withCheckpoint<T>(model: string, use: (open: OpenModel) => Promise<T>): Promise<T> {
@@ -143,7 +176,7 @@ async function openReference(model: string, flags: Flags): Promise<Reference> {
 
 async function open(model: string, flags: Flags, device: DeviceName, promptLength: number, length: number) {
   const bar = new ProgressBar(`loading on ${device}`);
-  const { threads, fusion, precision } = flags;
+  const { threads, fusion, precision, kvCache } = flags;
   const source = { kind: "path", path: model } as const;
   const session = {
     source,
@@ -151,6 +184,7 @@ async function open(model: string, flags: Flags, device: DeviceName, promptLengt
     threads,
     fusion,
     precision,
+    kvCache,
     promptLength,
     length,
     sample: true,
@@ -178,7 +212,7 @@ function flatten(report: DiffReport): object {
 }
 
 /** What failed, the worst of the rest, then the headline numbers of every layer and of the logits. */
-function table(report: DiffReport): string {
+function table(report: DiffReport, cost?: Cost): string {
   const { taps, logits } = report;
   const failed = taps.filter(
     ({ key, verdict }) => report.guilty.includes(key) || verdict === "fail" || verdict === "non-finite",
@@ -207,5 +241,9 @@ function table(report: DiffReport): string {
     lines.push(`logits: ${named(report.headline.logits)}, ${rest}, greedy ids ${greedyEqual ? "equal" : "differ"}\n`);
   }
   lines.push(...report.notes.map((note) => `note: ${note}\n`));
+  if (cost !== undefined) {
+    const { plainMs, totalMs, ratio } = cost;
+    lines.push(`cost: ${totalMs.toFixed(0)} ms, ${ratio.toFixed(2)} × a plain pass of ${plainMs.toFixed(0)} ms\n`);
+  }
   return lines.join("");
 }

@@ -4,6 +4,7 @@ import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
 import { openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName } from "../options.ts";
+import { type DiffReport, diff } from "../precision/diff.ts";
 import { type Explanation, explain } from "../precision/explain.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
@@ -38,12 +39,11 @@ export function explainCommand(): Command {
 
 async function run(model: string, flags: Flags): Promise<void> {
   try {
-    const { device, found } = await find(model, flags);
-    const { diff, ...rest } = found;
-    const { verdict, reason, guilty } = diff;
-    const notes = [...diff.notes, ...found.notes];
-    if (flags.json) printJson({ model, reference: flags.reference, device, verdict, reason, guilty, ...rest, notes });
-    else process.stdout.write(text(found));
+    const { device, compared, found } = await find(model, flags);
+    const { verdict, reason, guilty } = compared;
+    const notes = [...compared.notes, ...found.notes];
+    if (flags.json) printJson({ model, reference: flags.reference, device, verdict, reason, guilty, ...found, notes });
+    else process.stdout.write(text(compared, { ...found, notes }));
     process.exitCode = EXIT_CODES[verdict];
   } catch (error) {
     if (!isUnreadable(error, flags.reference)) throw error;
@@ -52,7 +52,13 @@ async function run(model: string, flags: Flags): Promise<void> {
   }
 }
 
-async function find(model: string, flags: Flags): Promise<{ device: string; found: Explanation }> {
+interface Found {
+  readonly device: string;
+  readonly compared: DiffReport;
+  readonly found: Explanation;
+}
+
+async function find(model: string, flags: Flags): Promise<Found> {
   const { device, threads, fusion, reference: base } = flags;
   await using reference = await Reference.open(await openDirectory(dirname(base)), basename(base));
   const { prompt_len: promptLength, ids } = reference.manifest;
@@ -65,27 +71,25 @@ async function find(model: string, flags: Flags): Promise<{ device: string; foun
   );
   const open = await openModel(source);
   try {
-    const found = await explain(session.runner, reference, {
-      ...open,
-      samples: session.samples,
-      computeClass: flags.class,
-    });
-    return { device: session.device, found };
+    const { runner, samples, configJson } = session;
+    const compared = await diff(runner, reference, { samples, configJson, computeClass: flags.class });
+    return { device: session.device, compared, found: await explain(runner, reference, compared, open) };
   } finally {
     await open.checkpoint.close();
   }
 }
 
-function text({ diff, tap, error, cause, hypotheses, notes }: Explanation): string {
-  const lines = [`verdict: ${diff.verdict}${diff.reason === undefined ? "" : `: ${diff.reason}`}`];
+function text({ verdict, reason }: DiffReport, { tap, error, where, cause, hypotheses, notes }: Explanation): string {
+  const lines = [`verdict: ${verdict}${reason === undefined ? "" : `: ${reason}`}`];
   if (tap !== null) {
     lines.push(`first guilty: ${tap}, NMSE ${error.toExponential(2)} with the reference's own input`);
+    if (where !== null) lines.push(`nearly all of it: ${where}`);
     lines.push(cause === null ? "no hypothesis explains it" : `likely cause: ${cause}`);
     if (hypotheses.length > 0) lines.push("   leaves  hypothesis");
     for (const { name, residual, explains } of hypotheses.slice(0, 10)) {
       lines.push(`${explains ? "*" : " "} ${residual.toExponential(2).padStart(8)}  ${name}`);
     }
   }
-  lines.push(...[...diff.notes, ...notes].map((note) => `note: ${note}`));
+  lines.push(...notes.map((note) => `note: ${note}`));
   return `${lines.join("\n")}\n`;
 }

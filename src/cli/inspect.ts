@@ -1,7 +1,8 @@
 // `vernier inspect`: what a checkpoint is and whether it fits, from its config and headers; its values when asked. Node only.
 import { Command } from "commander";
+import type { KvType } from "../backend.ts";
 import { inspect } from "../language-model.ts";
-import { printJson } from "./common.ts";
+import { kvCacheOption, printJson } from "./common.ts";
 import { formatBytes } from "./progress.ts";
 
 export function inspectCommand(): Command {
@@ -9,6 +10,7 @@ export function inspectCommand(): Command {
     .description("architecture, tensors and memory of a checkpoint; loads no weights")
     .argument("[model]", "folder or address of a checkpoint or of a GGUF file (default: the embedded demo model)")
     .option("--context <n>", "tokens to keep keys and values for", Number)
+    .addOption(kvCacheOption())
     .option("--check-tensors", "read all weights too, and look for values that are not finite")
     .option("--json", "print one line of JSON and nothing else")
     .action(run);
@@ -16,9 +18,10 @@ export function inspectCommand(): Command {
 
 async function run(
   source: string | undefined,
-  flags: { context?: number; checkTensors?: boolean; json?: boolean },
+  flags: { context?: number; kvCache?: KvType; checkTensors?: boolean; json?: boolean },
 ): Promise<void> {
-  const model = await inspect(source ?? "demo", { contextLength: flags.context, checkTensors: flags.checkTensors });
+  const { context: contextLength, kvCache, checkTensors } = flags;
+  const model = await inspect(source ?? "demo", { contextLength, kvCache, checkTensors });
   const available = process.availableMemory();
   const fits = model.memory.total <= available;
   if (flags.json) return printJson({ ...model, memory: { ...model.memory, available, fits } });

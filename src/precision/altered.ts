@@ -91,8 +91,9 @@ export interface AttentionRules {
   readonly masked?: (options: AttentionOptions) => number | undefined;
   /** KV head of a query head. Default: neighbours share one. */
   readonly kvHead?: (head: number, heads: number, kvHeads: number) => number;
-  /** Slot of a position in the cache. */
+  /** Slot of a position in the cache, and the slot of its value where that is another. */
   readonly slot?: (address: KvAddress, position: number) => number;
+  readonly valueSlot?: (slot: number) => number;
 }
 
 /** Attention written out, with some of its rules replaced. */
@@ -142,7 +143,7 @@ function attend(rules: AttentionRules, q: Tensor, cache: KvCache, step: Step, op
     const sum = scores.reduce((total, score) => total + Math.exp(score - max), Math.exp(sink - max));
     const p = scores.map((score) => Math.exp(score - max) / sum);
     for (let j = 0; j < length; j++) {
-      const value = (slot(j) * kvHeads + group) * d;
+      const value = ((rules.valueSlot?.(slot(j)) ?? slot(j)) * kvHeads + group) * d;
       if (p[j] !== 0) for (let c = 0; c < d; c++) context[row * d + c] += p[j] * values[value + c];
     }
     probs.push(p);
@@ -210,7 +211,7 @@ export function alterPlane(
 /** Other values of a weight, as f32. */
 export function alterValues(
   pattern: RegExp,
-  change: (values: Float32Array, shape: readonly number[]) => Float32Array,
+  change: (values: Float32Array, shape: readonly number[]) => Float32Array | Promise<Float32Array>,
 ): NonNullable<Alteration["source"]> {
   return (source) => {
     if (!pattern.test(source.name)) return source;
@@ -221,10 +222,25 @@ export function alterValues(
       format: "f32",
       byteLength: (plane) => (plane === "data" ? 4 * shape.reduce((n, dim) => n * dim, 1) : 0),
       async read(_, offset, length, into) {
-        const { buffer } = change(await decodeWeight(source), shape).slice();
+        const { buffer } = (await change(await decodeWeight(source), shape)).slice();
         return placed(new Uint8Array(buffer, offset, length), into);
       },
     };
+  };
+}
+
+/** The same change to one expert of a weight [E, out, in]. */
+export function inExpert(expert: number, change: NonNullable<Alteration["source"]>): NonNullable<Alteration["source"]> {
+  return (source) => {
+    const changed = change(source);
+    if (changed === source) return source;
+    const merge = async (values: Float32Array, shape: readonly number[]) => {
+      const size = values.length / shape[0];
+      const [from, to] = [expert * size, (expert + 1) * size];
+      values.set((await decodeWeight(changed)).subarray(from, to), from);
+      return values;
+    };
+    return alterValues(/^/, merge)(source);
   };
 }
 

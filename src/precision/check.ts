@@ -67,14 +67,20 @@ export function checkLength({ architecture, config }: Pick<BlockModel, "architec
   return Math.min(Math.max(40, past), config.maxPositionEmbeddings);
 }
 
-/** The runner needs room for `ids.length + 9` rows in one step, and for CHECK_SEQUENCES sequences of as many positions. */
+/** Rows of other sequences in the longest step, and how far positions are shifted. */
+const ROOM = 9;
+
+/** The runner needs room for `ids.length + ROOM` rows in one step, and for CHECK_SEQUENCES sequences of as many positions. */
 export async function check(runner: Runner, options: CheckOptions): Promise<CheckReport> {
   const { computeClass = "f32", ids = someIds(1, checkLength(options), runner.vocabSize) } = options;
   const limit = SAME[computeClass];
   const n = ids.length;
   const pages = runner.totalPages / runner.pagesPerSequence;
   const room = runner.maxSequences >= CHECK_SEQUENCES && (!runner.hasFullLayers || pages >= CHECK_SEQUENCES);
-  assert(room && runner.prefillChunk >= n + 9, "check: the runner has no room for its sequences");
+  assert(
+    room && Math.min(runner.prefillChunk, runner.contextLength) >= n + ROOM,
+    "check: the runner has no room for its sequences",
+  );
   const whole = await sequenceRows(runner, ids, [n]);
   const checks: CheckResult[] = [];
   const same = (name: string, rows: readonly Float32Array[], expected = whole, bitwise = false) => {
@@ -100,12 +106,17 @@ export async function check(runner: Runner, options: CheckOptions): Promise<Chec
   const moved = compare("", last, whole.slice(n - 1), 0);
   checks.push({ ...moved, name: "the last token changes its own logits", pass: !moved.bitwise, limit: 0 });
 
+  // Attention sees differences of positions only. All keys of a sequence are turned alike, those of its cache too.
+  same(`all positions shifted by ${ROOM}`, await sequenceRows(runner, ids, [Math.max(1, n - 1), 1], 0, ROOM));
+
   const step = { tokens: [...ids], start: 0, step: 0 } as const;
   const plain = (await traceStep(runner, { ...step, wants: () => false, fusion: "off" })).find(isLogits)!;
   const tapped = await traceStep(runner, { ...step, wants: () => true, fusion: "off" });
   same("fused or not", rowsOf(plain, runner.vocabSize));
   same("watched or not", rowsOf(tapped.find(isLogits)!, runner.vocabSize), rowsOf(plain, runner.vocabSize), true);
 
+  const shifted = await traceStep(runner, { ...step, wants: isFirstQuery, rotation: ROOM });
+  checks.push(turnedQueries(runner, shifted, tapped, 10 * isolatedGate("rope", computeClass).fail));
   checks.push(ropeTables(runner, n));
   const notes: string[] = [];
   const { numHiddenLayers: layers } = options.config;
@@ -181,6 +192,34 @@ async function amongOthers(runner: Runner, ids: readonly number[]): Promise<Floa
     rows.push(...(await stepRows(runner, parts)).slice(before, before + to - from));
   }
   return rows;
+}
+
+const isFirstQuery = (key: string) => key === "model.layers.0.self_attn:q_rope";
+
+/** Queries of layer 0 in shifted positions: those of the others turned by the shift, in the layer's variant of rope. */
+function turnedQueries(
+  runner: Runner,
+  shifted: readonly DumpTensor[],
+  tapped: readonly DumpTensor[],
+  limit: number,
+): CheckResult {
+  const [actual, before] = [shifted, tapped].map((tensors) => tensors.find(({ key }) => isFirstQuery(key))!);
+  const { values, shape } = before;
+  const [, , rows, d] = shape; // [1, H, T, d]
+  const errors = runner.ropeNames.map((name) => {
+    const { cos, sin } = runner.ropeValues(name, [0, ROOM], rows);
+    const half = cos.length / 2; // position 0 has the attention factor in cos, which both sides have already
+    const turned = Float64Array.from(values, (x, i) => {
+      const channel = i % d;
+      if (channel >= 2 * half) return x;
+      const pair = half + (channel % half);
+      const partner = channel < half ? -values[i + half] : values[i - half];
+      return (x * cos[pair] + partner * sin[pair]) / cos[0];
+    });
+    return nmse(actual.values, turned);
+  });
+  const error = Math.min(...errors);
+  return { name: "queries turn by as much, in layer 0", pass: error <= limit, error, limit, bitwise: error === 0 };
 }
 
 /** cos and sin of every variant against f64, from the frequencies that the tables were made of. */

@@ -1,45 +1,6 @@
 // Compares one tensor with its reference and judges it by its gate. Knows names only to tell people which slice is worst.
 import type { Gate } from "./gates.ts";
-import {
-  type At,
-  cosine,
-  distance,
-  maxAbs,
-  meanAbs,
-  meanRelative,
-  nmse,
-  nonfiniteMismatch,
-  relativeErrors,
-  relativeL1,
-  type Values,
-  worstColumn,
-  worstSlice,
-} from "./metrics.ts";
-
-export interface Metrics {
-  readonly nmse: number;
-  readonly cosine: number;
-  readonly mae: number;
-  /** Mean and largest relative error outside the small-value domain, and the shares of elements below 1 ‰ and 5 ‰. */
-  readonly mre: number;
-  readonly maxRelative: number;
-  readonly withinThousandth: number;
-  readonly withinFiveThousandths: number;
-  /** ‖a − r‖₂ */
-  readonly distance: number;
-  readonly relL1: number;
-  readonly maxAbs: number;
-  /** Where `maxAbs` is, as an index into the tensor. */
-  readonly maxAbsIndex: number;
-  /** The slice along the last dimension with the largest NMSE (a token, or a head of one): its number. */
-  readonly worstSlice: At;
-  /** The column with the largest NMSE (an output channel). */
-  readonly worstColumn: At;
-  /** max|a| and max|r|: how far each side is from the end of f16's range. */
-  readonly absmax: readonly [number, number];
-  /** Layers: NMSE of what the layer added to its input. */
-  readonly nmseUpdate?: number;
-}
+import { type Metrics, measure, type TensorValues, updateError } from "./measure.ts";
 
 export type TapVerdict = "pass" | "warn" | "fail" | "non-finite";
 
@@ -50,19 +11,21 @@ export interface Judged {
 }
 
 export interface Sides {
-  readonly actual: Values;
-  readonly expected: Values;
+  readonly actual: TensorValues;
+  readonly expected: TensorValues;
   readonly shape: readonly number[];
   /** The reference's input of a layer, for `nmseUpdate`, and the input that the side under test had. */
-  readonly inputs?: { readonly actual: Values; readonly expected: Values };
+  readonly inputs?: { readonly actual: TensorValues; readonly expected: TensorValues };
 }
 
 /** Sees both sides of every comparison while they are in memory. `key` has its step. */
 export type Observe = (mode: "accumulated" | "isolated", key: string, sides: Sides, judged: Judged) => void;
 
 export function judge(sides: Sides, gate: Gate): Judged {
-  const metrics = measure(sides);
-  if (nonfiniteMismatch(sides.actual, sides.expected) >= 0) return { metrics, gate, verdict: "non-finite" };
+  const { actual, expected, shape, inputs } = sides;
+  const plain = measure(actual, expected, Math.max(1, shape.at(-1) ?? 1));
+  const metrics = inputs === undefined ? plain : { ...plain, nmseUpdate: updateError(actual, expected, inputs) };
+  if (metrics.maxAbs === Number.POSITIVE_INFINITY) return { metrics, gate, verdict: "non-finite" };
   const value = gateValue(sides, metrics, gate);
   const failed = !(value <= gate.fail) || (gate.slice !== undefined && !(metrics.worstSlice.value <= gate.slice));
   const warned = gate.warn !== undefined && !(value <= gate.warn);
@@ -85,7 +48,7 @@ function gateValue({ actual, expected, shape }: Sides, metrics: Metrics, gate: G
 }
 
 /** Rows whose set of chosen experts differs. */
-export function differentChoices(actual: Values, expected: Values, k: number): number[] {
+export function differentChoices(actual: TensorValues, expected: TensorValues, k: number): number[] {
   const rows: number[] = [];
   for (let t = 0; t < expected.length / k; t++) {
     const chosen = new Set(Array.from({ length: k }, (_, j) => actual[t * k + j]));
@@ -94,46 +57,39 @@ export function differentChoices(actual: Values, expected: Values, k: number): n
   return rows;
 }
 
-function measure({ actual, expected, shape, inputs }: Sides): Metrics {
-  const width = Math.max(1, shape.at(-1) ?? 1);
-  const largest = maxAbs(actual, expected);
-  const { largest: maxRelative, withinThousandth, withinFiveThousandths } = relativeErrors(actual, expected);
-  return {
-    nmse: nmse(actual, expected),
-    cosine: cosine(actual, expected),
-    mae: meanAbs(actual, expected),
-    mre: meanRelative(actual, expected),
-    maxRelative,
-    withinThousandth,
-    withinFiveThousandths,
-    distance: distance(actual, expected),
-    relL1: relativeL1(actual, expected),
-    maxAbs: largest.value,
-    maxAbsIndex: largest.index,
-    worstSlice: worstSlice(actual, expected, width),
-    worstColumn: worstColumn(actual, expected, width),
-    absmax: [absmax(actual), absmax(expected)],
-    ...(inputs && { nmseUpdate: nmse(minus(actual, inputs.actual), minus(expected, inputs.expected)) }),
-  };
+/** Where a tensor is worst, in words: `head 2, token 5; channel 7`. */
+export function placeOf(key: string, shape: readonly number[], { worstSlice, worstColumn }: Metrics): string {
+  const axes = axesOf(key, shape);
+  const slice = axes.slice(0, -1).map(({ name, size, stride }) => {
+    return `${name} ${Math.floor((worstSlice.index * axes.at(-1)!.size) / stride) % size}`;
+  });
+  return `${slice.join(", ")}; ${columnName(key)} ${worstColumn.index}`;
 }
 
-function minus(a: Values, b: Values): Float64Array {
-  return Float64Array.from({ length: a.length }, (_, i) => a[i] - b[i]);
+/** One dimension of a tap: an element's index in it is ⌊i / stride⌋ mod size. */
+export interface Axis {
+  readonly name: string;
+  readonly size: number;
+  readonly stride: number;
 }
 
-function absmax(values: Values): number {
-  let max = 0;
-  for (let i = 0; i < values.length; i++) max = Math.max(max, Math.abs(values[i]));
-  return max;
-}
-
-/** Where a slice lies, in words: `token 5`, `head 2, token 5`. */
-export function sliceName(key: string, shape: readonly number[], slice: number): string {
-  if (shape.length === 4) {
-    const [, a, b] = shape;
-    const tokensFirst = /:(ctx)$|_norm:(in|out)$/.test(key) && a > 1 && b !== 1;
-    const [first, second] = [Math.floor(slice / b) % a, slice % b];
-    return tokensFirst ? `token ${first}, head ${second}` : `head ${first}, token ${second}`;
+/** What a tap's dimensions count: [1, heads, T, d], [1, T, heads, d]; all others are rows of tokens. */
+export function axesOf(key: string, shape: readonly number[]): Axis[] {
+  const size = Math.max(1, shape.at(-1) ?? 1);
+  const columns = { name: columnName(key), size, stride: 1 };
+  if (shape.length !== 4) {
+    return [{ name: "token", size: shape.slice(0, -1).reduce((n, dim) => n * dim, 1), stride: size }, columns];
   }
-  return `token ${slice}`;
+  const [, a, b] = shape;
+  const tokensFirst = /:ctx$|_norm:(in|out)$/.test(key) && a > 1 && b !== 1;
+  const [first, second] = tokensFirst ? ["token", "head"] : ["head", "token"];
+  return [{ name: first, size: a, stride: b * size }, { name: second, size: b, stride: size }, columns];
+}
+
+/** What the last dimension of a tap counts. */
+export function columnName(key: string): "channel" | "key" | "expert" | "choice" | "id" {
+  if (/self_attn:(probs|out\.1)$/.test(key)) return "key";
+  if (/\.mlp\.(router|gate):out\.0$/.test(key)) return "expert";
+  if (/\.mlp\.(router|gate):out\.[12]$|\.mlp:out\.1$/.test(key)) return "choice";
+  return /(^|\/):logits$|lm_head:out$/.test(key) ? "id" : "channel";
 }

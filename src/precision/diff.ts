@@ -1,8 +1,10 @@
 // diff: runs a model on a reference's ids, judges every tap, and finds the first operation that is wrong. Accumulated errors
-// say that something is wrong; replaying each layer, then each operation, from the reference's own inputs says what.
+// say that something is wrong; replaying layers, then operations, from the reference's own inputs says what. A run that is in
+// order costs two forward passes, and an eighth of one for the second look at the prompt's end.
 import type { Runner } from "../runner.ts";
-import { differentChoices, judge, type Observe, type Sides } from "./compare.ts";
-import { type DumpTensor, dump, type StepOptions, traceStep } from "./dump.ts";
+import { judge, type Observe, type Sides } from "./compare.ts";
+import { compareConfigs } from "./config-diff.ts";
+import { type DumpTensor, dump } from "./dump.ts";
 import {
   accumulatedGate,
   type ComputeClass,
@@ -13,7 +15,18 @@ import {
   type TapKind,
   type Verdict,
 } from "./gates.ts";
-import { type Isolation, isolate, isRouting, preload, type Reported, replacements, report, split } from "./isolate.ts";
+import {
+  type Isolation,
+  isNearTie,
+  isolate,
+  isRouting,
+  preload,
+  Replay,
+  type Reported,
+  replacements,
+  report,
+  split,
+} from "./isolate.ts";
 import { klDivergence, top1Agreement } from "./metrics.ts";
 import type { Reference } from "./reference.ts";
 import { distrust, type WeightSample } from "./trust.ts";
@@ -24,12 +37,14 @@ export interface DiffOptions {
   /** Default: `w8a8` for a dump whose linear layers quantised their inputs, else `f32`. */
   readonly computeClass?: ComputeClass;
   /**
-   * Replay every layer and operation from the reference's own input (default). `false`: only those that failed; then an error
-   * too small to be seen behind everything that follows it passes.
+   * Replay every layer from the reference's own input, and every operation of layers where anything is off (default). `false`:
+   * only when something failed; then an error too small to be seen behind everything that follows it passes.
    */
   readonly isolated?: boolean;
   /** Take the reference's choice of experts everywhere, so that a flipped near-tie does not hide the rest. */
   readonly forceRouting?: boolean;
+  /** config.json, to be compared with that of the dump. */
+  readonly configJson?: unknown;
   /** Sees the tensors of every comparison, which the report itself does not keep. */
   readonly observe?: Observe;
 }
@@ -38,7 +53,7 @@ export interface TapReport extends Reported {
   readonly key: string;
   readonly kind: TapKind;
   readonly shape: readonly number[];
-  /** Error with the reference's own input: of the whole layer for outputs of layers, else of the operation alone. */
+  /** Error with the reference's own input of its layer or, where any tap of that layer was off, of its operation. */
   readonly isolated?: Reported;
 }
 
@@ -113,12 +128,15 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
 
   const prompt = manifest.ids.slice(0, manifest.prompt_len);
   const forced = manifest.ids.slice(manifest.prompt_len);
-  const wanted = new Set(manifest.order.map((full) => split(full).key));
-  const wants = (key: string) => wanted.has(key);
   const routing = forceRouting ? await preload(reference, manifest.order.filter(isRouting)) : undefined;
-  const replace = routing && ((step: number) => replacements(routing, step, () => true));
-  const tappedSteps = new Set(reference.tappedSteps);
-  const run = await dump(runner, { ids: prompt, decode: forced.length, forced, wants, tappedSteps, replace });
+  const tapped = new Set(reference.tappedSteps);
+  const run = await dump(runner, {
+    ids: prompt,
+    decode: forced.length,
+    forced,
+    wants: (key, step) => tapped.has(step) && reference.has(`${step}/${key}`),
+    replace: routing && ((step) => replacements(routing, step, () => true)),
+  });
   const actual = new Map(run.tensors.map((tensor) => [tensor.key, tensor]));
 
   const misshapen = manifest.order.find((full) => {
@@ -152,13 +170,17 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     ({ key, verdict }) => (verdict === "fail" || verdict === "non-finite") && !excused.has(key),
   );
   const notes = [...excused].map((key) => `${key}: other experts where the reference's own choice is a near-tie`);
-  let isolation: Isolation = { guilty: [], isolated: new Map(), notes: [] };
+  let isolation: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
   if (failing.length > 0 || everything) {
-    const suspected = (everything ? taps : failing).map(({ key }) => key);
-    isolation = await isolate(runner, reference, computeClass, suspected, observe);
+    isolation = await isolate(runner, reference, computeClass, actual, observe);
     notes.push(...isolation.notes);
+  } else {
+    isolation.unstable = (await (await Replay.open(runner, reference, 0)).end(computeClass)).unstable;
   }
   const { guilty, isolated } = isolation;
+  for (const { name, reference: theirs, here, differs } of compareConfigs(manifest.config, options.configJson)) {
+    if (differs) notes.push(`config.json: ${name} is ${theirs} in the reference, ${here} here`);
+  }
   const reports = taps.map((tap) => ({ ...tap, isolated: isolated.get(tap.key) }));
   const propagated = failing.map(({ key }) => key).filter((key) => !guilty.includes(key));
   if (failing.length > 0 && guilty.length === 0) {
@@ -175,11 +197,9 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   else if (unobserved.length > 0) {
     verdict = "incomplete";
     why = `${unobserved.length} planned taps were not compared, first ${unobserved[0]}`;
-  } else if (
-    !(await repeats(runner, run.tensors, { tokens: prompt, start: 0, step: 0, wants, replace: replace?.(0) }))
-  ) {
+  } else if (isolation.unstable !== null) {
     verdict = "non-deterministic";
-    why = "the same prompt gave other bits in a second run";
+    why = `${isolation.unstable} had other bits in a second run of the same input`;
   }
   return {
     verdict,
@@ -250,17 +270,15 @@ async function compareLogits(
       .filter((key) => actual.has(key))
       .map(async (key) => ({ mine: actual.get(key)!, theirs: await reference.read(key) })),
   );
-  const a = concat(pairs.map(({ mine }) => mine.values));
-  const r = concat(pairs.map(({ theirs }) => theirs.values));
+  const a = joined(pairs.map(({ mine }) => mine.values));
+  const r = joined(pairs.map(({ theirs }) => theirs.values));
   const width = pairs[0]?.theirs.shape.at(-1) ?? 1;
-  const { metrics, verdict } = judge(
-    { actual: a, expected: r, shape: [r.length / width, width] },
-    accumulatedGate("logits", computeClass),
-  );
+  const gate = accumulatedGate("logits", computeClass);
+  const { metrics, verdict } = judge({ actual: a, expected: r, shape: [r.length / width, width] }, gate);
   const { nmse, maxAbs, mae, mre, relL1, cosine } = metrics;
   const divergences = klDivergence(a, r, width);
   const kl = divergences.reduce((sum, row) => sum + row, 0) / Math.max(1, divergences.length);
-  const top1 = top1Agreement(a, r, width);
+  const top1 = top1Agreement(a, r, width, gate.fail);
   const gates = LOGIT_GATES[computeClass];
   const headline = mae < HEADLINE.mae && mre < HEADLINE.mre && relL1 < HEADLINE.relL1;
   const pass =
@@ -274,7 +292,8 @@ async function compareLogits(
   return { nmse, maxAbs, mae, mre, relL1, cosine, kl, klMax: Math.max(0, ...divergences), top1, greedyEqual, pass };
 }
 
-function concat(parts: readonly DumpTensor["values"][]): Float32Array {
+function joined(parts: readonly DumpTensor["values"][]): DumpTensor["values"] {
+  if (parts.length === 1) return parts[0];
   const out = new Float32Array(parts.reduce((n, part) => n + part.length, 0));
   let at = 0;
   for (const part of parts) {
@@ -286,32 +305,19 @@ function concat(parts: readonly DumpTensor["values"][]): Float32Array {
 
 // ---------------------------------------------------------------------------------------------- routing
 
-/**
- * Expert indices that differ only where the reference's margin between its last chosen and its first rejected expert is
- * within 8 × the error of the router's logits at that token: rounding decides there, and everything after may differ.
- */
+/** Taps that chose other experts where rounding decides. */
 async function excuseNearTies(
   reference: Reference,
   taps: readonly TapReport[],
   actual: ReadonlyMap<string, DumpTensor>,
 ): Promise<Set<string>> {
   const excused = new Set<string>();
-  for (const tap of taps) {
-    if (tap.kind !== "choice" || tap.verdict !== "fail") continue;
-    const logitsKey = tap.key.replace(/out\.2$/, "out.0");
-    const mine = actual.get(logitsKey);
-    if (mine === undefined || !reference.has(logitsKey)) continue;
-    const theirs = await reference.read(logitsKey);
-    const experts = theirs.shape.at(-1)!;
-    const k = tap.shape.at(-1)!;
-    const rows = differentChoices(actual.get(tap.key)!.values, (await reference.read(tap.key)).values, k);
-    const tied = rows.every((t) => {
-      const row = Array.from(theirs.values.subarray(t * experts, (t + 1) * experts));
-      const error = Math.max(...row.map((value, e) => Math.abs(value - mine.values[t * experts + e])));
-      const sorted = row.toSorted((x, y) => y - x);
-      return k >= experts || sorted[k - 1] - sorted[k] <= 8 * error;
-    });
-    if (tied) excused.add(tap.key);
+  for (const { key, kind, verdict } of taps) {
+    if (kind !== "choice" || verdict !== "fail") continue;
+    const logitsKey = key.replace(/out\.2$/, "out.0");
+    const theirs = reference.has(logitsKey) ? await reference.read(logitsKey) : undefined;
+    if (isNearTie(actual.get(key)!.values, await reference.read(key), actual.get(logitsKey)?.values, theirs))
+      excused.add(key);
   }
   return excused;
 }
@@ -341,14 +347,4 @@ function missingPorts(runner: Runner, reference: Reference): string[] {
   }
   for (const full of reference.plannedKeys(layers)) if (!reference.has(full)) missing.push(full);
   return missing;
-}
-
-/** Runs the prompt again, tapped as before: every tensor must have the same bits. */
-async function repeats(runner: Runner, first: readonly DumpTensor[], options: StepOptions): Promise<boolean> {
-  const again = await traceStep(runner, options);
-  const before = new Map(first.map((tensor) => [tensor.key, tensor.values]));
-  return again.every(({ key, values }) => {
-    const old = before.get(`${options.step}/${key}`);
-    return old !== undefined && values.every((value, i) => Object.is(value, old[i]));
-  });
 }

@@ -1,6 +1,6 @@
 // Writes a dump as `<base>.safetensors` and `<base>.json`, the files that PyTorch's exporter writes too (docs/numerics.md).
 // Node only.
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { open, writeFile } from "node:fs/promises";
 import { writeSafetensors } from "../../weights/safetensors.ts";
 import type { Dump, DumpTensor } from "./dump.ts";
@@ -17,12 +17,19 @@ export interface DumpHeader {
 const DTYPES = { float32: "F32", int32: "I32" } as const;
 
 export async function writeDump(base: string, dump: Dump, header: DumpHeader): Promise<void> {
-  const entries = dump.tensors.map((tensor) => ({
-    name: tensor.key,
-    dtype: DTYPES[tensor.dtype],
-    shape: tensor.shape,
-    bytes: bytesOf(tensor),
-  }));
+  // Tensors with the bytes of an earlier one (a layer's output is the next one's input) are stored once.
+  const stored = new Map<string, DumpTensor>();
+  const tensors: Record<string, unknown> = {};
+  for (const tensor of dump.tensors) {
+    const { key, shape, dtype } = tensor;
+    const own = sha256(bytesOf(tensor));
+    const first = stored.get(`${own} ${dtype}`);
+    if (first === undefined) stored.set(`${own} ${dtype}`, tensor);
+    tensors[key] = { shape, dtype, sha256: own, ...range(tensor), ...(first && { alias_of: first.key }) };
+  }
+  const entries = Array.from(stored.values(), (tensor) => {
+    return { name: tensor.key, dtype: DTYPES[tensor.dtype], shape: tensor.shape, bytes: bytesOf(tensor) };
+  });
   const file = await open(`${base}.safetensors`, "w");
   try {
     for (const piece of writeSafetensors(entries, { format: "pt" })) await file.write(piece);
@@ -34,25 +41,26 @@ export async function writeDump(base: string, dump: Dump, header: DumpHeader): P
     model: header.model,
     model_type: header.modelType,
     config_sha256: sha256(header.config),
-    producer: { engine: "vernier", compute_dtype: "float32", store_dtype: "float32" },
+    config: JSON.parse(new TextDecoder().decode(header.config)),
+    producer: { engine: "vernier", compute_dtype: "float32", store_dtype: "float32", activations: dump.activations },
     backend: header.backend,
     ids: dump.ids,
     prompt_len: dump.promptLength,
     greedy: dump.greedy,
     order: dump.tensors.map(({ key }) => key),
-    tensors: Object.fromEntries(dump.tensors.map((tensor) => [tensor.key, describe(tensor)])),
+    tensors,
   };
   await writeFile(`${base}.json`, `${JSON.stringify(manifest, undefined, 1)}\n`);
 }
 
-function describe(tensor: DumpTensor): Record<string, unknown> {
+function range({ values }: DumpTensor): { absmax: number; nonfinite: number } {
   let absmax = 0;
   let nonfinite = 0;
-  for (const value of tensor.values) {
+  for (const value of values) {
     if (!Number.isFinite(value)) nonfinite++;
     else absmax = Math.max(absmax, Math.abs(value));
   }
-  return { shape: tensor.shape, dtype: tensor.dtype, sha256: sha256(bytesOf(tensor)), absmax, nonfinite };
+  return { absmax, nonfinite };
 }
 
 function bytesOf({ values }: DumpTensor): Uint8Array {
@@ -60,5 +68,5 @@ function bytesOf({ values }: DumpTensor): Uint8Array {
 }
 
 function sha256(bytes: Uint8Array): string {
-  return createHash("sha256").update(bytes).digest("hex");
+  return hash("sha256", bytes);
 }

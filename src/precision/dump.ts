@@ -1,7 +1,7 @@
 // Runs a prompt and greedy decode steps and keeps every tapped tensor in Hugging Face's names and shapes: the dump format of
 // docs/numerics.md, equal to the PyTorch exporter's. Knows nothing of files; `vernier dump` writes what it returns.
-import type { Runner, TraceOptions } from "../runner.ts";
-import type { Tap } from "../tap.ts";
+import type { Runner, Traced, TraceOptions } from "../runner.ts";
+import type { Tap, TapLayout } from "../tap.ts";
 import { argmaxRow } from "./metrics.ts";
 
 export interface DumpTensor {
@@ -18,6 +18,8 @@ export interface Dump {
   readonly promptLength: number;
   /** Argmax of the last row of every step: decode + 1 ids. */
   readonly greedy: readonly number[];
+  /** As the runner's: the dump of a model that quantises activations has other gates. */
+  readonly activations?: "int8";
   /** In the order of execution. */
   readonly tensors: readonly DumpTensor[];
 }
@@ -28,8 +30,6 @@ export interface DumpOptions {
   readonly decode: number;
   /** Which taps are kept, besides the logits: keys without the step. */
   readonly wants: (key: string, step: number) => boolean;
-  /** Steps that are tapped; the others keep their logits only. Default: all. */
-  readonly tappedSteps?: ReadonlySet<number>;
   /** Fed instead of the greedy choices (teacher forcing): at least `decode` ids. */
   readonly forced?: readonly number[];
   /** Values that the network reads in place of its own, by step. */
@@ -38,13 +38,13 @@ export interface DumpOptions {
 
 /** The runner must have room for `ids.length + decode` positions and for the prompt in one chunk. Uses sequence slot 0. */
 export async function dump(runner: Runner, options: DumpOptions): Promise<Dump> {
-  const { ids: prompt, decode, forced, tappedSteps } = options;
+  const { ids: prompt, decode, forced } = options;
   const ids = [...prompt];
   const greedy: number[] = [];
   const tensors: DumpTensor[] = [];
   for (let step = 0; step <= decode; step++) {
     const tokens = step === 0 ? prompt : ids.slice(-1);
-    const wants = (key: string) => tappedSteps?.has(step) !== false && options.wants(key, step);
+    const wants = (key: string) => options.wants(key, step);
     const start = ids.length - tokens.length;
     const traced = await traceStep(runner, { tokens, start, step, wants, replace: options.replace?.(step) });
     for (const tensor of traced) tensors.push({ ...tensor, key: `${step}/${tensor.key}` });
@@ -53,7 +53,7 @@ export async function dump(runner: Runner, options: DumpOptions): Promise<Dump> 
     greedy.push(next);
     if (step < decode) ids.push(forced?.[step] ?? next);
   }
-  return { ids, promptLength: prompt.length, greedy, tensors };
+  return { ids, promptLength: prompt.length, greedy, activations: runner.activations, tensors };
 }
 
 export interface StepOptions extends Omit<TraceOptions, "keys"> {
@@ -62,11 +62,13 @@ export interface StepOptions extends Omit<TraceOptions, "keys"> {
   readonly start: number;
   /** 0 is the prefill: sliding layers then still have all keys. */
   readonly step: number;
+  /** How much further than its position each row is rotated. Default 0. */
+  readonly rotation?: number;
 }
 
 /** One step in slot 0, its taps in Hugging Face's shapes and in the order of execution; keys without the step. */
 export async function traceStep(runner: Runner, options: StepOptions): Promise<DumpTensor[]> {
-  const { tokens, start, step, wants } = options;
+  const { tokens, start, step, wants, rotation = 0 } = options;
   const length = start + tokens.length;
   runner.assignPages(
     0,
@@ -75,14 +77,25 @@ export async function traceStep(runner: Runner, options: StepOptions): Promise<D
   const batch = {
     tokens,
     positions: tokens.map((_, i) => start + i),
+    rotations: tokens.map((_, i) => start + i + rotation),
     sequences: tokens.map(() => 0),
     selected: [],
     lengths: tokens.map(() => length),
   };
   const traced = await runner.trace(batch, { ...options, keys: length });
+  // Taps that share values and layout share them in this shape too.
+  const shaped = new Map<Traced["values"], { kind: TapLayout["kind"]; tensor: DumpTensor }>();
+  const inShape = ({ tap, values }: Traced): DumpTensor => {
+    const { kind } = tap.layout;
+    const same = shaped.get(values);
+    if (same?.kind === kind) return { ...same.tensor, key: tap.key };
+    const tensor = inHfShape(runner, tap, values, step, length);
+    shaped.set(values, { kind, tensor });
+    return tensor;
+  };
   return executionOrder([
     ...ropeTaps(runner, batch.positions, length, wants),
-    ...traced.map(({ tap, values }) => inHfShape(runner, tap, values, step, length)),
+    ...traced.map(inShape),
     ...(await cacheTaps(runner, length, step, wants)),
   ]);
 }

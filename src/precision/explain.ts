@@ -2,14 +2,15 @@
 // itself and on the operation that made it, and ranked by how much of the error each one accounts for.
 import type { Runner } from "../runner.ts";
 import { BLOCK_LIMIT, type BlockModel, blockBytes, openBlock } from "./block.ts";
-import { type DiffOptions, type DiffReport, diff } from "./diff.ts";
+import { judge } from "./compare.ts";
+import type { DiffReport } from "./diff.ts";
+import { isolatedGate, kindOf } from "./gates.ts";
 import { type Hypothesis, hypothesesAt } from "./hypotheses.ts";
 import { blockOf, isLeafInput, Replay, split, type Values } from "./isolate.ts";
 import { nmse } from "./metrics.ts";
-import type { Reference } from "./reference.ts";
+import type { Reference, ReferenceTensor } from "./reference.ts";
 import { guesses } from "./transforms.ts";
-
-export interface ExplainOptions extends DiffOptions, BlockModel {}
+import { expertOf, placesOf } from "./where.ts";
 
 export interface Explained {
   /** What would be wrong, in words. */
@@ -21,11 +22,12 @@ export interface Explained {
 }
 
 export interface Explanation {
-  readonly diff: DiffReport;
   /** The tap that is explained: the first guilty one. Null when nothing is wrong. */
   readonly tap: string | null;
   /** NMSE of the tap, with the reference's own input. */
   readonly error: number;
+  /** Tokens, heads, channels or an expert that hold nearly all of the error; null when it is everywhere. */
+  readonly where: string | null;
   /** The best hypothesis that explains the error, or null. */
   readonly cause: string | null;
   /** All that were tried and leave less than the error, best first. */
@@ -37,16 +39,24 @@ export interface Explanation {
 /** What a residual may be of the error to explain it. */
 const SHARE = 0.02;
 
-export async function explain(runner: Runner, reference: Reference, options: ExplainOptions): Promise<Explanation> {
-  const report = await diff(runner, reference, options);
-  const tap = report.firstGuilty;
-  const nothing = { diff: report, tap, error: 0, cause: null, hypotheses: [], notes: [] };
+/** @param report of the same runner and reference. */
+export async function explain(
+  runner: Runner,
+  reference: Reference,
+  { firstGuilty: tap, computeClass }: DiffReport,
+  model: BlockModel,
+): Promise<Explanation> {
+  const nothing = { tap, error: 0, where: null, cause: null, hypotheses: [], notes: [] };
   if (tap === null) return nothing;
   const { step, key } = split(tap);
   const expected = await reference.read(tap);
   const actual = await replayed(runner, reference, { step, key });
   if (actual === undefined) return nothing;
+  const sides = { actual, expected: expected.values, shape: expected.shape };
   const error = nmse(actual, expected.values);
+  if (judge(sides, isolatedGate(kindOf(key), computeClass)).verdict === "pass") {
+    return { ...nothing, error, notes: [`${tap} comes out right by itself: the mistake is not in what it computes`] };
+  }
   const tried: (Explained & { rank: number })[] = [];
   const add = (name: string, predicted: ArrayLike<number>, fitted = 0) => {
     const residual = nmse(actual, predicted);
@@ -54,13 +64,15 @@ export async function explain(runner: Runner, reference: Reference, options: Exp
     const rank = Math.log10(Math.max(residual, 1e-12 * error)) + fitted;
     if (residual < error) tried.push({ name, residual, explains: residual <= SHARE * error, rank });
   };
-  const { config } = options;
+  const { config } = model;
   for (const { name, predicted, fitted } of guesses(Float32Array.from(actual), expected, { config, key }))
     add(name, predicted, fitted);
-  const bytes = blockBytes(options, blockOf(key));
+  const expert = await wrongExpert(reference, actual, expected);
+  const places = [expert === undefined ? null : `expert ${expert}`, placesOf(actual, expected)];
+  const bytes = blockBytes(model, blockOf(key));
   const fits = bytes <= BLOCK_LIMIT;
-  for (const hypothesis of fits ? hypothesesAt({ key, ...options }) : []) {
-    const predicted = await recompute(reference, { step, key }, hypothesis, options);
+  for (const hypothesis of fits ? hypothesesAt({ key, expert, ...model }) : []) {
+    const predicted = await recompute(reference, { step, key }, hypothesis, model);
     // An alteration that changes nothing here says nothing.
     if (predicted !== undefined && nmse(predicted, expected.values) > SHARE * error) add(hypothesis.name, predicted);
   }
@@ -70,7 +82,19 @@ export async function explain(runner: Runner, reference: Reference, options: Exp
   const notes = fits
     ? []
     : [`mistakes of the operation were not tried: its block would need ${bytes} bytes on the host`];
-  return { diff: report, tap, error, cause, hypotheses, notes };
+  const where = places.filter((place) => place !== null).join(", ") || null;
+  return { tap, error, where, cause, hypotheses, notes };
+}
+
+/** Of a sum over experts. */
+async function wrongExpert(
+  reference: Reference,
+  actual: Values,
+  expected: ReferenceTensor,
+): Promise<number | undefined> {
+  const path = /^(.*\.mlp)\.experts:out$/.exec(expected.key)?.[1];
+  const chosen = ["router", "gate"].map((name) => `${path}.${name}:out.2`).find((key) => reference.has(key));
+  return chosen === undefined ? undefined : expertOf(actual, expected, await reference.read(chosen));
 }
 
 interface At {
@@ -81,9 +105,12 @@ interface At {
 /** One tap, computed from the reference's own input. */
 async function replayed(runner: Runner, reference: Reference, { step, key }: At): Promise<Values | undefined> {
   const block = blockOf(key);
-  const isInput = (other: string) => blockOf(other) === block && isLeafInput(other);
   const replay = await Replay.open(runner, reference, step);
-  const tensors = await replay.run(isInput, (other) => other === key, "off");
+  const tensors = await replay.run({
+    reads: (other) => blockOf(other) === block && isLeafInput(other),
+    wants: (other) => other === key,
+    fusion: "off",
+  });
   return tensors.find((tensor) => tensor.key === key)?.values;
 }
 
@@ -92,7 +119,7 @@ async function recompute(
   reference: Reference,
   at: At,
   { alteration, ropes }: Hypothesis,
-  model: ExplainOptions,
+  model: BlockModel,
 ): Promise<Values | undefined> {
   const { ids, prompt_len: prefillChunk } = reference.manifest;
   const sizes = { contextLength: ids.length + 2, prefillChunk };

@@ -14,6 +14,7 @@ import {
   attentionBy,
   attentionOptions,
   ggufNibbles,
+  inExpert,
   ropeBy,
   transposed,
 } from "./altered.ts";
@@ -35,6 +36,8 @@ export interface Place {
   readonly key: string;
   readonly architecture: Architecture;
   readonly config: BaseConfig;
+  /** The one expert that is wrong, when that is known. */
+  readonly expert?: number;
 }
 
 /** All that could have gone wrong at a tap, likelier ones first. */
@@ -43,10 +46,12 @@ export function hypothesesAt(place: Place): Hypothesis[] {
   const [path, port] = key.split(":");
   if (path === "model.rotary_emb") return tables(place);
   if (path === "model.embed_tokens") return EMBEDDING;
-  if (port === "q_rope" || port === "k_cache") return [...rotations(place), ...tables(place)];
+  if (port === "q_rope") return [...rotations(place), ...tables(place)];
+  if (port === "k_cache") return [...rotations(place), ...tables(place), ...STORING];
+  if (port === "v_cache") return STORING;
   if (/^(probs|ctx|out\.1)$/.test(port) && path.endsWith("self_attn")) return attention(place);
   if (/\.mlp\.(router|gate)$/.test(path)) return port === "out.0" ? products(path) : ROUTING;
-  if (path.endsWith(".experts") && port !== "in") return [...gates("gluPacked"), ...experts(path)];
+  if (path.endsWith(".experts") && port !== "in") return [...gates("gluPacked"), ...experts(path, place.expert)];
   if (path.endsWith("down_proj") && port === "in") return gates("glu");
   if (kindOf(key) === "norm") return norms(place);
   if (path === "" || path === "lm_head") return [...HEAD, ...products("lm_head")];
@@ -128,6 +133,30 @@ function tables({ architecture, config }: Place): Hypothesis[] {
 
 // ---------------------------------------------------------------------------------------------- attention
 
+const STORING: Hypothesis[] = [
+  ...(
+    [
+      ["at position 0", () => 0],
+      ["one position late", (position) => position + 1],
+      ["one position early", (position) => Math.max(0, position - 1)],
+    ] satisfies [string, (position: number) => number][]
+  ).map(([name, change]) => ({
+    name: `cache: every row stored ${name}`,
+    alteration: {
+      write: (tensor: Tensor, values: Int32Array | Float32Array) =>
+        tensor.label.endsWith(".positions") ? values.map(change) : values,
+    },
+  })),
+  {
+    name: "cache: the step's own rows are not stored",
+    alteration: {
+      ops: (ops, _, label) => ({
+        kvAppend: (cache, k, v, step) => (label.startsWith("trace") ? undefined : ops.kvAppend(cache, k, v, step)),
+      }),
+    },
+  },
+];
+
 function attention({ architecture, config, key }: Place): Hypothesis[] {
   const layer = Number(/layers\.(\d+)/.exec(key)?.[1]);
   const { window, headDim } = architecture.kv(config, layer);
@@ -180,6 +209,8 @@ function attention({ architecture, config, key }: Place): Hypothesis[] {
       "each row misses its own key",
       attentionBy({ visible: (i, j, { window = all }) => (j < i || i === 0) && j <= i && i - j < window }),
     ),
+    ops("values read one slot too far", attentionBy({ valueSlot: (slot) => slot + 1 })),
+    ops("values read one slot too early", attentionBy({ valueSlot: (slot) => Math.max(0, slot - 1) })),
     ops("no causal mask", attentionBy({ visible: (i, j, { window = all }) => i - j < window })),
     scale("1", 1),
     scale("1/√hidden", 1 / Math.sqrt(config.hiddenSize)),
@@ -409,7 +440,7 @@ function gates(op: "glu" | "gluPacked"): Hypothesis[] {
   return found;
 }
 
-function experts(path: string): Hypothesis[] {
+function experts(path: string, expert: number | undefined): Hypothesis[] {
   const [up, down] = ["gate_up_proj", "down_proj"].map(
     (name) => new RegExp(`^${path.replaceAll(".", "\\.")}\\.${name}$`),
   );
@@ -430,7 +461,7 @@ function experts(path: string): Hypothesis[] {
     const size = values.length / count;
     return Float32Array.from({ length: values.length }, (_, i) => values[(i + size) % values.length]);
   };
-  return [
+  const all: Hypothesis[] = [
     { name: "experts: no bias after gate and up", alteration: { ops: unbiased(up) } },
     { name: "experts: no bias after down", alteration: { ops: unbiased(down) } },
     { name: "experts: bias outside the weighted sum", alteration: { ops: biasOutside(down) } },
@@ -450,6 +481,12 @@ function experts(path: string): Hypothesis[] {
     ...packings(down).map(({ name, ...rest }) => ({ ...rest, name: `${name}, in down_proj only` })),
     ...packings(up).map(({ name, ...rest }) => ({ ...rest, name: `${name}, in gate_up_proj only` })),
   ];
+  if (expert === undefined) return all;
+  const inOne = ({ name, alteration = {} }: Hypothesis): Hypothesis[] =>
+    alteration.source === undefined
+      ? []
+      : [{ name: `${name}, of expert ${expert}`, alteration: { source: inExpert(expert, alteration.source) } }];
+  return [...all, ...all.flatMap(inOne)];
 }
 
 /** Σ_j w_j · y_j with every w_j the same. */

@@ -1,9 +1,9 @@
 // What a device is compared with: a dump on disk (`<base>.json` + `<base>.safetensors`, docs/numerics.md), read on demand, or
 // the dump that another device just made. Knows nothing of devices and gates.
 
-import type { ModelFiles } from "../../weights/files.ts";
+import type { ModelFile, ModelFiles } from "../../weights/files.ts";
 import { readJson } from "../../weights/json.ts";
-import { readHeader, type SafetensorsHeader } from "../../weights/safetensors.ts";
+import { readHeader, type SafetensorsHeader, type SafetensorsTensor } from "../../weights/safetensors.ts";
 import { sizeOf } from "../backend.ts";
 import { ModelFileError } from "../errors.ts";
 import type { Dump } from "./dump.ts";
@@ -26,6 +26,8 @@ export interface Manifest {
   readonly model?: string;
   readonly model_type?: string;
   readonly config_sha256?: string;
+  /** config.json. */
+  readonly config?: object;
   readonly producer?: Readonly<Record<string, unknown>>;
   /** All ids that were fed: the prompt, then one per decode step. */
   readonly ids: readonly number[];
@@ -52,13 +54,8 @@ export class Reference implements AsyncDisposable {
     try {
       const header = await readHeader(file);
       checkTensors(manifest, header, file.name);
-      const stored = (key: string) => header.tensors.get(manifest.tensors[key].alias_of ?? key)!;
-      const read = async (key: string) => {
-        const { byteOffset, byteLength, dtype } = stored(key);
-        const bytes = await file.read(byteOffset, byteLength);
-        const buffer = bytes.slice().buffer;
-        return dtype === "I32" ? new Int32Array(buffer) : new Float32Array(buffer);
-      };
+      const stored = new Stored(file, header);
+      const read = (key: string) => stored.read(manifest.tensors[key].alias_of ?? key);
       return new Reference(manifest, read, () => file.close());
     } catch (error) {
       await file.close();
@@ -71,6 +68,7 @@ export class Reference implements AsyncDisposable {
     const values = new Map(dump.tensors.map((tensor) => [tensor.key, tensor.values]));
     const manifest: Manifest = {
       model_type: modelType,
+      producer: dump.activations && { activations: dump.activations },
       ids: dump.ids,
       prompt_len: dump.promptLength,
       greedy: dump.greedy,
@@ -128,6 +126,55 @@ export class Reference implements AsyncDisposable {
   }
 }
 
+/** Bytes that are read at once: one read of a large file costs no more than one of a small tensor. */
+const PIECE = 64 * 2 ** 20;
+
+/** The tensors of a file by name. Read in pieces of neighbours and kept, since a diff compares each of them several times. */
+class Stored {
+  readonly #file: ModelFile;
+  readonly #pieces = new Map<string, Piece>();
+  readonly #values = new Map<string, Values>();
+
+  constructor(file: ModelFile, header: SafetensorsHeader) {
+    this.#file = file;
+    let last: Piece | undefined;
+    for (const [name, tensor] of [...header.tensors].sort(([, a], [, b]) => a.byteOffset - b.byteOffset)) {
+      const end = tensor.byteOffset + tensor.byteLength;
+      if (last === undefined || end - last.from > PIECE)
+        last = { from: tensor.byteOffset, to: end, tensors: new Map() };
+      last.to = end;
+      last.tensors.set(name, tensor);
+      this.#pieces.set(name, last);
+    }
+  }
+
+  async read(name: string): Promise<Values> {
+    const known = this.#values.get(name);
+    if (known !== undefined) return known;
+    const { from, to, tensors } = this.#pieces.get(name)!;
+    const bytes = await this.#file.read(from, to - from);
+    for (const [other, { byteOffset, byteLength, dtype }] of tensors) {
+      const own = bytes.subarray(byteOffset - from, byteOffset - from + byteLength);
+      // Other dtypes have been refused, unless nobody reads them.
+      if (dtype !== "F32" && dtype !== "I32") continue;
+      const { buffer, byteOffset: at } = own.byteOffset % 4 === 0 ? own : own.slice();
+      const length = byteLength / 4;
+      this.#values.set(
+        other,
+        dtype === "I32" ? new Int32Array(buffer, at, length) : new Float32Array(buffer, at, length),
+      );
+    }
+    return this.#values.get(name)!;
+  }
+}
+
+/** A range of a file and the tensors in it. */
+interface Piece {
+  readonly from: number;
+  to: number;
+  readonly tensors: Map<string, SafetensorsTensor>;
+}
+
 function checkTensors({ order, tensors }: Manifest, header: SafetensorsHeader, file: string): void {
   const fault = (code: string, tensor: string, what: string) =>
     new ModelFileError(code, `${file}: the reference dump ${what}; make it again`, { file, tensor });
@@ -161,6 +208,8 @@ function checkManifest(json: unknown, file: string): Manifest {
   if (!Number.isSafeInteger(prompt_len) || prompt_len < 1 || prompt_len > manifest.ids.length)
     throw fault("prompt_len", "between 1 and the number of ids");
   if (typeof manifest.tensors !== "object" || manifest.tensors === null) throw fault("tensors", "an object");
+  const { config } = manifest;
+  if (config !== undefined && (typeof config !== "object" || config === null)) throw fault("config", "an object");
   if (!Array.isArray(manifest.order) || manifest.order.some((key) => typeof key !== "string"))
     throw fault("order", "a list of keys");
   for (const [key, tensor] of Object.entries(manifest.tensors)) {

@@ -9,11 +9,15 @@ export interface Rows {
   readonly to: number;
 }
 
-/** One step with the rows of some sequences; logits [V] of each row, in their order. */
-export async function stepRows(runner: Runner, parts: readonly Rows[]): Promise<Float32Array[]> {
+/**
+ * One step with the rows of some sequences; logits [V] of each row, in their order.
+ * @param rotation how much further than its position each row is rotated.
+ */
+export async function stepRows(runner: Runner, parts: readonly Rows[], rotation = 0): Promise<Float32Array[]> {
   const batch = {
     tokens: [] as number[],
     positions: [] as number[],
+    rotations: [] as number[],
     sequences: [] as number[],
     lengths: [] as number[],
   };
@@ -23,6 +27,7 @@ export async function stepRows(runner: Runner, parts: readonly Rows[]): Promise<
     for (let position = from; position < to; position++) {
       batch.tokens.push(ids[position]);
       batch.positions.push(position);
+      batch.rotations.push(position + rotation);
       batch.sequences.push(slot);
       batch.lengths.push(ids.length);
     }
@@ -39,11 +44,12 @@ export async function sequenceRows(
   ids: readonly number[],
   sizes: readonly number[],
   slot = 0,
+  rotation = 0,
 ): Promise<Float32Array[]> {
   const rows: Float32Array[] = [];
   for (let i = 0; rows.length < ids.length; i++) {
     const to = Math.min(ids.length, rows.length + sizes[Math.min(i, sizes.length - 1)]);
-    rows.push(...(await stepRows(runner, [{ slot, ids, from: rows.length, to }])));
+    rows.push(...(await stepRows(runner, [{ slot, ids, from: rows.length, to }], rotation)));
   }
   return rows;
 }

@@ -1,6 +1,7 @@
 // Opens a model for precision work: in this thread, with one sequence, and steps as long as the prompt. Node only.
 
 import type { ModelFiles } from "../../weights/files.ts";
+import type { KvType } from "../backend.ts";
 import { createBackend } from "../devices.ts";
 import type { Source } from "../inspect.ts";
 import { openModel } from "../inspect.ts";
@@ -15,6 +16,8 @@ export interface SessionOptions {
   readonly fusion?: "on" | "off";
   /** Default `exact`. */
   readonly precision?: Precision;
+  /** How keys and values are stored. Default `f32`. */
+  readonly kvCache?: KvType;
   /** Rows of the longest step. */
   readonly promptLength: number;
   /** Positions of a sequence. */
@@ -32,6 +35,8 @@ export interface Session extends AsyncDisposable {
   readonly threads?: number;
   /** config.json as it was read, or as a GGUF file's metadata say. */
   readonly config: Uint8Array;
+  /** The same, parsed. */
+  readonly configJson: unknown;
   /** Rows of the checkpoint's linear layers, when asked for. */
   readonly samples: ReadonlyMap<string, WeightSample>;
 }
@@ -43,6 +48,7 @@ export async function openSession(options: SessionOptions): Promise<Session> {
     threads,
     fusion,
     precision,
+    kvCache,
     promptLength,
     length,
     sequences = 1,
@@ -63,9 +69,19 @@ export async function openSession(options: SessionOptions): Promise<Session> {
         kvTokens: (length + 63) * sequences, // whole pages for each
         prefillChunk: promptLength,
         fusion,
+        kvCache,
         onProgress,
       });
-      return { runner, device: name, threads, config, samples, [Symbol.asyncDispose]: () => runner.dispose() };
+      const { configJson } = open;
+      return {
+        runner,
+        device: name,
+        threads,
+        config,
+        configJson,
+        samples,
+        [Symbol.asyncDispose]: () => runner.dispose(),
+      };
     } catch (error) {
       await backend.dispose();
       throw error;

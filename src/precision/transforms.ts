@@ -1,6 +1,7 @@
 // Guesses about a wrong tensor from its numbers alone: factors, offsets, shifts, permutations, roundings, holes. Each is what the
 // reference would look like after one mistake. Knows no operations.
 import type { BaseConfig } from "../model.ts";
+import { ranges } from "./where.ts";
 
 export interface Guess {
   readonly name: string;
@@ -26,7 +27,11 @@ export interface About {
 
 export function guesses(actual: Float32Array, reference: Tensor, about: About): Guess[] {
   const expected = { shape: reference.shape, values: Float32Array.from(reference.values) };
+  if (reference.values instanceof Int32Array) {
+    return indices(actual, expected, about.key.endsWith("embed_tokens:in") ? "ids" : "experts");
+  }
   return [
+    ...(/self_attn:(probs|out\.1)$/.test(about.key) ? oneKey(actual, expected) : []),
     ...factors(actual, expected, about),
     ...shifts(expected),
     ...permutations(expected),
@@ -34,6 +39,42 @@ export function guesses(actual: Float32Array, reference: Tensor, about: About): 
     ...holes(actual, expected),
     ...scales(actual, expected),
   ];
+}
+
+// ---------------------------------------------------------------------------------------------- ids and experts
+
+/** Ids or experts that are off by one, everywhere or in some columns [T, k]; past the largest comes the smallest. */
+function indices(actual: Float32Array, { shape, values }: Expected, what: string): Guess[] {
+  const width = shape.at(-1)!;
+  const count = 1 + Math.max(...actual, ...values);
+  return [1, -1].flatMap((by) => {
+    const moved = values.map((index) => (index + by + count) % count);
+    const columns = Array.from({ length: width }, (_, c) => c).filter((c) =>
+      values.every((_, i) => i % width !== c || actual[i] === moved[i]),
+    );
+    const which = columns.length === width ? "" : `, in choices ${ranges(columns)}`;
+    const found = new Set(columns);
+    const predicted = values.map((index, i) => (found.has(i % width) ? moved[i] : index));
+    return columns.length === 0 ? [] : [{ name: `${what} one too ${by > 0 ? "large" : "small"}${which}`, predicted }];
+  });
+}
+
+// ---------------------------------------------------------------------------------------------- probabilities
+
+/**
+ * Probabilities [1, H, T, keys] of which one key's score is not its own: that column is anything, the others keep their proportions.
+ */
+function oneKey(actual: Float32Array, { shape, values }: Expected): Guess[] {
+  const keys = shape.at(-1)!;
+  const errors = new Float64Array(keys);
+  for (let i = 0; i < values.length; i++) errors[i % keys] += (actual[i] - values[i]) ** 2;
+  const key = errors.indexOf(Math.max(...errors));
+  const predicted = values.map((r, i) => {
+    const at = i - (i % keys) + key;
+    if (i === at) return actual[at];
+    return values[at] === 1 ? r : (r * (1 - actual[at])) / (1 - values[at]);
+  });
+  return [{ name: `key ${key} is another's: a slot of the cache that is stale or not its own`, predicted, fitted: 3 }];
 }
 
 // ---------------------------------------------------------------------------------------------- factor and offset
@@ -234,18 +275,6 @@ function holes(actual: Float32Array, { shape, values }: Expected): Guess[] {
     });
   }
   return found;
-}
-
-/** `3, 5–9, 12` */
-function ranges(numbers: readonly number[]): string {
-  const parts: [number, number][] = [];
-  for (const n of numbers.toSorted((a, b) => a - b)) {
-    const last = parts.at(-1);
-    if (last !== undefined && last[1] === n - 1) last[1] = n;
-    else parts.push([n, n]);
-  }
-  const shown = parts.slice(0, 6).map(([from, to]) => (from === to ? String(from) : `${from}–${to}`));
-  return shown.join(", ") + (parts.length > 6 ? " …" : "");
 }
 
 /** One factor, or one offset, for each channel or block of 32: scales or zero points of a quantised weight. */

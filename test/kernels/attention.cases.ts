@@ -2,7 +2,7 @@
 // rings that wrap, pages in any order, padding that points at live keys.
 import { attention, attentionProbs } from "../../kernels/reference/attention.ts";
 import { type KvAddress, kvAppend } from "../../kernels/reference/kv-append.ts";
-import type { KvCache, KvSpec, Step, Tensor } from "../../src/backend.ts";
+import type { KvCache, KvSpec, KvType, Step, Tensor } from "../../src/backend.ts";
 import { type OpCase, opCase } from "./case.ts";
 import type { Check, Gate } from "./gates.ts";
 import type { Random, Rig } from "./rig.ts";
@@ -26,6 +26,7 @@ interface AttentionParameters {
   readonly pageSize?: number;
   /** Ring length. Default: window + rows − 1. */
   readonly ring?: number;
+  readonly kvType?: KvType;
 }
 
 /** A cache on a backend beside the same cache in reference arrays. */
@@ -51,10 +52,12 @@ export function scatteredPages(
   return { pages: pool.length, shape: [SEQUENCES, each], values: Int32Array.from(pool.slice(0, SEQUENCES * each)) };
 }
 
-function makeTwin(rig: Rig, { kvHeads, headDim, window, rows, pageSize = 16, ring }: AttentionParameters): Twin {
+function makeTwin(rig: Rig, p: AttentionParameters): Twin {
+  const { kvHeads, headDim, window, rows, pageSize = 16, ring, kvType } = p;
   const pages = scatteredPages(rig.random, pageSize);
   const spec: KvSpec = {
     label: "test.self_attn",
+    dtype: kvType,
     kvHeads,
     headDim,
     sequences: SEQUENCES,
@@ -125,15 +128,18 @@ const attentionCase = (op: "kvAppend" | "attention" | "attentionProbs", paramete
       rig.write(k, data.k);
       rig.write(v, data.v);
       const { out } = await rig.run<"out">(program);
-      kvAppend({ cache: twin.keys, values: data.k, width: kvWidth, ...at });
-      kvAppend({ cache: twin.values, values: data.v, width: kvWidth, ...at });
+      const stored = { width: kvWidth, headDim, dtype: p.kvType, ...at };
+      kvAppend({ cache: twin.keys, values: data.k, ...stored });
+      kvAppend({ cache: twin.values, values: data.v, ...stored });
       if (op === "kvAppend") continue;
       const width = op === "attention" ? qWidth : heads * LONGEST;
       const expected = new Float32Array(count * width);
       const from = { out: expected, q: data.q, keys: twin.keys, shape, ...at };
       if (op === "attention") attention({ ...from, values: twin.values });
       else attentionProbs({ ...from, columns: LONGEST });
-      const gate: Gate = { kind: "attention", slice: width / heads };
+      // INT8 is multiplied with queries and probabilities of 14 bits.
+      const rounded = p.kvType === "int8" && op === "attention" && rig.backend.name !== "reference";
+      const gate: Gate = { kind: "attention", slice: width / heads, class: rounded ? "f16" : "f32" };
       checks.push({ what: `step ${n}`, actual: out.subarray(0, count * width), expected, width, gate });
     }
     return op === "kvAppend" ? readBack(rig, twin, lengths) : checks;
@@ -220,10 +226,68 @@ const shapes: readonly AttentionParameters[] = [
   { heads: 4, kvHeads: 2, headDim: 16, rows: 8, size: 6, script: MIXED },
   { heads: 4, kvHeads: 2, headDim: 16, rows: 8, size: 1e-4, sinks: true, script: MIXED },
   { heads: 4, kvHeads: 2, headDim: 16, rows: 8, size: 0, script: MIXED },
+  // More than 512 positions, whose sums are merged: in full layers and in a ring, in the middle of a prefill and by decoding.
+  {
+    heads: 6,
+    kvHeads: 2,
+    headDim: 20,
+    rows: 64,
+    pageSize: 64,
+    script: [...Array<Added>(8).fill({ 1: 64 }), { 1: 40, 0: 24 }],
+  },
+  {
+    heads: 2,
+    kvHeads: 1,
+    headDim: 16,
+    rows: 64,
+    sinks: true,
+    script: [...Array<Added>(8).fill({ 4: 63 }), ...decode(12, 4)],
+  },
+  {
+    heads: 3,
+    kvHeads: 1,
+    headDim: 16,
+    rows: 64,
+    window: 530,
+    script: [...Array<Added>(9).fill({ 2: 64 }), ...decode(3, 2)],
+  },
 ];
 
+/** Caches of other types: groups of 1, 2, 3 and 8 heads, channels that fill their registers or not, windows, sinks, caps, chunks. */
+const typed = (["f16", "int8"] as const).flatMap((kvType) =>
+  [
+    { heads: 4, kvHeads: 4, headDim: 8, rows: 8, script: MIXED },
+    { heads: 6, kvHeads: 2, headDim: 20, rows: 8, script: MIXED },
+    { heads: 4, kvHeads: 2, headDim: 80, rows: 8, pageSize: 5, script: MIXED },
+    { heads: 4, kvHeads: 2, headDim: 128, rows: 1, pageSize: 64, script: decode(5, 1) },
+    {
+      heads: 8,
+      kvHeads: 1,
+      headDim: 64,
+      rows: 16,
+      sinks: true,
+      window: 6,
+      script: [...MIXED, { 0: 8 }, ...decode(6, 0)],
+    },
+    { heads: 4, kvHeads: 2, headDim: 16, rows: 8, softcap: 5, window: 3, size: 4, script: MIXED },
+    { heads: 4, kvHeads: 2, headDim: 16, rows: 8, size: 6, script: MIXED },
+    { heads: 4, kvHeads: 2, headDim: 16, rows: 8, size: 1e-4, script: MIXED },
+    { heads: 4, kvHeads: 2, headDim: 16, rows: 8, size: 1e-42, script: MIXED },
+    { heads: 4, kvHeads: 2, headDim: 16, rows: 8, size: 0, script: MIXED },
+    {
+      heads: 6,
+      kvHeads: 2,
+      headDim: 32,
+      rows: 64,
+      pageSize: 64,
+      script: [...Array<Added>(9).fill({ 1: 64 }), ...decode(2, 1)],
+    },
+  ].map((shape) => ({ ...shape, kvType })),
+);
+
 export const attentionCases: readonly OpCase[] = [
-  ...shapes.map((shape) => attentionCase("kvAppend", shape)),
-  ...shapes.map((shape) => attentionCase("attention", shape)),
-  ...shapes.filter(({ script }) => script.length < 20).map((shape) => attentionCase("attentionProbs", shape)),
+  ...[...shapes, ...typed].flatMap((shape) => [attentionCase("kvAppend", shape), attentionCase("attention", shape)]),
+  ...[...shapes, ...typed]
+    .filter(({ script }) => script.length < 20)
+    .map((shape) => attentionCase("attentionProbs", shape)),
 ];

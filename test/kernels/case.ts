@@ -1,5 +1,5 @@
 // A conformance case: one op, one set of parameters, inputs from its seed.
-import type { Ops } from "../../src/backend.ts";
+import type { KvType, Ops } from "../../src/backend.ts";
 import type { ExactProduct } from "../../src/precision/metrics.ts";
 import type { Check } from "./gates.ts";
 import type { Rig } from "./rig.ts";
@@ -13,20 +13,22 @@ export interface OpCase<Op extends keyof Ops = keyof Ops> {
   /** The parameters, as they are printed. */
   readonly name: string;
   readonly seed: number;
+  /** Needs a cache of this type. */
+  readonly kvType?: KvType;
   run(rig: Rig): Promise<Check[]>;
 }
 
 /** A case named by its parameters: `{ rows: 3, format: "int8" }` → `rows=3 format=int8`, with a seed made of the name. */
 export function opCase<Op extends keyof Ops, P extends object>(
   op: Op,
-  parameters: P,
+  parameters: P & { readonly kvType?: KvType },
   run: (rig: Rig, parameters: P) => Promise<Check[]>,
 ): OpCase<Op> {
   const name = Object.entries(parameters)
     .filter(([, value]) => value !== undefined)
     .map(([key, value]) => `${key}=${typeof value === "object" ? JSON.stringify(value) : value}`)
     .join(" ");
-  return { op, name, seed: seedOf(`${op} ${name}`), run: (rig) => run(rig, parameters) };
+  return { op, name, seed: seedOf(`${op} ${name}`), kvType: parameters.kvType, run: (rig) => run(rig, parameters) };
 }
 
 /** FNV-1a. */

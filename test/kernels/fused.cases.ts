@@ -5,6 +5,7 @@ import type {
   GateUpLayout,
   GluOptions,
   KvCache,
+  KvType,
   Ops,
   QkvWeights,
   RopeTable,
@@ -152,6 +153,7 @@ interface QkvParameters extends Weights {
   /** Head norms. */
   readonly norms?: boolean;
   readonly window?: number;
+  readonly kvType?: KvType;
 }
 
 const qkvCase = (parameters: QkvParameters) =>
@@ -162,7 +164,8 @@ const qkvCase = (parameters: QkvParameters) =>
     const positions = Array.from({ length: rows }, (_, t) => 3 + t);
     const step = rig.step(rows, { count, positions, sequences: Array<number>(rows).fill(2) }, pages);
     const ring = window === undefined ? undefined : window + rows - 1;
-    const spec = { label: "test.self_attn", kvHeads, headDim, sequences: 5, ring, pageSize: 16, pages: pages.pages };
+    const cached = { kvHeads, headDim, dtype: p.kvType, sequences: 5, ring, pageSize: 16, pages: pages.pages };
+    const spec = { label: "test.self_attn", ...cached };
     const x = rig.tensor([rows, width], random.floats(rows * width));
     const weights = await qkvWeights(rig, p);
     const rope = ropeTable(rig, positions.length + 3, p.rotaryDim);
@@ -240,6 +243,10 @@ export const fusedCases: readonly OpCase<keyof FusedOps>[] = [
     qkvCase({ format, rows: 8, count: 5, width: 64, ...head, bias: true }),
     qkvCase({ format, rows: 17, count: 17, width: 64, ...head, norms: true }),
     qkvCase({ format, rows: 4, count: 4, width: 96, ...head, packed: true, bias: true, window: 5 }),
+  ]),
+  ...(["f16", "int8"] as const).flatMap((kvType) => [
+    qkvCase({ format: "f32", rows: 1, count: 1, width: 96, ...head, norms: true, kvType }),
+    qkvCase({ format: "f32", rows: 8, count: 5, width: 64, ...head, window: 5, kvType }),
   ]),
   linearArgmaxCase({ format: "f32", rows: 5, inner: 7, vocab: 600, ties: true }),
   qkvCase({

@@ -24,7 +24,8 @@ export type ComputeClass = "f32" | "f16";
  */
 export type Gate =
   | { readonly kind: "exact" | "elementwise" | "rope" }
-  | { readonly kind: "norm" | "attention"; readonly slice: number }
+  | { readonly kind: "norm"; readonly slice: number }
+  | { readonly kind: "attention"; readonly slice: number; readonly class: ComputeClass }
   | { readonly kind: "product"; readonly product: ExactProduct; readonly class: ComputeClass }
   | { readonly kind: "fused"; readonly slice: number; readonly class: ComputeClass };
 
@@ -87,7 +88,8 @@ function readings({ actual, expected, width, gate }: Check): Reading[] {
       return [{ metric: "nmse", value: nmse(actual, expected), limit: 1e-12, index: worst }];
     case "norm":
     case "attention": {
-      const limits = gate.kind === "norm" ? { all: 1e-11, slice: 1e-10 } : { all: 1e-10, slice: 1e-9 };
+      const all = gate.kind === "norm" ? 1e-11 : ATTENTION_NMSE[gate.class];
+      const limits = { all, slice: 10 * all };
       const slice = worstSlice(actual, expected, gate.slice);
       return [
         { metric: "nmse", value: nmse(actual, expected), limit: limits.all, index: worst },
@@ -118,6 +120,7 @@ function readings({ actual, expected, width, gate }: Check): Reading[] {
 }
 
 const PRODUCT_NMSE = { f32: 1e-11, f16: 1e-6 } as const;
+const ATTENTION_NMSE = { f32: 1e-10, f16: 1e-5 } as const;
 
 /**
  * The broken row or channel that an average hides; gemm_bound sees it by itself. A sum that happens to cancel counts as

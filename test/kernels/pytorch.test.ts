@@ -71,7 +71,7 @@ describe("attention", () => {
     const at = { address, positions: POSITIONS, sequences: ZEROS, rows: ROWS };
     const stored = (port: string) => {
       const cache = new Float32Array(6 * 7 * kvHeads * headDim);
-      kvAppend({ cache, values: headsToRows(tap(port), kvHeads), width: kvHeads * headDim, ...at });
+      kvAppend({ cache, values: headsToRows(tap(port), kvHeads), width: kvHeads * headDim, headDim, ...at });
       return cache;
     };
     const keys = stored("k_cache");
@@ -80,11 +80,11 @@ describe("attention", () => {
     const input = { q: headsToRows(tap("q_rope"), heads), keys, shape: { ...shape, sinks: learned }, ...at };
     const out = new Float32Array(ROWS * heads * headDim);
     attention({ out, values, ...input });
-    expectEqual(out, tap("ctx"), heads * headDim, { kind: "attention", slice: headDim });
+    expectEqual(out, tap("ctx"), heads * headDim, { kind: "attention", slice: headDim, class: "f32" });
     const probs = new Float32Array(ROWS * heads * ROWS);
     attentionProbs({ out: probs, columns: ROWS, ...input });
     const expected = headsToRows(tap("probs"), heads);
-    expectEqual(probs, expected, heads * ROWS, { kind: "attention", slice: ROWS });
+    expectEqual(probs, expected, heads * ROWS, { kind: "attention", slice: ROWS, class: "f32" });
     expect([...probs].map((p) => p === 0)).toEqual([...expected].map((p) => p === 0));
   });
 });

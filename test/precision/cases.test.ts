@@ -13,13 +13,14 @@ import { type Case, referenceCases } from "../models/references.ts";
 
 const shared = fileURLToPath(new URL("../../../shared/reference/", import.meta.url));
 
-/** GGUF and INT8. GPTQ and AWQ checkpoints lie there too, but are refused when they are opened. */
+/** GGUF, INT8, GPTQ and AWQ. */
 const PACKED: readonly Case[] = [
   ...["llama-f16", "llama-q8_0", "qwen3-f16", "qwen3-q8_0", "gpt_oss-mxfp4"].map((name) =>
     packed(name, `gguf/${name}.gguf`, `gguf-${name}`),
   ),
-  packed("int8-w8a16", "quant/qwen3-int8-w8a16", "qwen3-int8-w8a16"),
-  packed("int8-w8a8", "quant/qwen3-int8-w8a8", "qwen3-int8-w8a8"),
+  ...["qwen3-int8-w8a16", "qwen3-int8-w8a8", "qwen2-gptq", "qwen2-gptq-actorder", "qwen2-awq"].map((name) =>
+    packed(name, `quant/${name}`, name),
+  ),
 ];
 
 function packed(name: string, model: string, dumps: string): Case {
@@ -27,12 +28,9 @@ function packed(name: string, model: string, dumps: string): Case {
 }
 
 const hasShared = existsSync(`${shared}quant`);
-if (!hasShared) test.skip("diff: larger models, GGUF and INT8, which are not beside the project", () => {});
+if (!hasShared) test.skip("diff: larger models, GGUF, INT8, GPTQ and AWQ, which are not beside the project", () => {});
 
 const CASES = [...referenceCases(), ...(hasShared ? PACKED : [])];
-
-/** W8A8 needs integers of activations, which cpu does not make and refuses. */
-const casesOf = (device: DeviceName) => (device === "cpu" ? CASES.filter(({ name }) => !/w8a8/.test(name)) : CASES);
 
 function open({ model }: Case, device: DeviceName, { prompt_len, ids }: Reference["manifest"]): Promise<Session> {
   const source = { kind: "path", path: model } as const;
@@ -54,7 +52,7 @@ function summary({ verdict, reason, taps, logits }: DiffReport) {
 describe.each(["reference", "cpu", "tfjs"] as const)(
   "diff of %s against PyTorch passes, without a warning:",
   (device) => {
-    test.each(casesOf(device))("$name", async (one) => {
+    test.each(CASES)("$name", async (one) => {
       await using reference = await Reference.open(await openDirectory(one.dumps), one.base);
       await compare(one, device, reference);
     });
@@ -62,7 +60,7 @@ describe.each(["reference", "cpu", "tfjs"] as const)(
 );
 
 describe("diff of tfjs against cpu passes, without a warning:", () => {
-  test.each(casesOf("cpu"))("$name", async (one) => {
+  test.each(CASES)("$name", async (one) => {
     await using torch = await Reference.open(await openDirectory(one.dumps), one.base);
     const { ids, prompt_len } = torch.manifest;
     await using session = await open(one, "cpu", torch.manifest);

@@ -74,6 +74,29 @@ describe("mistakes are found", () => {
       { write: (tensor, values) => (tensor.label.endsWith(".ropeRows") ? values.map((row) => row + 1) : values) },
       /layer 0 against/,
     ],
+    [
+      "keys are rotated by where they stand, which differs from their position only when that is shifted",
+      "llama",
+      {
+        ops(ops) {
+          let calls = 0; // queries, keys, queries, keys …
+          return {
+            rope: (x, table, step, options) =>
+              ops.rope(x, table, calls++ % 2 === 0 ? step : { ...step, ropeRows: step.positions }, options),
+          };
+        },
+      },
+      /^all positions shifted/,
+    ],
+    [
+      "the rope table ends with the prompt: what lies beyond has its last row",
+      "qwen3",
+      {
+        write: (tensor, values) =>
+          tensor.label.endsWith(".ropeRows") ? values.map((row) => Math.min(row, 39)) : values,
+      },
+      /^queries turn by as much/,
+    ],
     ["no ε, which activations cannot show", UNSEEN[0].model, UNSEEN[0], /layer 1 against .*tiny/],
     [
       "a clamp that real activations do not reach",

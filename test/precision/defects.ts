@@ -22,8 +22,9 @@ export interface Defect extends Damage {
   readonly model: string;
   /** The tap that must be named, step included. */
   readonly guilty: RegExp;
-  /** The best hypothesis of `explain`. */
+  /** The best hypothesis of `explain`, or at least the place. */
   readonly cause?: RegExp;
+  readonly where?: RegExp;
   readonly verdict?: "fail" | "non-finite";
 }
 
@@ -248,6 +249,7 @@ const attentions: Defect[] = [
       },
     }),
     guilty: at("self_attn:ctx"),
+    cause: /values read one slot too far/,
   },
   {
     name: "decode leaves the new key out of the cache",
@@ -256,6 +258,7 @@ const attentions: Defect[] = [
       kvAppend: (cache, k, v, step) => (decoding(label) ? undefined : ops.kvAppend(cache, k, v, step)),
     }),
     guilty: /^1\/model\.layers\.0\.self_attn:k_cache$/,
+    cause: /zero|not stored/,
   },
   {
     name: "decode reads a stale slot of the ring",
@@ -267,6 +270,7 @@ const attentions: Defect[] = [
           })(ops, launch, label)
         : {},
     guilty: /^1\/model\.layers\.0\.self_attn:(probs|ctx)$/,
+    cause: /key \d+ is another's/,
   },
   {
     name: "one head's result thrown away",
@@ -328,6 +332,7 @@ const experts: Defect[] = [
       },
     }),
     guilty: at("mlp\\.router:out\\.2"),
+    cause: /experts one too large, in choices 1/,
   },
   {
     name: "router: no bias",
@@ -422,6 +427,7 @@ const experts: Defect[] = [
       return out;
     }),
     guilty: at("mlp\\.experts:out"),
+    cause: /down_proj transposed, of expert 0/,
   },
   {
     name: "all experts transposed",
@@ -487,6 +493,7 @@ const formats: Defect[] = [
       i % 128 === 40 ? byte + 1 : byte,
     ),
     guilty: /^0\/model\.layers\.1\.mlp\.experts:out$/,
+    where: /^expert 1, channel 8$/,
   },
 ];
 
@@ -647,6 +654,7 @@ const rows: Defect[] = [
       return { add: (a, b) => (count++ === 0 ? ops.add(b, b) : ops.add(a, b)) };
     },
     guilty: at("post_attention_layernorm:in"),
+    cause: /what the block adds in its own place/,
   },
   {
     name: "embedding not scaled",
@@ -660,6 +668,7 @@ const rows: Defect[] = [
     model: "llama",
     write: written(/\.tokens$/, (tokens) => tokens.map((token) => token + 1)),
     guilty: /^0\/model\.embed_tokens:/,
+    cause: /ids one too large/,
   },
   {
     name: "head tied to the embedding though it is not",
@@ -689,6 +698,7 @@ const rows: Defect[] = [
     model: "qwen3",
     write: written(/^step\d+\.positions$/, (positions) => positions.fill(0)),
     guilty: at("self_attn:(k_cache|v_cache|probs|ctx)"),
+    cause: /stored at position 0/,
   },
   {
     name: "NaN in one row",
@@ -697,6 +707,7 @@ const rows: Defect[] = [
       if (out.length > 5 * width) out[5 * width + 3] = Number.NaN;
     }),
     guilty: /^0\/model\.layers\.1\.self_attn\.o_proj:out$/,
+    cause: /not finite: 1 values in rows 5/,
     verdict: "non-finite",
   },
 ];

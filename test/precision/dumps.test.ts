@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
+import { compareConfigs } from "../../src/precision/config-diff.ts";
 import { type DiffReport, diff } from "../../src/precision/diff.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
@@ -241,6 +242,79 @@ describe("a dump with a fault", () => {
       reason: expect.stringContaining("sha256"),
     });
   });
+});
+
+describe("a dump of our own", () => {
+  const model = `${MODELS}llama`;
+  const base = join(mkdtempSync(join(tmpdir(), "vernier-own-")), "mine");
+  const ids = JSON.parse(readFileSync(`${model}/dump.f32.json`, "utf8")).ids.slice(0, 22);
+  const manifest = () => JSON.parse(readFileSync(`${base}.json`, "utf8"));
+
+  test("stores tensors that are the same once, and says of which config it is", async () => {
+    const args = ["dump", model, "--ids", ids.join(), "--decode", "2", "--device", "reference", "--out", base];
+    expect(vernier(...args).status).toBe(0);
+    const { tensors, order, config } = manifest();
+    expect(config).toEqual(JSON.parse(readFileSync(`${model}/config.json`, "utf8")));
+    const aliases = order.filter((key: string) => tensors[key].alias_of !== undefined);
+    expect(aliases).toEqual(expect.arrayContaining(["0/model.layers.1:in", "0/model.layers.0.self_attn.k_proj:in"]));
+    const file = await (await openDirectory(join(base, ".."))).open("mine.safetensors");
+    const header = await readHeader(file);
+    await file.close();
+    expect([...header.tensors.keys()]).toEqual(order.filter((key: string) => !aliases.includes(key)));
+    for (const key of aliases) expect(tensors[tensors[key].alias_of].sha256).toBe(tensors[key].sha256);
+  });
+
+  test("passes, and costs what it says", () => {
+    const { status, stdout } = vernier(
+      ...["diff", model, "--reference", base, "--device", "reference", "--cost", "--json"],
+    );
+    const { verdict, notes, cost, taps } = JSON.parse(stdout);
+    expect({ status, verdict, notes }).toEqual({ status: 0, verdict: "pass", notes: [] });
+    expect(taps.map(({ key }: { key: string }) => key)).toEqual(manifest().order);
+    expect(cost.plainMs).toBeGreaterThan(0);
+    expect(cost.ratio).toBeCloseTo(cost.totalMs / cost.plainMs, 6);
+    expect(vernier("diff", model, "--reference", base, "--device", "reference", "--cost").stdout).toMatch(
+      /^cost: \d+ ms, [\d.]+ × a plain pass of \d+ ms$/m,
+    );
+  });
+
+  test("of another config: key by key", () => {
+    const { config, ...rest } = manifest();
+    const rope = { ...config.rope_parameters, factor: 3 };
+    const other = { ...config, rms_norm_eps: 0.5, not_here: 1, rope_parameters: rope };
+    writeFileSync(`${base}.json`, JSON.stringify({ ...rest, config: other }));
+    const compared = vernier("diff", model, "--reference", base, "--device", "reference", "--json");
+    expect(JSON.parse(compared.stdout)).toMatchObject({
+      verdict: "pass",
+      notes: [
+        "config.json: rms_norm_eps is 0.5 in the reference, 0.00001 here",
+        "config.json: rope_parameters.factor is 3 in the reference, 8 here",
+      ],
+    });
+    writeFileSync(`${base}.json`, JSON.stringify({ ...rest, config: "llama" }));
+    const damaged = vernier("diff", model, "--reference", base, "--device", "reference");
+    expect(damaged).toMatchObject({
+      status: 3,
+      stderr: expect.stringMatching(/REF_MANIFEST: .*config must be an object/),
+    });
+  });
+});
+
+test("configs key by key: numbers as GGUF has them, lists, what one side lacks", () => {
+  const theirs = { eps: 1e-6, a: { b: [1, 2], c: true }, only: null };
+  const entries = compareConfigs(theirs, {
+    eps: Math.fround(1e-6),
+    a: { b: [1, 3], c: "true" },
+    mine: { x: [{ y: 1 }] },
+  });
+  expect(entries).toEqual([
+    { name: "eps", reference: "0.000001", here: "9.999999974752427e-7", differs: false },
+    { name: "a.b", reference: "1, 2", here: "1, 3", differs: true },
+    { name: "a.c", reference: "true", here: "true", differs: true },
+    { name: "mine.x", here: '[{"y":1}]', differs: false },
+    { name: "only", reference: "null", differs: false },
+  ]);
+  expect(compareConfigs(undefined, { a: 1 })).toEqual([{ name: "a", here: "1", differs: false }]);
 });
 
 describe("exit codes of vernier diff", () => {

@@ -1,12 +1,23 @@
+// Metrics against their definitions, and the one pass that measures them all against each of them.
+import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { columnName, judge, placeOf } from "../../src/precision/compare.ts";
+import { accumulatedGate } from "../../src/precision/gates.ts";
+import { measure, updateError } from "../../src/precision/measure.ts";
 import {
   closeness,
+  cosine,
   f32Spacing,
   gemmBound,
+  klDivergence,
   maxAbs,
   maxUlpF32,
+  meanAbs,
+  meanRelative,
   nmse,
+  relativeL1,
   smallValue,
+  top1Agreement,
   ulpF32,
   worstColumn,
   worstSlice,
@@ -102,4 +113,144 @@ test("gemm_bound: any order of an f32 sum stays below K, one wrong term does not
   for (const y of [forward, backward]) expect(gemmBound([y], product).value).toBeLessThan(terms);
   expect(gemmBound([forward - x[3] * x[terms - 4]], product).value).toBeGreaterThan(terms);
   expect(gemmBound([Number.NaN], product).value).toBe(Number.POSITIVE_INFINITY);
+});
+
+describe("all in one pass", () => {
+  const special = [0, -0, 1e-30, -3e38, Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
+  const value = fc.oneof({ weight: 9, arbitrary: fc.float({ min: -100, max: 100 }) }, fc.constantFrom(...special));
+  const sides = fc.integer({ min: 1, max: 5 }).chain((width) => {
+    const pairs = fc.array(fc.tuple(value, value, fc.boolean()), { minLength: width, maxLength: 8 * width });
+    return fc.tuple(fc.constant(width), pairs);
+  });
+  const near = (actual: number, expected: number) => {
+    if (!Number.isFinite(expected)) expect(actual).toBe(expected);
+    else expect(Math.abs(actual - expected)).toBeLessThanOrEqual(1e-9 * Math.abs(expected) + 1e-12);
+  };
+
+  test("is what each metric by itself is", () => {
+    fc.assert(
+      fc.property(sides, ([width, pairs]) => {
+        const rows = pairs.slice(0, pairs.length - (pairs.length % width));
+        const r = Float32Array.from(rows, ([theirs]) => theirs);
+        const a = Float32Array.from(rows, ([theirs, mine, same]) => (same ? theirs : mine));
+        const all = measure(a, r, width);
+        near(all.nmse, nmse(a, r));
+        near(all.worstSlice.value, worstSlice(a, r, width).value);
+        near(all.worstColumn.value, worstColumn(a, r, width).value);
+        expect(all.maxAbs === Number.POSITIVE_INFINITY).toBe(
+          a.some((mine, i) => !Object.is(mine, r[i]) && !(Number.isFinite(mine) && Number.isFinite(r[i]))),
+        );
+        if (![...a, ...r].every(Number.isFinite)) return;
+        expect({ value: all.maxAbs, index: all.maxAbsIndex }).toEqual(maxAbs(a, r));
+        near(all.cosine, cosine(a, r));
+        near(all.mae, meanAbs(a, r));
+        near(all.mre, meanRelative(a, r));
+        near(all.relL1, relativeL1(a, r));
+        near(
+          all.distance ** 2,
+          a.reduce((sum, mine, i) => sum + (mine - r[i]) ** 2, 0),
+        );
+        expect(all.absmax).toEqual([Math.max(...a.map(Math.abs)), Math.max(...r.map(Math.abs))]);
+      }),
+    );
+  });
+
+  test("relative errors outside of small values, and how many are below 1 ‰ and 5 ‰", () => {
+    const r = Float32Array.of(1, 2, 4, 8, 1e-4);
+    const a = Float32Array.of(1.0005, 2.004, 4.08, 8, 2e-4);
+    const all = measure(a, r, 5);
+    expect(all.maxRelative).toBeCloseTo(0.02, 6);
+    expect([all.withinThousandth, all.withinFiveThousandths]).toEqual([0.5, 0.75]);
+  });
+
+  test("a tensor against itself: nothing, and a cosine of exactly 1", () => {
+    const r = Float32Array.from({ length: 3000 }, (_, i) => Math.sin(i * 1.3) * 10 ** (i % 5));
+    expect(measure(r.slice(), r, 100)).toMatchObject({ nmse: 0, cosine: 1, maxAbs: 0, relL1: 0, distance: 0 });
+  });
+
+  test("ids and indices like numbers", () => {
+    expect(measure(Int32Array.of(1, 2, 9), Int32Array.of(1, 2, 3), 3)).toMatchObject({ maxAbs: 6, maxAbsIndex: 2 });
+  });
+
+  test("one side not finite is a verdict of its own", () => {
+    const gate = accumulatedGate("product", "f32");
+    const r = Float32Array.of(1, Number.POSITIVE_INFINITY, 3);
+    const of = (...actual: number[]) =>
+      judge({ actual: Float32Array.from(actual), expected: r, shape: [3] }, gate).verdict;
+    expect(of(1, Number.POSITIVE_INFINITY, 3)).toBe("pass");
+    for (const wrong of [1, Number.NaN, Number.NEGATIVE_INFINITY]) expect(of(1, wrong, 3)).toBe("non-finite");
+  });
+
+  test("what a layer adds", () => {
+    const inputs = { actual: Float32Array.of(10, 20), expected: Float32Array.of(10, 21) };
+    // Added: 1 and 3 here, 1 and 1 there.
+    expect(updateError(Float32Array.of(11, 23), Float32Array.of(11, 22), inputs)).toBe(2);
+  });
+});
+
+test("KL divergence is its definition, and does not cancel for logits that nearly agree", () => {
+  const r = Float64Array.from({ length: 200 }, (_, i) => 9 * Math.sin(i * 1.7));
+  const plain = (a: Float64Array) => {
+    const log = (values: Float64Array) => {
+      const max = Math.max(...values);
+      return max + Math.log(values.reduce((sum, x) => sum + Math.exp(x - max), 0));
+    };
+    return r.reduce((sum, x, i) => sum + Math.exp(x - log(r)) * (x - log(r) - (a[i] - log(a))), 0);
+  };
+  for (const by of [0.01, 1, 60]) {
+    const a = r.map((x, i) => x + by * Math.sin(i * 3.1));
+    expect(klDivergence(a, r, 200)[0] / plain(a)).toBeCloseTo(1, 9);
+  }
+  // To second order KL is half the variance of the differences: (1e-4)² of (1e-2)².
+  const [small, larger] = [1e-6, 1e-4].map(
+    (by) =>
+      klDivergence(
+        r.map((x, i) => x + by * Math.sin(i)),
+        r,
+        200,
+      )[0],
+  );
+  expect((larger / small) * 1e-4).toBeCloseTo(1, 3);
+  expect(klDivergence(r, r, 200)).toEqual([0]);
+});
+
+describe("top-1 agreement", () => {
+  // Two candidates 1e-4 apart among others of size 1.
+  const r = Float64Array.from({ length: 64 }, (_, i) => (i === 7 ? 3 : i === 9 ? 2.9999 : Math.sin(i)));
+  const swapped = r.map((value, i) => (i === 9 ? value + 2e-4 : value));
+  const limit = accumulatedGate("logits", "f32").fail;
+
+  test("excuses a tie that rounding of the class decides", () => {
+    expect(top1Agreement(swapped, r, 64, limit)).toBe(1);
+    expect(top1Agreement(swapped, r, 64, 1e-12)).toBe(0);
+  });
+
+  test("excuses nothing for the size of the error alone", () => {
+    const wrong = r.map((value, i) => (i === 20 ? 100 : value));
+    expect(top1Agreement(wrong, r, 64, limit)).toBe(0);
+    // Also where the wrong run's own favourite is close to the reference's.
+    const wild = swapped.map((value, i) => (i === 9 || i === 7 ? value : value + 5 * Math.cos(3 * i) - 20));
+    const apart = r.map((value, i) => (i === 9 ? 2.5 : value));
+    expect(top1Agreement(wild, apart, 64, limit)).toBe(0);
+  });
+});
+
+test("places are named by what their dimensions count", () => {
+  const at = (key: string, shape: number[], slice: number, column: number) => {
+    const size = shape.reduce((n, dim) => n * dim, 1);
+    const expected = new Float32Array(size).fill(1);
+    const actual = expected.with(slice * shape.at(-1)! + column, 2);
+    return placeOf(key, shape, measure(actual, expected, shape.at(-1)!));
+  };
+  const attention = "0/model.layers.0.self_attn";
+  expect(at(`${attention}:probs`, [1, 2, 5, 6], 8, 4)).toBe("head 1, token 3; key 4");
+  expect(at(`${attention}:out.1`, [1, 2, 5, 6], 2, 1)).toBe("head 0, token 2; key 1");
+  expect(at(`${attention}:ctx`, [1, 5, 2, 4], 7, 3)).toBe("token 3, head 1; channel 3");
+  expect(at(`${attention}:q_rope`, [1, 2, 5, 4], 7, 3)).toBe("head 1, token 2; channel 3");
+  expect(at("0/model.layers.0:out", [1, 5, 8], 3, 7)).toBe("token 3; channel 7");
+  expect(at("0/:logits", [1, 5, 8], 3, 7)).toBe("token 3; id 7");
+  expect(["mlp.gate:out.0", "mlp.router:out.1"].map((port) => columnName(`0/model.layers.0.${port}`))).toEqual([
+    "expert",
+    "choice",
+  ]);
 });

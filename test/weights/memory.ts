@@ -1,7 +1,10 @@
 // Model files made in a test: bytes under names, and safetensors files written by hand, right or wrong.
+import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { expect } from "vitest";
 import { VernierError } from "../../src/errors.ts";
+import { openModel } from "../../src/inspect.ts";
+import { decodeWeight } from "../../weights/decode.ts";
 import type { ModelFiles } from "../../weights/files.ts";
 import { parseHeader, type SafetensorsEntry, writeSafetensors } from "../../weights/safetensors.ts";
 import { openBlobs } from "../../weights/web.ts";
@@ -71,6 +74,23 @@ export async function golden(file: string, name: string): Promise<{ bytes: Uint8
   const bytes = new Uint8Array(await readFile(new URL(`../data/weights/${file}`, import.meta.url)));
   const tensor = parseHeader(bytes, bytes.length, file).tensors.get(name)!;
   return { bytes: bytes.slice(tensor.byteOffset, tensor.byteOffset + tensor.byteLength), shape: tensor.shape };
+}
+
+/**
+ * The quantised linear layers of a model that `decoded.sha256.json` beside it names, decoded: how many have the digest it gives,
+ * and which have another.
+ */
+export async function matchingDigests(folder: string): Promise<{ matching: number; other: string[] }> {
+  const { checkpoint, architecture, config } = await openModel({ kind: "path", path: folder });
+  const digests: Record<string, string> = JSON.parse(await readFile(`${folder}/decoded.sha256.json`, "utf8"));
+  const table = architecture.tensors(config);
+  const other: string[] = [];
+  for (const [module, digest] of Object.entries(digests)) {
+    const values = await decodeWeight(checkpoint.source(`${module}.weight`, table[`${module}.weight`]));
+    if (createHash("sha256").update(values).digest("hex") !== digest) other.push(module);
+  }
+  await checkpoint.close();
+  return { matching: Object.keys(digests).length - other.length, other };
 }
 
 /** The bit patterns of f32 values: equality that tells −0 from 0 and one NaN from another. */

@@ -214,7 +214,8 @@ def main():
     ids = [int(x) for x in args.ids.split(",")] if args.ids else tokenize()
     name = os.path.basename(os.path.normpath(args.model))
     with open(os.path.join(args.model, "config.json"), "rb") as f:
-        config_sha256 = hashlib.sha256(f.read()).hexdigest()
+        config = f.read()
+    about = {"config_sha256": hashlib.sha256(config).hexdigest(), "config": json.loads(config)}
     how = {"attn": "eager", "experts": "eager", "device": args.device, "threads": args.threads, "layers": args.layers, **exact}
     os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
 
@@ -230,7 +231,7 @@ def main():
     kind = model.config.model_type
     producer = {"compute_dtype": "float32", **how, "profile": args.profile}
     head = manifest(name, kind, producer, ids, greedy, margins)
-    save(dump, f"{args.out}.f32", {**head, "config_sha256": config_sha256})
+    save(dump, f"{args.out}.f32", {**head, **about})
     print(f"{args.out}.f32: {len(dump.entries)} taps, greedy {greedy}, smallest margin {min(margins):.3g}")
     if not args.floor:
         return
@@ -242,7 +243,7 @@ def main():
     floor = noise(all_logits(low), all_logits(dump))
     producer = {"compute_dtype": "bfloat16", **how, "profile": "logits", "forced": True}
     head = manifest(name, kind, producer, ids, own, margins, greedy)
-    save(low, f"{args.out}.bf16", {**head, "config_sha256": config_sha256, "floor_vs_f32": floor})
+    save(low, f"{args.out}.bf16", {**head, **about, "floor_vs_f32": floor})
     print(f"{args.out}.bf16: NMSE {floor['nmse']:.1e}, KL {floor['kl_mean']:.1e}, same top token {floor['top1']:.1%}")
 
 

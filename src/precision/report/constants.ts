@@ -1,7 +1,13 @@
 // Constants of a model as its tensors show them, on both sides: what the reference used can then be read from its dump, whatever
 // its config said. Knows the taps they are visible in, no config.
-import type { Sides } from "../compare.ts";
 import type { Values } from "../metrics.ts";
+
+/** One tensor on both sides. */
+export interface Sides {
+  readonly actual: Values;
+  readonly expected: Values;
+  readonly shape: readonly number[];
+}
 
 export interface Constant {
   readonly name: string;
@@ -51,7 +57,7 @@ export class CosTable {
     if (!/rotary_emb:sin/.test(key) || cos === undefined) return [];
     const variant = /rotary_emb:sin\.?(.*)$/.exec(key)![1];
     const [theirs, mine] = (["expected", "actual"] as const).map((side) => Math.hypot(cos[side][0], sides[side][0]));
-    const pair: Sides = { actual: [mine], expected: [theirs], shape: [1] };
+    const pair = { actual: [mine], expected: [theirs], shape: [1] };
     return [constant(`rope attention factor${variant && ` (${variant})`}`, key, (factor) => factor[0], pair)];
   }
 }

@@ -1,7 +1,9 @@
 // The report as data: everything the page shows, small enough to travel in one file. Knows no HTML.
-import type { Metrics } from "../compare.ts";
+import { columnName } from "../compare.ts";
+import type { ConfigEntry } from "../config-diff.ts";
 import type { DiffReport, Headline, LogitsReport, TapReport } from "../diff.ts";
 import { accumulatedGate, type Gate, HEADLINE, isolatedGate, LOGIT_GATES } from "../gates.ts";
+import type { Metrics } from "../measure.ts";
 import type { Choices, Collected, HeatRow, LogitRow, Mode } from "./collect.ts";
 import type { Constant } from "./constants.ts";
 import type { Profile, Strip } from "./profile.ts";
@@ -37,6 +39,8 @@ export interface Row {
   readonly key: string;
   readonly kind: string;
   readonly shape: readonly number[];
+  /** What its last dimension counts. */
+  readonly columns: string;
   readonly state: State;
   readonly absmax: readonly [Num, Num];
   readonly accumulated: Errors;
@@ -59,8 +63,8 @@ export interface Context {
   /** Text of a token, when the model has a tokenizer. */
   readonly textOf?: (id: number) => string | undefined;
   readonly floor?: Floor;
-  /** `config.json`. */
-  readonly config?: unknown;
+  /** `config.json` of both sides. */
+  readonly config: readonly ConfigEntry[];
   /** Facts about the two sides that could differ. */
   readonly sides: readonly Omit<Constant, "from">[];
   readonly environment: Readonly<Record<string, string>>;
@@ -110,7 +114,7 @@ export interface ReportData {
   /** Texts of the ids in `lastLogits`. */
   readonly texts: Readonly<Record<number, string>>;
   readonly constants: readonly Constant[];
-  readonly config: readonly (readonly [string, string])[];
+  readonly config: readonly ConfigEntry[];
   readonly environment: Readonly<Record<string, string>>;
   /** What was left out to keep the file small. */
   readonly omitted: readonly string[];
@@ -137,8 +141,9 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
   const omitted: string[] = [];
   if (shownFlips.length < collected.choices.flips.length)
     omitted.push(`${collected.choices.flips.length - shownFlips.length} routing flips`);
-  const config = flatten(context.config);
-  if (config.length > LIMITS.config) omitted.push(`${config.length - LIMITS.config} entries of config.json`);
+  const config = context.config.toSorted((a, b) => Number(b.differs) - Number(a.differs)).slice(0, LIMITS.config);
+  if (config.length < context.config.length)
+    omitted.push(`${context.config.length - config.length} entries of config.json`);
   // The last positions: it is there that caches and windows go wrong.
   const positions = Math.max(0, ...collected.heat.map(({ accumulated }) => accumulated.length));
   const heatFrom = Math.max(0, positions - LIMITS.positions);
@@ -188,7 +193,12 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
     lastLogits: collected.logits.map(rounded),
     texts,
     constants: [...context.sides.map((side) => ({ ...side, from: "manifest" })), ...collected.constants],
-    config: config.slice(0, LIMITS.config),
+    config: config.map(({ name, reference, here, differs }) => ({
+      name: clip(name),
+      ...(reference !== undefined && { reference: clip(reference) }),
+      ...(here !== undefined && { here: clip(here) }),
+      differs,
+    })),
     environment: context.environment,
     omitted,
   };
@@ -208,6 +218,7 @@ function rowOf(tap: TapReport, { guilty, propagated }: DiffReport): Row {
     key,
     kind,
     shape,
+    columns: columnName(key),
     state,
     absmax: [number(metrics.absmax[0]), number(metrics.absmax[1])],
     accumulated: errors(metrics, tap.gate, tap.worst),
@@ -287,16 +298,4 @@ function rounded<T>(value: T): T {
 
 function clip(text: string): string {
   return text.length > LIMITS.text ? `${text.slice(0, LIMITS.text)}…` : text;
-}
-
-/** `{ a: { b: [1, 2] } }` → [["a.b", "1, 2"]] */
-function flatten(value: unknown, path = ""): [string, string][] {
-  if (Array.isArray(value)) {
-    const scalars = value.every((item) => typeof item !== "object" || item === null);
-    return [[path, clip(scalars ? value.join(", ") : JSON.stringify(value))]];
-  }
-  if (typeof value === "object" && value !== null) {
-    return Object.entries(value).flatMap(([name, item]) => flatten(item, path === "" ? name : `${path}.${name}`));
-  }
-  return value === undefined ? [] : [[clip(path), clip(String(value))]];
 }

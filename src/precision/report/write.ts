@@ -3,10 +3,10 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { arch, cpus, release, totalmem, type } from "node:os";
 import { basename, resolve } from "node:path";
-import { openDirectory } from "../../../weights/directory.ts";
+import type { ModelFiles } from "../../../weights/files.ts";
 import { ModelFileError, OptionError } from "../../errors.ts";
-import { readConfigFile } from "../../inspect.ts";
 import { loadTokenizer } from "../../text/tokenizer.ts";
+import { compareConfigs } from "../config-diff.ts";
 import type { DiffReport } from "../diff.ts";
 import type { Reference } from "../reference.ts";
 import type { Session } from "../session.ts";
@@ -15,8 +15,9 @@ import { type Context, type Floor, reportData } from "./data.ts";
 import { reportPage } from "./page.ts";
 
 export interface Subject {
-  /** Folder of the checkpoint. */
+  /** Folder of the checkpoint, or GGUF file, and what is in it. */
   readonly model: string;
+  readonly files: ModelFiles;
   /** Base name of the dump, or the device that stood in for it. */
   readonly reference?: string;
   readonly other?: string;
@@ -32,12 +33,11 @@ export async function writeReport(
   report: DiffReport,
   collector: Collector,
   { manifest }: Reference,
-  { runner, device, threads }: Session,
+  { runner, device, threads, configJson }: Session,
   subject: Subject,
 ): Promise<void> {
-  const { model, reference, other, fusion, forceRouting, version, explanations } = subject;
+  const { model, files, reference, other, fusion, forceRouting, version, explanations } = subject;
   const { producer = {} } = manifest;
-  const files = await openDirectory(model);
   const side = (name: string, theirs: unknown, mine: string) => {
     return theirs === undefined ? [] : [{ name, reference: String(theirs), here: mine, same: String(theirs) === mine }];
   };
@@ -52,7 +52,7 @@ export async function writeReport(
     promptLength: manifest.prompt_len,
     textOf: await texts(files, runner.vocabSize),
     floor: reference === undefined ? undefined : await floorBeside(reference),
-    config: await readConfigFile(files, "config.json"),
+    config: compareConfigs(manifest.config, configJson),
     sides: [
       ...side("model_type", manifest.model_type, runner.config.modelType),
       ...side("vocabulary", vocabularyOf(manifest.tensors), String(runner.vocabSize)),
@@ -84,7 +84,7 @@ function vocabularyOf(tensors: Reference["manifest"]["tensors"]): number | undef
 }
 
 /** Texts of tokens one by one, when the model has a tokenizer that can be read: a report does not depend on it. */
-async function texts(files: Awaited<ReturnType<typeof openDirectory>>, vocabSize: number): Promise<Context["textOf"]> {
+async function texts(files: ModelFiles, vocabSize: number): Promise<Context["textOf"]> {
   try {
     const tokenizer = await loadTokenizer(files, { vocabSize });
     return (id) => {

@@ -158,8 +158,8 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
           figure("NMSE by token", (width) => charts.strip(width, "token", tokens.levels, tokens.per), true);
         if (heads !== undefined)
           figure("NMSE by head", (width) => charts.strip(width, "head", heads.levels, heads.per), true);
-        const channel = row.key.endsWith(":probs") ? "key" : "channel";
-        figure(`NMSE by ${channel}`, (width) => charts.strip(width, channel, channels.levels, channels.per), true);
+        const { columns } = row;
+        figure(`NMSE by ${columns}`, (width) => charts.strip(width, columns, channels.levels, channels.per), true);
       }
       host.replaceChildren(
         el(

@@ -233,7 +233,15 @@ export function createPanels(data: ReportData, ui: Ui) {
         same ? here : el("strong", { class: "moved" }, here),
         same ? "" : badge("differs"),
       ]);
-    const config = data.config.map(([name, value]) => [el("code", {}, name), value]);
+    const both = data.config.some(({ reference }) => reference !== undefined);
+    const differing = data.config.filter(({ differs }) => differs).length;
+    const config = data.config.map(({ name, reference = "", here = "", differs }) => {
+      const mine = differs ? el("strong", { class: "moved" }, here) : here;
+      return both
+        ? [el("code", {}, name), reference, mine, differs ? badge("differs") : ""]
+        : [el("code", {}, name), mine];
+    });
+    const counted = both ? `${differing} differ` : "the reference does not say its own";
     return section(
       "constants",
       "Constants and config",
@@ -243,9 +251,9 @@ export function createPanels(data: ReportData, ui: Ui) {
         ? undefined
         : el(
             "details",
-            {},
-            el("summary", {}, `config.json, ${config.length} entries`),
-            table(["entry", "value"], config, "facts"),
+            differing > 0 ? { open: "" } : {},
+            el("summary", {}, `config.json, ${config.length} entries: ${counted}`),
+            table(both ? ["entry", "reference", "here", ""] : ["entry", "here"], config, "facts"),
           ),
     );
   }

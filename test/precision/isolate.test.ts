@@ -1,0 +1,139 @@
+// What a diff runs again, and what each of its runs is there for.
+import { describe, expect, test } from "vitest";
+import { createReferenceBackend } from "../../backends/reference/index.ts";
+import type { Backend, FusedOps } from "../../src/backend.ts";
+import { type AlterOps, alteredBackend, amend } from "../../src/precision/altered.ts";
+import { type DiffOptions, diff } from "../../src/precision/diff.ts";
+import { isNearTie } from "../../src/precision/isolate.ts";
+import { DEFECTS } from "./defects.ts";
+import { openPair } from "./rig.ts";
+
+/** The reference models: 22 tokens of prompt, of which the last two are run again, and ten more of which one is tapped. */
+const [PROMPT, END, DECODED] = [22, 2, 10];
+
+/** A backend that tells how many rows each observed step had. */
+function counting(backend: Backend): { backend: Backend; rows: number[] } {
+  const rows: number[] = [];
+  const run: Backend["run"] = (program) => {
+    const match = /^trace (\d+)$/.exec(program.label);
+    if (match !== null) rows.push(Number(match[1]));
+    backend.run(program);
+  };
+  return { backend: { ...backend, run }, rows };
+}
+
+async function rowsOf(model: string, backend: Backend, options: Partial<DiffOptions> = {}): Promise<number[]> {
+  const counted = counting(backend);
+  await using pair = await openPair(model, counted.backend);
+  await diff(pair.runner, pair.reference, { samples: pair.samples, ...options });
+  return counted.rows;
+}
+
+describe("what it costs", () => {
+  const own = [PROMPT, ...Array(DECODED).fill(1)];
+  const step = [1, 1, 1]; // a tapped decode step: its layers, and twice as it is decoded
+
+  test("a run in order: the prompt twice, its end two times more", async () => {
+    expect(await rowsOf("llama", createReferenceBackend())).toEqual([...own, PROMPT, END, END, ...step]);
+  });
+
+  test("one that is not: the prompt a third time, in its bad layers only", async () => {
+    const defect = DEFECTS.find(({ name }) => name === "bias of k missing in one layer")!;
+    let linears = 0;
+    const counted: AlterOps = (ops, launch, label) => ({
+      ...defect.ops!(ops, launch, label),
+      linear(x, weight, bias) {
+        const out = (defect.ops!(ops, launch, label).linear ?? ops.linear)(x, weight, bias);
+        if (x.shape[0] === PROMPT) launch(() => void linears++);
+        return out;
+      },
+    });
+    const rows = await rowsOf(defect.model, alteredBackend({ ops: counted }));
+    expect(rows.filter((n) => n === PROMPT)).toEqual([PROMPT, PROMPT, PROMPT]);
+    // Two layers of seven products, and the head: all of them from the ids; with the layers' inputs, since the head inherits the
+    // error; then those of layer 1.
+    expect(linears).toBe(15 + 15 + 7);
+  });
+
+  test("without replays: the prompt once, its end two times more", async () => {
+    expect(await rowsOf("llama", createReferenceBackend(), { isolated: false })).toEqual([...own, END, END]);
+  });
+
+  test("the head is replayed on the last rows only, when its logits hold the gate of a product", async () => {
+    let rows: number[] = [];
+    const counted: AlterOps = (ops, launch) => ({
+      linear(x, weight, bias) {
+        if (weight.name === "lm_head.weight") launch(() => void rows.push(x.shape[0]));
+        return ops.linear(x, weight, bias);
+      },
+    });
+    await rowsOf("llama", alteredBackend({ ops: counted }));
+    expect(rows.filter((n) => n > 1)).toEqual([PROMPT, END, END]);
+    rows = [];
+    // Off by less than any gate of logits from token ids, and by more than a product may be.
+    const coarse = amend("linear", (out, [, weight]) => {
+      if (weight.name === "lm_head.weight") for (let i = 0; i < out.length; i++) out[i] *= 1 + 1e-5 * Math.sin(i);
+    });
+    const both: AlterOps = (ops, launch, label) => counted({ ...ops, ...coarse(ops, launch, label) }, launch, label);
+    await rowsOf("llama", alteredBackend({ ops: both }));
+    expect(rows.filter((n) => n > 1)).toEqual([PROMPT, PROMPT, END, END, PROMPT]);
+  });
+});
+
+describe("what each run sees", () => {
+  const reportOf = async (model: string, ops: AlterOps, options: Partial<DiffOptions> = {}) => {
+    await using pair = await openPair(model, alteredBackend({ ops }));
+    return await diff(pair.runner, pair.reference, { samples: pair.samples, ...options });
+  };
+
+  test("a fused kernel that is wrong in one layer, though taps take it apart everywhere else", async () => {
+    const fused: AlterOps = (ops) => {
+      const gateUp: FusedOps["gateUp"] = (x, gate, up, { gateBias, upBias, ...glu }) => {
+        const [a, b] = [ops.linear(x, gate, gateBias), ops.linear(x, up, upBias)];
+        return gate.name.includes("layers.1.") ? ops.glu(b, a, glu) : ops.glu(a, b, glu);
+      };
+      return { gateUp } as ReturnType<AlterOps>;
+    };
+    const { verdict, firstGuilty, guilty, notes, taps } = await reportOf("llama", fused);
+    expect({ verdict, firstGuilty }).toEqual({ verdict: "fail", firstGuilty: "0/model.layers.1:out" });
+    expect(guilty).toEqual(["0/model.layers.1:out", "1/model.layers.1:out"]);
+    expect(notes[0]).toMatch(/layers\.1:out: its operations are right one by one; its fused kernels are not/);
+    expect(taps.filter(({ key }) => key.startsWith("0/")).every((tap) => tap.verdict === "pass")).toBe(true);
+    const { isolated } = taps.find(({ key }) => key === firstGuilty)!;
+    expect(isolated).toMatchObject({ verdict: "fail", worst: expect.stringMatching(/of the last 2 tokens$/) });
+  });
+
+  /** Adds something that grows from run to run and stays below every gate. */
+  const drifting = (name: RegExp, rows: number): AlterOps => {
+    let run = 0;
+    return amend("linear", (out, [x, weight]) => {
+      if (name.test(weight.name) && x.shape[0] === rows) out[3] += ++run * 2 ** -22;
+    });
+  };
+
+  test("bits that change in the whole prompt only: in the first layer, which has the same input twice", async () => {
+    const { verdict, reason } = await reportOf("llama", drifting(/layers\.0\.self_attn\.v_proj/, PROMPT));
+    expect(verdict).toBe("non-deterministic");
+    expect(reason).toContain("0/model.layers.0.self_attn.v_proj:out");
+  });
+
+  test("bits that change anywhere in short steps", async () => {
+    const { verdict, reason } = await reportOf("qwen3_moe", drifting(/layers\.1\.self_attn\.v_proj/, END));
+    expect(verdict).toBe("non-deterministic");
+    expect(reason).toMatch(/^0\/model\.layers\.\d:out/);
+  });
+
+  test("an expert that rounding could have chosen as well is nobody's fault", () => {
+    const key = "0/model.layers.0.mlp.gate";
+    const choices = { key: `${key}:out.2`, shape: [1, 2], values: Int32Array.of(0, 1) };
+    const logits = (margin: number) => {
+      return { key: `${key}:out.0`, shape: [1, 4], values: Float32Array.of(3, 1 + margin, 1, 0) };
+    };
+    const other = Int32Array.of(0, 2);
+    const own = Float32Array.of(3, 1, 1.0001, 0);
+    expect(isNearTie(other, choices, own, logits(5e-5))).toBe(true);
+    expect(isNearTie(other, choices, own, logits(0.5))).toBe(true); // here the logits are off, and are guilty themselves
+    expect(isNearTie(other, choices, logits(0.5).values, logits(0.5))).toBe(false);
+    expect(isNearTie(Int32Array.of(1, 0), choices, undefined, undefined)).toBe(false);
+  });
+});
