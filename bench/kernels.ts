@@ -1,5 +1,5 @@
-// How fast the cpu backend's kernels are: products with weights of each format, beside the rate at which the same threads can
-// read memory, and each fused op beside its base ops. A table for people, then one JSON line for scripts.
+// How fast the cpu backend's kernels are: products with weights of each format and attention over each type of cache, beside the
+// rate at which the same threads can read memory, and each fused op beside its base ops. A table for people, then one JSON line for scripts.
 //
 //   npm run bench:kernels -- [--threads n] [--variant relaxed|simd|single]
 //     [--precision exact|high|fast] [--only text] [--cpu-time]
@@ -9,6 +9,10 @@ import { parseArgs } from "node:util";
 import { type CpuBackend, type CpuOptions, createCpuBackend } from "../backends/cpu/index.ts";
 import {
   type FusedOps,
+  type KvCache,
+  type KvSpec,
+  type KvType,
+  kvPositionBytes,
   type Ops,
   type Routing,
   type Shape,
@@ -47,6 +51,9 @@ function now(): number {
 
 /** Bytes of a weight per element, scales left out. */
 const BYTES: Record<WeightFormat, number> = { f32: 4, f16: 2, bf16: 2, int8: 1, mxfp4: 0.5 };
+
+/** Positions of a page, as the runner has them. */
+const PAGE = 64;
 
 /** What does not fit a cache: products over so many bytes of weights read memory, as they do in a model. */
 const LARGE = 192 << 20;
@@ -145,11 +152,34 @@ class Bench {
     return tensor;
   }
 
-  /** One row at position 0. */
-  step(): Step {
-    const [count, zero, pages] = [this.ints([1]), () => this.ints([0]), this.ints([0], [1, 1])];
-    const [tokens, positions, sequences, ropeRows, selected] = [zero(), zero(), zero(), zero(), zero()];
-    return { rows: 1, count, tokens, positions, sequences, pages, ropeRows, selected };
+  /** Rows of one sequence from position `from` on, which has `pages` pages in their order. */
+  step(from = 0, rows = 1, pages = 1): Step {
+    const all = (value: (i: number) => number) => this.ints(Array.from({ length: rows }, (_, i) => value(i)));
+    const [tokens, sequences, ropeRows, selected] = [0, 0, 0, 0].map((zero) => all(() => zero));
+    const table = this.ints(
+      Array.from({ length: pages }, (_, i) => i),
+      [1, pages],
+    );
+    const positions = all((i) => from + i);
+    return { rows, count: this.ints([rows]), tokens, positions, sequences, pages: table, ropeRows, selected };
+  }
+
+  /** A cache that holds `keys` positions of one sequence. */
+  async cache(spec: Pick<KvSpec, "dtype" | "kvHeads" | "headDim" | "ring">, keys: number): Promise<KvCache> {
+    const pages = Math.ceil(keys / PAGE);
+    const cache = this.backend.allocKv({ label: "bench", sequences: 1, pageSize: PAGE, pages, ...spec });
+    const rows = Math.min(keys, 256);
+    const x = this.floats(rows, spec.kvHeads * spec.headDim);
+    for (let from = 0; from < keys; from += rows) {
+      const step = this.step(from, Math.min(rows, keys - from), pages);
+      const program = await this.backend.record("fill", (ops) => {
+        ops.kvAppend(cache, x, x, step);
+        return {};
+      });
+      this.backend.run(program);
+      this.backend.release(program);
+    }
+    return cache;
   }
 
   /** Milliseconds of the fastest run of as many as fit half a second, at least 7: others may use the machine, too. */
@@ -177,7 +207,7 @@ class Bench {
 interface Row {
   readonly name: string;
   readonly ms: number;
-  /** Bytes of weights read per second, 10⁹. */
+  /** Bytes of weights, or keys and values, read per second, 10⁹. */
   readonly gbs?: number;
   /** Of what the probe reads. */
   readonly share?: number;
@@ -290,6 +320,48 @@ await fused("gateUp", "bf16 1 × [3072, 1024]", async (bench) => {
   const x = bench.floats(1, 1024);
   return (ops) => ops.gateUp(x, gate, up, { activation: "silu" });
 });
+
+/** The last `batch` rows of a sequence of `keys` positions; a window's keys are in a ring. */
+async function attention(
+  kvType: KvType,
+  batch: number,
+  [heads, kvHeads, headDim]: readonly [number, number, number],
+  keys: number,
+  window?: number,
+): Promise<void> {
+  const sliding = window === undefined ? "" : `, window ${window}`;
+  await measure(
+    `attention ${kvType} ${batch} × ${heads}/${kvHeads} · ${headDim}, ${keys} keys${sliding}`,
+    async (bench) => {
+      const spec = { dtype: kvType, kvHeads, headDim, ring: window && window + 255 };
+      const seen = Math.min(keys, window ?? keys);
+      const bytes = seen * kvPositionBytes(spec);
+      // As many layers as do not fit a cache, where they fit the memory; many rows are bound by arithmetic.
+      const layers = batch > 1 ? 1 : Math.min(64, Math.ceil(LARGE / bytes));
+      const caches: KvCache[] = [];
+      for (let i = 0; i < layers; i++) caches.push(await bench.cache(spec, keys));
+      const step = bench.step(keys - batch, batch, Math.ceil(keys / PAGE));
+      const q = bench.floats(batch, heads * headDim);
+      const options = { scale: headDim ** -0.5, window };
+      const build = (ops: Ops) => ({ out: caches.map((cache) => ops.attention(q, cache, step, options)).at(-1)! });
+      const ms = (await bench.time(build)) / layers;
+      // Row i of the batch sees batch − 1 − i keys fewer than the last one.
+      const pairs = window === undefined ? batch * (keys - (batch - 1) / 2) : batch * seen;
+      const gmacs = (2 * heads * headDim * pairs) / ms / 1e6;
+      if (batch > 1) return { ms, gmacs };
+      const gbs = bytes / ms / 1e6;
+      return { ms, gbs, share: gbs / probe!.gbs!, gmacs };
+    },
+  );
+}
+
+// Of Qwen3-0.6B; then of gpt-oss-20b, whose sliding layers must not care how long the context is.
+for (const kvType of ["f32", "f16", "int8"] as const) {
+  await attention(kvType, 1, [16, 8, 128], 8192);
+  await attention(kvType, 1, [64, 8, 64], 8192);
+  for (const keys of [200, 8192]) await attention(kvType, 1, [64, 8, 64], keys, 128);
+  for (const keys of [256, 1024]) await attention(kvType, 256, [16, 8, 128], keys);
+}
 
 const routing = (bench: Bench): Routing => ({
   weights: bench.floats(1, 4),

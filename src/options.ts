@@ -13,7 +13,7 @@ export type DeviceName = (typeof DEVICES)[number];
 
 /**
  * How exactly products with INT8 and MXFP4 weights read their activations, in blocks of 32 with a scale each: `exact` 24 bits
- * (as good as f32), `high` 16 bits (better than f16), `fast` 8 bits. Products with other weights are f32 throughout.
+ * (as good as f32), `high` 16 bits (f16 class), `fast` 8 bits. Products with other weights are f32 throughout.
  */
 export const PRECISIONS = ["exact", "high", "fast"] as const;
 export type Precision = (typeof PRECISIONS)[number];

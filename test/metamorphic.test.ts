@@ -6,7 +6,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { createCpuBackend } from "../backends/cpu/index.ts";
 import { createNullBackend } from "../backends/null/index.ts";
 import { createReferenceBackend } from "../backends/reference/index.ts";
-import { type Backend, type Shape, sizeOf, type WeightSource } from "../src/backend.ts";
+import { type Backend, type KvType, type Shape, sizeOf, type WeightSource } from "../src/backend.ts";
 import { readConfig } from "../src/config.ts";
 import { Engine } from "../src/engine.ts";
 import { changedRows, sequenceRows as logits, type Rows, stepRows as step } from "../src/precision/rows.ts";
@@ -42,6 +42,7 @@ interface Variant {
   chunk?: number;
   sequences?: number;
   fusion?: "on" | "off";
+  kvCache?: KvType;
 }
 
 const read = (model: string): Json => JSON.parse(readFileSync(`${MODELS}${model}/config.json`, "utf8"));
@@ -69,7 +70,7 @@ async function options(model: string, backend: Backend, variant: Variant = {}) {
       return variant.weight === undefined ? source : alter(source, spec.shape, variant.weight);
     },
   };
-  const { chunk = 64, sequences = 8, fusion = "on" } = variant;
+  const { chunk = 64, sequences = 8, fusion = "on", kvCache } = variant;
   return {
     backend,
     architecture,
@@ -80,6 +81,7 @@ async function options(model: string, backend: Backend, variant: Variant = {}) {
     maxSequences: sequences,
     prefillChunk: chunk,
     fusion,
+    kvCache,
   };
 }
 
@@ -162,6 +164,15 @@ describe.each(Object.entries(BACKENDS))("%s", (backendName, makeBackend) => {
       expect(changed(await logits(plain, ids, sizes), whole)).toEqual([]);
       const chunk = Math.max(...sizes); // rings as short as they may be
       expect(changed(await logits(await runner(model, { chunk }), ids, sizes), whole)).toEqual([]);
+    });
+
+    test.each(["f16", "int8"] as const)("steps of other sizes with a cache in %s", async (kvCache) => {
+      const expected = await logits(await runner(model, { kvCache }), ids, [N]);
+      expect(changed(expected, whole).length).toBeGreaterThan(0);
+      for (const sizes of [[1], [16, 8, 4, 2, 1]]) {
+        const short = await runner(model, { kvCache, chunk: Math.max(...sizes) });
+        expect(changed(await logits(short, ids, sizes), expected)).toEqual([]);
+      }
     });
 
     test("among seven other sequences of other lengths, in prefill and decode", async () => {

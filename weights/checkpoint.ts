@@ -6,12 +6,12 @@ import type { IntegerScheme } from "../src/config.ts";
 import { assert, ModelFileError, quote, UnsupportedModelError, VernierError } from "../src/errors.ts";
 import type { TensorSpec } from "../src/model.ts";
 import { joinCompressed } from "./compressed-tensors.ts";
-import { type FileTensor, fileSource } from "./file-tensor.ts";
+import { type FileTensor, FLOATS, fileSource, isFloat } from "./file-tensor.ts";
 import type { ModelFile, ModelFiles } from "./files.ts";
 import { joinGptq } from "./gptq.ts";
 import { INDEX_FILE, indexFault, readIndex } from "./index-file.ts";
 import { MXFP4_NAN_SCALE } from "./mxfp4.ts";
-import { readHeader, type SafetensorsDType } from "./safetensors.ts";
+import { readHeader } from "./safetensors.ts";
 import { alike, concatenated, transposed } from "./sources.ts";
 
 const SINGLE_FILE = "model.safetensors";
@@ -155,9 +155,6 @@ async function noWeights(files: ModelFiles): Promise<VernierError> {
   return new ModelFileError("FILE_MISSING", message, { file: SINGLE_FILE });
 }
 
-/** Dtypes that are weight formats as they are. */
-const FORMATS: Partial<Record<SafetensorsDType, WeightFormat>> = { F32: "f32", F16: "f16", BF16: "bf16" };
-
 /** Tensors as they are, and packed ones put together. */
 function joined(
   tensors: ReadonlyMap<string, FileTensor>,
@@ -172,8 +169,9 @@ function joined(
 
 function asStored(stored: FileTensor): StoredTensor {
   const { file, byteOffset, ...tensor } = stored;
-  const format = FORMATS[tensor.dtype];
-  return format === undefined ? tensor : { ...tensor, format, source: fileSource(stored, format) };
+  if (!isFloat(tensor.dtype)) return tensor;
+  const format = FLOATS[tensor.dtype];
+  return { ...tensor, format, source: fileSource(stored, format) };
 }
 
 /** Joins `<name>_blocks` u8 [.., G, 16] and `<name>_scales` u8 [.., G] to `<name>` mxfp4 [.., 32 · G] (gpt-oss). */

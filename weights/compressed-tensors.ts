@@ -7,11 +7,9 @@ import type { CompressedScheme } from "../src/config.ts";
 import { assert } from "../src/errors.ts";
 import type { StoredTensor } from "./checkpoint.ts";
 import { decodeRows } from "./decode.ts";
-import type { FileTensor } from "./file-tensor.ts";
+import { type FileTensor, FLOATS, isFloat } from "./file-tensor.ts";
 import { destination, placed } from "./files.ts";
 import { withScratch } from "./scratch.ts";
-
-const SCALES = { F32: "f32", F16: "f16", BF16: "bf16" } as const;
 
 /**
  * Joins `<module>.weight` i8 [out, in] (or `weight_packed` i32 [out, in · bits / 32]) and `<module>.weight_scale`
@@ -23,7 +21,7 @@ export function joinCompressed(
   { format, bits, activations }: CompressedScheme,
 ): void {
   for (const scales of tensors.values()) {
-    if (!scales.name.endsWith(".weight_scale") || !Object.hasOwn(SCALES, scales.dtype)) continue;
+    if (!scales.name.endsWith(".weight_scale") || !isFloat(scales.dtype)) continue;
     const name = scales.name.slice(0, -"_scale".length);
     const packed = format === "pack-quantized";
     const data = tensors.get(packed ? `${name}_packed` : name);
@@ -55,7 +53,7 @@ interface Int8Parts {
 }
 
 function int8Source(name: string, shape: Shape, { data, scales, group, packed }: Int8Parts): WeightSource {
-  const scaleFormat = SCALES[scales.dtype as keyof typeof SCALES];
+  const scaleFormat = FLOATS[scales.dtype as keyof typeof FLOATS];
   const scaleBytes = scaleFormat === "f32" ? 4 : 2;
   const sizes = { data: sizeOf(shape), scales: (scales.byteLength / scaleBytes) * 4, blocks: 0 };
 

@@ -9,6 +9,13 @@ export interface FileTensor extends SafetensorsTensor {
   readonly file: ModelFile;
 }
 
+/** Dtypes that are weight formats as they are. */
+export const FLOATS = { F32: "f32", F16: "f16", BF16: "bf16" } as const;
+
+export function isFloat(dtype: string): dtype is keyof typeof FLOATS {
+  return Object.hasOwn(FLOATS, dtype);
+}
+
 /** @param format has no scales, and elements of the size that the file's have. */
 export function fileSource(
   { name, shape, byteLength, byteOffset, file }: FileTensor,

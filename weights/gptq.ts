@@ -6,11 +6,9 @@ import type { Shape, WeightSource } from "../src/backend.ts";
 import type { ZeroPointScheme } from "../src/config.ts";
 import { assert, ModelFileError, quote, UnsupportedModelError } from "../src/errors.ts";
 import type { StoredTensor } from "./checkpoint.ts";
-import { type FileTensor, fileSource } from "./file-tensor.ts";
+import { type FileTensor, FLOATS, fileSource } from "./file-tensor.ts";
 import { placed } from "./files.ts";
 import { planeBytes, transposed, widened } from "./sources.ts";
-
-const SCALES = { F32: "f32", F16: "f16", BF16: "bf16" } as const;
 
 /** Where AWQ has value n of a word: the words of GPTQ have them in order. In units of 4 bits, the lowest first. */
 const AWQ_PLACES = [0, 4, 1, 5, 2, 6, 3, 7];
@@ -80,7 +78,7 @@ function openModule(tensors: ReadonlyMap<string, FileTensor>, module: string, sc
   const group = scheme.group ?? columns;
   const groups = Math.ceil(columns / group);
   const qzeros = part("qzeros", ["I32"], [groups, Math.ceil(rows / perWord)]);
-  const scales = part("scales", Object.keys(SCALES), [groups, rows]);
+  const scales = part("scales", Object.keys(FLOATS), [groups, rows]);
   const hasGroups = method === "gptq" && (scheme.actOrder || tensors.has(`${module}.g_idx`));
   const columnGroups = hasGroups ? part("g_idx", ["I32"], [columns]) : undefined;
   return {
@@ -91,7 +89,7 @@ function openModule(tensors: ReadonlyMap<string, FileTensor>, module: string, sc
     groups,
     codes: transposed(fileSource(qweight, "f32")),
     zeros: transposed(fileSource(qzeros, "f32")),
-    scales: transposed(widened(fileSource(scales, SCALES[scales.dtype as keyof typeof SCALES]))),
+    scales: transposed(widened(fileSource(scales, FLOATS[scales.dtype as keyof typeof FLOATS]))),
     columnGroups,
     stored: [qweight, qzeros, scales, ...(columnGroups === undefined ? [] : [columnGroups])],
   };

@@ -26,6 +26,7 @@ import {
   TABLE_FP4_TWICE,
   TABLE_HIGH_HALF,
   TABLE_NIBBLE,
+  TABLE_POWERS,
   TABLE_ROUND,
 } from "../../kernels/wasm/layout.ts";
 import { assert, DeviceError } from "../../src/errors.ts";
@@ -71,6 +72,12 @@ const EXP = [
   ...[-87.3, Math.LOG2E, 0.693359375, -2.1219444e-4],
   ...[1.98756915e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1],
   88,
+];
+
+/** Of 2^x in f32: where it becomes 0, and a polynomial, highest power first (Cephes' exp2f). */
+const POWERS = [
+  ...[-126, 1.5353361883195e-4, 1.339887440266574e-3, 9.61843735767464e-3],
+  ...[5.550332471162809e-2, 2.402264791363012e-1, 6.931472028550421e-1, 1],
 ];
 
 export class Pool {
@@ -207,6 +214,9 @@ function writeTables(bytes: Uint8Array<ArrayBufferLike>): void {
   view.setFloat32(TABLE_ROUND, 1.5 * 2 ** 23, true);
   EXP.forEach((value, i) => {
     view.setFloat32(TABLE_EXP + 4 * i, value, true);
+  });
+  POWERS.forEach((value, i) => {
+    view.setFloat32(TABLE_POWERS + 4 * i, value, true);
   });
 }
 

@@ -31,9 +31,12 @@ import {
   SCRATCH_ATTENTION,
   SEGMENT,
 } from "./layout";
-import { exp1, exp2, exp4, high2, low2, madd, sum4, tanh2 } from "./math";
+import { exp2, high2, low2, madd, powers, sum4, tanh2 } from "./math";
 import { softcap4 } from "./softcap";
 import { claim, scratch, threads } from "./threads";
+
+/** Scores are multiplied by it, so that their exponentials are powers of 2. */
+const LOG2E: f32 = <f32>Math.LOG2E;
 
 // --- What a pass over keys keeps of its queries, in this thread's scratch. A query is one head of one row.
 
@@ -46,14 +49,14 @@ const SUMS: usize = VECTORS + 4 * CHANNELS; // f32 [CHANNELS]: of the chunk
 const MERGED: usize = SUMS + 4 * CHANNELS; // f32 [CHANNELS]: of all chunks so far
 const SCORES: usize = MERGED + 4 * CHANNELS; // f32 [QUERIES + 1, SEGMENT]: scores, then probabilities
 const PARTS: usize = SCORES + 4 * (QUERIES + 1) * SEGMENT; // [QUERIES, 2 · SEGMENT] bytes: probabilities for INT8
-const NOWHERE: usize = PARTS + 2 * QUERIES * SEGMENT; // f32 [MAX_HEAD_DIM]: sums that nobody wants
+const NOWHERE: usize = PARTS + 2 * QUERIES * SEGMENT; // f32 [MAX_HEAD_DIM]: sums that nobody wants; what `power` computes
 const ACTIVE: usize = NOWHERE + 4 * MAX_HEAD_DIM; // i32 [QUERIES + 1]: queries that see something of the segment
 const STATES: usize = ACTIVE + 4 * (QUERIES + 1); // [QUERIES + 1] of the following
 
 const INDEX: usize = 0; // i32: row · H + head
 const FIRST: usize = 4; // i32: first position it sees
 const LAST: usize = 8; // i32: its own position
-const PEAK: usize = 12; // f32 [2]: largest score of the chunk, Σ e^(score − largest)
+const PEAK: usize = 12; // f32 [2]: largest score of the chunk, Σ 2^(score − largest)
 const MERGED_PEAK: usize = 20; // f32 [2]: the same of all chunks so far
 const SCALE: usize = 28; // f32: what products with keys count
 const ALPHA: usize = 32; // f32 [2]: what the segment makes of older sums, and what its products with values count
@@ -192,14 +195,14 @@ export function attentionMerge(
   }
 }
 
-/** A partial result: largest score and Σ e^(score − largest), padded to PARTIAL_HEADER; then f32 [width]. */
+/** A partial result: largest score and Σ 2^(score − largest), padded to PARTIAL_HEADER; then f32 [width]. */
 function partialBytes(): usize {
   return (<usize>(PARTIAL_HEADER + width)) << 2;
 }
 
 /** Before the first chunk: nothing, or a sink, which has a score and no value. */
 function begin(state: usize, merged: usize, sinks: usize, head: i32): void {
-  store<f32>(state, sinks === 0 ? -Infinity : load<f32>(sinks + ((<usize>head) << 2)));
+  store<f32>(state, sinks === 0 ? -Infinity : load<f32>(sinks + ((<usize>head) << 2)) * LOG2E);
   store<f32>(state, sinks === 0 ? 0 : 1, 4);
   memory.fill(merged, 0, (<usize>width) << 2);
 }
@@ -209,8 +212,8 @@ function merge(state: usize, merged: usize, chunk: usize, sums: usize): void {
   const own = load<f32>(chunk);
   if (own === -Infinity) return; // it saw nothing
   const peak = max(load<f32>(state), own);
-  const alpha = exp1(load<f32>(state) - peak);
-  const beta = exp1(own - peak);
+  const alpha = power(load<f32>(state), peak);
+  const beta = power(own, peak);
   store<f32>(state, peak);
   store<f32>(state, load<f32>(state, 4) * alpha + load<f32>(chunk, 4) * beta, 4);
   const a = f32x4.splat(alpha);
@@ -249,8 +252,17 @@ function prepare(query: i32, q: usize, d: i32): void {
     const levels = f32x4.splat(unit === 0 ? 0 : 1 / unit);
     for (let at = floats, to = vector; at < end; at += 64, to += 32) putParts(at, levels, true, to);
   }
-  store<f32>(state, scale * unit, SCALE);
+  // A soft cap comes before LOG2E.
+  store<f32>(state, scale * unit * (cap === 0 ? LOG2E : 1), SCALE);
   store<f32>(state, 1, ALPHA + 4);
+}
+
+/** 2^(x − peak) */
+function power(x: f32, peak: f32): f32 {
+  const at = scratch + NOWHERE;
+  v128.store(at, f32x4.splat(x));
+  powers(at, at + 16, peak);
+  return load<f32>(at);
 }
 
 function largest4(x: v128): f32 {
@@ -377,7 +389,7 @@ function softmax(query: i32, segment: usize, start: i32, from: i32, to: i32): vo
   for (let at = begin, by = keyScales(cache, segment) + (begin - scores); at < end; at += 16, by += 16) {
     let s = f32x4.mul(v128.load(at), factor);
     if (type === INT8) s = f32x4.mul(s, v128.load(by));
-    if (cap !== 0) s = softcap4(s, cap);
+    if (cap !== 0) s = f32x4.mul(softcap4(s, cap), f32x4.splat(LOG2E));
     most = f32x4.pmax(s, most);
     v128.store(at, s);
   }
@@ -391,15 +403,13 @@ function softmax(query: i32, segment: usize, start: i32, from: i32, to: i32): vo
   }
 
   const peak = largest4(most);
-  const alpha = exp1(old - peak);
-  most = f32x4.splat(peak);
-  const zero = f32x4.splat(0);
-  let sum = zero;
+  const alpha = power(old, peak);
+  const sum = sum4(powers(begin, end, peak));
   if (type === INT8) {
+    const zero = f32x4.splat(0);
     let heaviest = zero;
     for (let at = begin, by = valueScales(cache, segment) + (begin - scores); at < end; at += 16, by += 16) {
-      const p = exp4(f32x4.sub(v128.load(at), most));
-      sum = f32x4.add(sum, p);
+      const p = v128.load(at);
       // Where nothing is seen, the scale may be anything.
       const weight = v128.and(f32x4.mul(p, v128.load(by)), f32x4.ne(p, zero));
       heaviest = f32x4.pmax(weight, heaviest);
@@ -410,16 +420,12 @@ function softmax(query: i32, segment: usize, start: i32, from: i32, to: i32): vo
     const parts = probabilitiesOf(query) - (scores >> 1);
     for (let at = begin; at < end; at += 64) putParts(at, levels, false, parts + (at >> 1));
     store<f32>(state, unit, ALPHA + 4);
-  } else {
-    const factor = f32x4.splat(type === F16 ? HALF_PROBABILITY : 1);
-    for (let at = begin; at < end; at += 16) {
-      const p = exp4(f32x4.sub(v128.load(at), most));
-      sum = f32x4.add(sum, p);
-      v128.store(at, f32x4.mul(p, factor));
-    }
+  } else if (type === F16) {
+    const factor = f32x4.splat(HALF_PROBABILITY);
+    for (let at = begin; at < end; at += 16) v128.store(at, f32x4.mul(v128.load(at), factor));
   }
   store<f32>(state, peak, PEAK);
-  store<f32>(state, load<f32>(state, PEAK + 4) * alpha + sum4(sum), PEAK + 4);
+  store<f32>(state, load<f32>(state, PEAK + 4) * alpha + sum, PEAK + 4);
   store<f32>(state, alpha, ALPHA);
 }
 

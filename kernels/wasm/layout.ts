@@ -93,8 +93,9 @@ export const TABLE_FP4_TWICE = 128; // i8 [16]: twice the FP4 values, whole numb
 export const TABLE_FP4_BIASED = 144; // u8 [16]: 12 more
 export const TABLE_ROUND = 160; // f32: 1.5 · 2^23; adding it rounds to an integer, which stands in the low bits
 export const TABLE_EXP = 164; // f32 [12]: see exp4
-export const TABLE_BYTES = 212;
-export const CONTROL_BYTES = 532;
+export const TABLE_POWERS = 212; // f32 [8]: see powers
+export const TABLE_BYTES = 244;
+export const CONTROL_BYTES = 564;
 
 // --- A KV cache descriptor: i32 words.
 export const CACHE_DATA = 0; // pointer: segments [G, segments], each as in cache.ts

@@ -1,9 +1,9 @@
-// The arithmetic that kernels share: multiply-add, exp and tanh. Knows nothing of tensors.
+// The arithmetic that kernels share: multiply-add, exponentials and tanh. Knows nothing of tensors.
 //
-// `exp4` is for arguments that are exact in f32 (softmax). Gated units compute in f64, since the rounding of an f32 argument of
-// size a alone costs a half ulps in its exponential.
+// `exp4` is for arguments that are exact in f32. Other gated units compute in f64, since the rounding of an f32 argument of size
+// a alone costs a half ulps in its exponential. Softmax has `powers`.
 
-import { TABLE_EXP, TABLE_ROUND } from "./layout";
+import { TABLE_EXP, TABLE_POWERS, TABLE_ROUND } from "./layout";
 import { tables } from "./threads";
 
 /** log2(e), and ln 2 in two parts, of which n times the first is exact (fdlibm). */
@@ -44,8 +44,33 @@ export function exp4(x: v128): v128 {
   return v128.andnot(i32x4.add(p, i32x4.shl(shifted, 23)), f32x4.lt(x, lowest));
 }
 
-export function exp1(x: f32): f32 {
-  return f32x4.extract_lane(exp4(f32x4.splat(x)), 0);
+/**
+ * f32 x in [from, end), a multiple of 16 bytes, become 2^(x − peak), within 1 ulp and 0 below 2^-126; no x is above `peak`.
+ * Returns their sums, lane by lane. Coefficients of Cephes' exp2f, in TABLE_POWERS.
+ */
+export function powers(from: usize, end: usize, peak: f32): v128 {
+  const table = tables + TABLE_POWERS;
+  const most = f32x4.splat(peak);
+  let sum = f32x4.splat(0);
+  for (; from < end; from += 16) {
+    const x = f32x4.sub(v128.load(from), most);
+    // The nearest integer stands in the low bits of `shifted`; what is left is between −1/2 and 1/2.
+    const round = v128.load32_splat(tables, TABLE_ROUND);
+    const lowest = v128.load32_splat(table);
+    const clamped = f32x4.pmax(x, lowest);
+    const shifted = f32x4.add(clamped, round);
+    const r = f32x4.sub(clamped, f32x4.sub(shifted, round));
+    let p = madd(v128.load32_splat(table, 4), r, v128.load32_splat(table, 8));
+    p = madd(p, r, v128.load32_splat(table, 12));
+    p = madd(p, r, v128.load32_splat(table, 16));
+    p = madd(p, r, v128.load32_splat(table, 20));
+    p = madd(p, r, v128.load32_splat(table, 24));
+    p = madd(p, r, v128.load32_splat(table, 28));
+    p = v128.andnot(i32x4.add(p, i32x4.shl(shifted, 23)), f32x4.lt(x, lowest));
+    v128.store(from, p);
+    sum = f32x4.add(sum, p);
+  }
+  return sum;
 }
 
 /** e^x in f64 for |x| ≤ 700, within 1e-14: Taylor to degree 11 on |r| ≤ ln 2 / 2. */

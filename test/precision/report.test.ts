@@ -450,27 +450,46 @@ describe("in a browser", () => {
     return stdout;
   }
 
-  it.skipIf(browser === undefined)("draws every part (skipped where there is no Chromium)", { timeout: 60_000 }, async () => {
-    const { data, page } = await reportOf("gpt_oss", wider);
-    const stdout = drawn(page);
-    const sections = [...stdout.matchAll(/<section id="(\w+)"/g)].map(([, id]) => id);
-    const parts = ["layers", "heat", "tap", "logits", "top", "routing", "headroom", "constants", "taps", "environment"];
-    expect(sections).toEqual(parts);
-    for (const chart of [
-      "error per layer",
-      "error by layer and token",
-      "histogram of differences",
-      "headroom to the end of f16",
-    ])
-      expect(stdout).toContain(`aria-label="${chart}"`);
-    expect(stdout.match(/<tr class="guilty">/g)).toHaveLength(data.guilty);
-  });
+  it.skipIf(browser === undefined)(
+    "draws every part (skipped where there is no Chromium)",
+    { timeout: 60_000 },
+    async () => {
+      const { data, page } = await reportOf("gpt_oss", wider);
+      const stdout = drawn(page);
+      const sections = [...stdout.matchAll(/<section id="(\w+)"/g)].map(([, id]) => id);
+      const parts = [
+        "layers",
+        "heat",
+        "tap",
+        "logits",
+        "top",
+        "routing",
+        "headroom",
+        "constants",
+        "taps",
+        "environment",
+      ];
+      expect(sections).toEqual(parts);
+      for (const chart of [
+        "error per layer",
+        "error by layer and token",
+        "histogram of differences",
+        "headroom to the end of f16",
+      ])
+        expect(stdout).toContain(`aria-label="${chart}"`);
+      expect(stdout.match(/<tr class="guilty">/g)).toHaveLength(data.guilty);
+    },
+  );
 
-  it.skipIf(browser === undefined)("draws 24 layers in less than 2 s (skipped where there is no Chromium)", { timeout: 120_000 }, () => {
-    const { report, collector } = synthetic(24);
-    const page = reportPage(reportData(report, collector.finish(), context));
-    // The quickest of three: the machine may be busy.
-    const times = [1, 2, 3].map(() => Number(/data-drawn="([\d.]+)"/.exec(drawn(page))?.[1]));
-    expect(Math.min(...times)).toBeLessThan(2000);
-  });
+  it.skipIf(browser === undefined)(
+    "draws 24 layers in less than 2 s (skipped where there is no Chromium)",
+    { timeout: 120_000 },
+    () => {
+      const { report, collector } = synthetic(24);
+      const page = reportPage(reportData(report, collector.finish(), context));
+      // The quickest of three: the machine may be busy.
+      const times = [1, 2, 3].map(() => Number(/data-drawn="([\d.]+)"/.exec(drawn(page))?.[1]));
+      expect(Math.min(...times)).toBeLessThan(2000);
+    },
+  );
 });
