@@ -1,7 +1,7 @@
 // argmax: the largest entry of each row, the lowest index on a tie. linearArgmax: the same of a product that is never stored.
 import { ROW_BLOCK, SCRATCH_TOTALS, TILE } from "./layout";
 import { addBias, rowBlocks, rowBytes, tileProduct, useRows } from "./linear";
-import { claim, scratch, share } from "./threads";
+import { claim, scratch, shareOfTiles } from "./threads";
 import { tileBytes } from "./weights";
 
 let best: f32 = 0;
@@ -52,7 +52,7 @@ export function linearArgmax(
 ): void {
   const tiles = (outs + TILE - 1) / TILE;
   const tasks = tiles * rowBlocks(rows);
-  const each = share(tasks);
+  const each = shareOfTiles(tasks, rows);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
   for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {

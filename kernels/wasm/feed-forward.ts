@@ -7,7 +7,7 @@ import { ROW_BLOCK, SCRATCH_TOTALS, SCRATCH_TOTALS_UP, TILE } from "./layout";
 import { addBias, putRow, rowBlocks, rowBytes, tileProduct, useRows } from "./linear";
 import { count, expert, expertCount, slotAt, useExpert, useSlots } from "./linear-experts";
 import { quantizeBlock } from "./quantize";
-import { claim, recordBytes, scratch, share } from "./threads";
+import { claim, recordBytes, scratch, share, shareOfTiles } from "./threads";
 import { tileBytes } from "./weights";
 
 const TOTAL: usize = 4 * TILE;
@@ -37,7 +37,7 @@ export function gateUp(
 ): void {
   const tiles = (outs + TILE - 1) / TILE;
   const tasks = tiles * rowBlocks(rows);
-  const each = share(tasks);
+  const each = shareOfTiles(tasks, rows);
   const gateBytes = tileBytes(gateFormat, columns, gateGroup);
   const upBytes = tileBytes(upFormat, columns, upGroup);
   const gates = scratch + SCRATCH_TOTALS;
@@ -91,7 +91,7 @@ export function expertsUp(
   const tiles = interleaved !== 0 ? weightTiles : width / TILE;
   const perTile = interleaved !== 0 ? TILE / 2 : TILE;
   const tasks = tiles * expertCount(rows, groups);
-  const each = share(tasks);
+  const each = shareOfTiles(tasks, rows);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
   const ups = scratch + SCRATCH_TOTALS_UP;

@@ -2,7 +2,7 @@
 // with more, the slots of an expert are rows of one product (see `group` in route.ts).
 import { ROW_BLOCK, SCRATCH_ROWS, SCRATCH_TOTALS, TILE } from "./layout";
 import { addBias, putRow, rowBytes, tileProduct } from "./linear";
-import { claim, scratch, share } from "./threads";
+import { claim, scratch, shareOfTiles } from "./threads";
 import { tileBytes } from "./weights";
 
 /** The slots of one task: where they are listed (0: the slot is `first` itself), how many, and their expert. */
@@ -64,7 +64,7 @@ export function linearExperts(
 ): void {
   const tiles = (outs + TILE - 1) / TILE;
   const tasks = tiles * expertCount(rows, groups);
-  const each = share(tasks);
+  const each = shareOfTiles(tasks, rows);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
   for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {

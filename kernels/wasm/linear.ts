@@ -21,7 +21,7 @@ import {
   W8A8,
 } from "./layout";
 import { madd } from "./math";
-import { claim, recordBytes, scratch, share, tables } from "./threads";
+import { claim, recordBytes, scratch, shareOfTiles, tables } from "./threads";
 import { w8a8Product, w8a8RowBytes } from "./w8a8";
 import { columnBytes, halfHigh, halfLow, tileBytes, unpackPanel } from "./weights";
 
@@ -297,7 +297,7 @@ export function linear(
 ): void {
   const tiles = (outs + TILE - 1) / TILE;
   const tasks = tiles * rowBlocks(rows);
-  const each = share(tasks);
+  const each = shareOfTiles(tasks, rows);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
   for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {

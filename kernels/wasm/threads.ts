@@ -102,6 +102,11 @@ export function share(tasks: i32): i32 {
   return max(1, tasks / (threads * 8));
 }
 
+/** The same for tiles times some rows, which are long tasks where the rows are many. */
+export function shareOfTiles(tasks: i32, rows: i32): i32 {
+  return rows > 8 ? 1 : share(tasks);
+}
+
 // --- Waiting
 
 /** Waits until `ops` ops of the run are done. False: a thread was lost. */
