@@ -14,7 +14,7 @@ const HALF: usize = (TILE * GROUP_COLUMNS) / 2;
 
 /** Bytes of a quantised row. */
 export function w8a8RowBytes(columns: i32): usize {
-  return RECORD_PARTS + (<usize>columns << (wide ? 0 : 1));
+  return RECORD_PARTS + ((<usize>columns) << (wide ? 0 : 1));
 }
 
 /** Four values over their scale, rounded half to even. A scale below the normal range may be far from max|x| / 127. */
