@@ -232,7 +232,7 @@ async function measure(name: string, run: (bench: Bench) => Promise<Omit<Row, "n
     row.gmacs === undefined ? "" : `${row.gmacs.toFixed(1)} GMAC/s`,
     row.speedup === undefined ? "" : `× ${row.speedup.toFixed(2)}`,
   ];
-  const [label, time] = [name.padEnd(44), `${row.ms.toFixed(3)} ms`.padStart(12)];
+  const [label, time] = [name.padEnd(52), `${row.ms.toFixed(3)} ms`.padStart(12)];
   process.stdout.write(`${label}${time}${cells.map((cell) => cell.padStart(13)).join("")}\n`);
   return row;
 }
