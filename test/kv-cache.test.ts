@@ -82,7 +82,8 @@ describe("kvCache", () => {
     const { memory: f32 } = await inspect(MODEL, { contextLength: 64 });
     const { memory: f16 } = await inspect(MODEL, { contextLength: 64, kvCache: "f16" });
     const { memory: int8 } = await inspect(MODEL, { contextLength: 64, kvCache: "int8" });
-    const { config, architecture } = await openModel({ kind: "path", path: MODEL });
+    const { config, architecture, checkpoint } = await openModel({ kind: "path", path: MODEL });
+    await checkpoint.close();
     const { kvHeads, headDim } = architecture.kv(config, 0);
     const heads = 64 * config.numHiddenLayers * kvHeads;
     expect([f32.kv, f16.kv, int8.kv]).toEqual(
