@@ -8,6 +8,18 @@ export default defineConfig({
     maxWorkers: 2,
     testTimeout: 60_000,
     hookTimeout: 60_000,
+    projects: [
+      { extends: true, test: { name: "all" } },
+      {
+        // The kernels as V8's optimising compiler makes them from the first run on; else only what runs often gets there.
+        extends: true,
+        test: {
+          name: "optimised",
+          include: ["test/backends/cpu{,-attention,-integer}.test.ts"],
+          execArgv: ["--no-liftoff", "--experimental-wasm-revectorize"],
+        },
+      },
+    ],
     reporters: ["default", "./test/summary-reporter.ts"],
   },
 });

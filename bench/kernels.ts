@@ -1,7 +1,7 @@
 // How fast the cpu backend's kernels are: products with weights of each format and attention over each type of cache, beside the
 // rate at which the same threads can read memory, and each fused op beside its base ops. A table for people, then one JSON line for scripts.
 //
-//   npm run bench:kernels -- [--threads n] [--variant relaxed|simd|single]
+//   npm run bench:kernels -- [--threads n] [--variant relaxed|simd|single] [--v8-flags]
 //     [--precision exact|high|fast] [--only text] [--cpu-time]
 //
 // --cpu-time counts the time that the threads ran, not the time that went by: for machines with other work, with --threads 1.
@@ -34,6 +34,7 @@ const { values: flags } = parseArgs({
     variant: { type: "string" },
     only: { type: "string", default: "" },
     precision: { type: "string", default: "high" },
+    "v8-flags": { type: "boolean", default: false },
     "cpu-time": { type: "boolean", default: false },
   },
 });
@@ -41,6 +42,7 @@ const options: CpuOptions = {
   threads: flags.threads === undefined ? undefined : Number(flags.threads),
   variant: flags.variant as CpuOptions["variant"],
   precision: flags.precision as CpuOptions["precision"],
+  allowV8Flags: flags["v8-flags"],
 };
 
 function now(): number {

@@ -17,6 +17,8 @@ export interface BackendOptions {
   threads?: number;
   /** At least; default `exact`. */
   precision?: Precision;
+  /** See LoadOptions; other devices than the CPU have no use for it. Default false. */
+  allowV8Flags?: boolean;
 }
 
 type Name = DeviceInfo["name"];
@@ -25,7 +27,7 @@ interface Device {
   /** Why it cannot be used here; undefined when it can. */
   missing?(): string | undefined;
   /** One line; of a missing device what it is for and how to get it. */
-  describe(): Promise<string>;
+  describe(options: Pick<BackendOptions, "allowV8Flags">): Promise<string>;
   create(options: BackendOptions): Promise<Backend>;
 }
 
@@ -34,13 +36,13 @@ const DEVICES: Readonly<Record<Name, Device>> = {
   ascend: absent("Huawei Ascend NPUs"),
   webgpu: absent("GPUs through WebGPU"),
   cpu: {
-    async describe() {
+    async describe(options) {
       const { describeCpu } = await import("../backends/cpu/index.ts");
-      return describeCpu();
+      return describeCpu(options);
     },
-    async create({ threads, precision }) {
+    async create(options) {
       const { createCpuBackend } = await import("../backends/cpu/index.ts");
-      return createCpuBackend({ threads, precision });
+      return createCpuBackend(options);
     },
   },
   tfjs: {
@@ -77,16 +79,20 @@ function chooseAuto(): { chosen: Name; passed: readonly Name[] } {
   return { chosen: AUTO_ORDER[at], passed: AUTO_ORDER.slice(0, at) };
 }
 
-/** All devices, also those that are missing. Loads no model and starts no thread. */
-export function listDevices(): Promise<DeviceInfo[]> {
+/** All devices, also those that are missing, as they would be with these options. Loads no model and starts no thread. */
+export function listDevices(options: Pick<BackendOptions, "allowV8Flags"> = {}): Promise<DeviceInfo[]> {
   const { chosen } = chooseAuto();
-  return Promise.all((Object.keys(DEVICES) as Name[]).map((name) => describeDevice(name, name === chosen)));
+  return Promise.all((Object.keys(DEVICES) as Name[]).map((name) => describeDevice(name, name === chosen, options)));
 }
 
-async function describeDevice(name: Name, chosen: boolean): Promise<DeviceInfo> {
+async function describeDevice(
+  name: Name,
+  chosen: boolean,
+  options: Pick<BackendOptions, "allowV8Flags">,
+): Promise<DeviceInfo> {
   const device = DEVICES[name];
   try {
-    return { name, available: device.missing?.() === undefined, chosen, detail: await device.describe() };
+    return { name, available: device.missing?.() === undefined, chosen, detail: await device.describe(options) };
   } catch (error) {
     if (!(error instanceof DeviceError)) throw error;
     return { name, available: false, chosen: false, detail: error.message }; // a feature of the machine is missing

@@ -176,7 +176,16 @@ async function loadOpened(
   context: CallContext,
   startedAt: number,
 ): Promise<Loaded> {
-  const { contextLength, maxSequences, fusion, kvCache, threads, precision = "high", device = "auto" } = options;
+  const {
+    contextLength,
+    maxSequences,
+    fusion,
+    kvCache,
+    threads,
+    precision = "high",
+    device = "auto",
+    allowV8Flags,
+  } = options;
   const { tensors: _, ...summary } = summarize(open, { contextLength, kvCache });
   const { files, architecture, config, checkpoint } = open;
   const [defaults, tokenizer] = await Promise.all([
@@ -186,7 +195,7 @@ async function loadOpened(
   const template = tokenizer === undefined ? undefined : await loadChatTemplate(files);
   context.signal.throwIfAborted();
 
-  const { backend, name, why } = await createBackend(device, { threads, precision });
+  const { backend, name, why } = await createBackend(device, { threads, precision, allowV8Flags });
   if (why !== undefined) context.note({ kind: "log", level: "info", message: why } satisfies HostNote);
   let engine: Engine;
   try {

@@ -18,7 +18,7 @@ import type { Precision } from "../../src/options.ts";
 import { Banks } from "./bank.ts";
 import { MAX_HEAP_BYTES } from "./heap.ts";
 import { loadWeight } from "./load.ts";
-import { type Arithmetic, features, loadModule } from "./module.ts";
+import { type Arithmetic, canPair, features, loadModule, pairVectors } from "./module.ts";
 import { CpuOps, FUSED_OPS } from "./ops.ts";
 import type { Pool } from "./pool.ts";
 import { CpuProgram } from "./program.ts";
@@ -32,6 +32,11 @@ export interface CpuOptions {
    * in pages that are not cross-origin isolated. Default `auto`: the fastest that runs here.
    */
   readonly variant?: "auto" | "relaxed" | "simd" | "single";
+  /**
+   * Whether an experimental flag of V8 may be set in this process, see LoadOptions. Default false. Relaxed kernels then use
+   * registers of 256 bits where that is known to work, and compute the same bits.
+   */
+  readonly allowV8Flags?: boolean;
   /** Default `exact`: what the precision tools and the tests expect of a device. Models are loaded with `high`, see LoadOptions. */
   readonly precision?: Precision;
   /** For tests: the size of one memory, a multiple of 64 KiB. Default 4 GiB, all that a kernel can address. */
@@ -47,35 +52,41 @@ const DEFAULT_MAX_THREADS = 16;
 
 /** Throws DeviceError where WebAssembly SIMD is missing, OptionError for impossible options. */
 export async function createCpuBackend(options: CpuOptions = {}): Promise<CpuBackend> {
-  const { threads, shared, arithmetic } = choose(options);
+  const choice = choose(options);
+  const { threads, shared, arithmetic, paired } = choice;
+  if (paired) await pairVectors();
   const module = await loadModule(shared, arithmetic);
   const { precision = "exact", bankBytes = MAX_HEAP_BYTES, spread } = options;
-  const banks = new Banks({ module, shared, threads, parts: PARTS[precision], bankBytes, spread });
+  const banks = new Banks({ module, shared, threads, parts: PARTS[precision], paired, bankBytes, spread });
   try {
     await banks.ready();
   } catch (error) {
     await banks.dispose();
     throw error;
   }
-  return new CpuBackend(banks, describe(threads, arithmetic));
+  return new CpuBackend(banks, describe(choice));
 }
 
-/** One line on what `createCpuBackend()` would use here. */
-export function describeCpu(): string {
-  const { threads, arithmetic } = choose({});
-  return describe(threads, arithmetic);
+/** One line on what `createCpuBackend(options)` would use here. */
+export function describeCpu(options: Pick<CpuOptions, "allowV8Flags"> = {}): string {
+  return describe(choose(options));
 }
 
-function describe(threads: number, arithmetic: Arithmetic): string {
+interface Choice {
+  readonly threads: number;
+  readonly shared: boolean;
+  readonly arithmetic: Arithmetic;
+  /** Pairs of vectors in registers of 256 bits. */
+  readonly paired: boolean;
+}
+
+function describe({ threads, arithmetic, paired }: Choice): string {
   const simd = arithmetic === "relaxed" ? "relaxed SIMD" : "SIMD128";
-  return `WebAssembly ${simd}, ${threads} thread${threads === 1 ? "" : "s"}`;
+  const registers = paired ? " in 256-bit registers" : "";
+  return `WebAssembly ${simd}${registers}, ${threads} thread${threads === 1 ? "" : "s"}`;
 }
 
-function choose({ threads, variant = "auto" }: CpuOptions): {
-  threads: number;
-  shared: boolean;
-  arithmetic: Arithmetic;
-} {
+function choose({ threads, variant = "auto", allowV8Flags = false }: CpuOptions): Choice {
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1 && threads <= MAX_THREADS)) {
     const message = `threads: a whole number from 1 to ${MAX_THREADS} is expected, got ${threads}`;
     throw new OptionError("OPTION_RANGE", message, { field: "threads", limit: MAX_THREADS, actual: threads });
@@ -88,7 +99,9 @@ function choose({ threads, variant = "auto" }: CpuOptions): {
   }
   const wanted = threads ?? Math.min(globalThis.navigator?.hardwareConcurrency ?? 1, DEFAULT_MAX_THREADS);
   const count = variant === "single" || !here.threads ? 1 : wanted;
-  return { threads: count, shared: count > 1, arithmetic: here.relaxed && variant !== "simd" ? "relaxed" : "simd" };
+  const arithmetic = here.relaxed && variant !== "simd" ? "relaxed" : "simd";
+  const paired = allowV8Flags && arithmetic === "relaxed" && canPair();
+  return { threads: count, shared: count > 1, arithmetic, paired };
 }
 
 export class CpuBackend implements Backend {
@@ -145,6 +158,10 @@ export class CpuBackend implements Backend {
   async read(src: Tensor, byteOffset = 0, byteLength = cpuTensor(src).byteLength - byteOffset): Promise<Uint8Array> {
     const tensor = this.#tensor(src, byteOffset, byteLength);
     return new Uint8Array(tensor.bytes().subarray(byteOffset, byteOffset + byteLength));
+  }
+
+  view(src: Tensor): Uint8Array {
+    return this.#tensor(src, 0, 0).bytes();
   }
 
   free(...buffers: Tensor[]): void {

@@ -60,6 +60,28 @@ export function features(): Features {
   };
 }
 
+/**
+ * The V8 versions whose vectors of 256 bits the conformance suite was run with: that part of V8 is experimental (it ends the
+ * process when it meets a function that it does not expect), so no other version is trusted with it.
+ */
+const PAIRING_V8 = /^14\.6\./;
+
+/** Whether V8 can be told to join pairs of 128-bit vectors: a known one, in Node on x64. */
+export function canPair(): boolean {
+  if (typeof process === "undefined" || process.release?.name !== "node" || process.arch !== "x64") return false;
+  const { v8, electron } = process.versions;
+  return electron === undefined && PAIRING_V8.test(v8);
+}
+
+/**
+ * From here on V8 joins pairs of vectors, in whatever WebAssembly of this process it optimises. The flag stays: V8 optimises a
+ * function after it has run for a while, and other flags by which that could be had at once end the process when they change.
+ */
+export async function pairVectors(): Promise<void> {
+  const { setFlagsFromString } = await import("node:v8");
+  setFlagsFromString("--experimental-wasm-revectorize");
+}
+
 const compiled = new Map<string, Promise<WebAssembly.Module>>();
 
 /** Compiled once per process. Throws DeviceError DEVICE_MISSING where the file is not there. */

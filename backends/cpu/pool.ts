@@ -3,6 +3,7 @@
 import {
   CONTROL_BYTES,
   CONTROL_FAILED,
+  CONTROL_PAIRED,
   CONTROL_PARTS,
   CONTROL_RECORD,
   CONTROL_SCRATCH,
@@ -54,6 +55,8 @@ export interface PoolOptions {
   readonly threads: number;
   /** 8-bit parts of an activation in integer products, 1 … 3. */
   readonly parts: number;
+  /** Whether V8 was told to join pairs of vectors in registers of 256 bits. Default false. */
+  readonly paired?: boolean;
   /** How long a thread waits for the others before the device counts as lost. Default 30 s. */
   readonly timeoutMs?: number;
 }
@@ -112,6 +115,8 @@ export class Pool {
     this.recordBytes = RECORD_PARTS + planes * GROUP_COLUMNS * (wide ? 1 : 2);
     words[CONTROL_PARTS / 4] = options.parts;
     words[CONTROL_WIDE / 4] = wide ? 1 : 0;
+    // A machine whose dot product is that of AVX-VNNI has registers of 256 bits.
+    words[CONTROL_PAIRED / 4] = wide && options.paired ? 1 : 0;
     this.#wide = wide;
     words[CONTROL_RECORD / 4] = this.recordBytes;
     this.#kernels.join(this.#control, 0, this.threads);

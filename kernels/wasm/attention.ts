@@ -249,8 +249,8 @@ function prepare(query: i32, q: usize, d: i32): void {
     let most = f32x4.splat(0);
     for (let at = floats; at < end; at += 16) most = f32x4.max(most, f32x4.abs(v128.load(at)));
     unit = largest4(most) / QUERY_LEVELS;
-    const levels = f32x4.splat(unit === 0 ? 0 : 1 / unit);
-    for (let at = floats, to = vector; at < end; at += 64, to += 32) putParts(at, levels, true, to);
+    const level: f32 = unit === 0 ? 0 : 1 / unit;
+    for (let at = floats, to = vector; at < end; at += 64, to += 32) putParts(at, level, true, to);
   }
   // A soft cap comes before LOG2E.
   store<f32>(state, scale * unit * (cap === 0 ? LOG2E : 1), SCALE);
@@ -416,9 +416,9 @@ function softmax(query: i32, segment: usize, start: i32, from: i32, to: i32): vo
       v128.store(at, weight);
     }
     const unit = largest4(heaviest) / PROBABILITY_LEVELS;
-    const levels = f32x4.splat(unit === 0 ? 0 : 1 / unit);
+    const level: f32 = unit === 0 ? 0 : 1 / unit;
     const parts = probabilitiesOf(query) - (scores >> 1);
-    for (let at = begin; at < end; at += 64) putParts(at, levels, false, parts + (at >> 1));
+    for (let at = begin; at < end; at += 64) putParts(at, level, false, parts + (at >> 1));
     store<f32>(state, unit, ALPHA + 4);
   } else if (type === F16) {
     const factor = f32x4.splat(HALF_PROBABILITY);

@@ -444,7 +444,8 @@ function sumPairs(a: v128, b: v128): v128 {
  * The nearest integers (ties to even) of 16 values at `x` times `levels` → 32 bytes. `signed`: they are
  * −8191 … 8191, and 8192 is added; else 0 … 16383.
  */
-export function putParts(x: usize, levels: v128, signed: bool, to: usize): void {
+export function putParts(x: usize, level: f32, signed: bool, to: usize): void {
+  const levels = f32x4.splat(level);
   const round = v128.load32_splat(tables, TABLE_ROUND);
   let zero = round;
   if (ASC_FEATURE_RELAXED_SIMD && signed) zero = i32x4.sub(zero, i32x4.splat(8192));
@@ -452,17 +453,17 @@ export function putParts(x: usize, levels: v128, signed: bool, to: usize): void 
   const t1 = i32x4.sub(f32x4.add(f32x4.mul(v128.load(x, 16), levels), round), zero);
   const t2 = i32x4.sub(f32x4.add(f32x4.mul(v128.load(x, 32), levels), round), zero);
   const t3 = i32x4.sub(f32x4.add(f32x4.mul(v128.load(x, 48), levels), round), zero);
-  const a = i16x8.narrow_i32x4_s(t0, t1);
-  const b = i16x8.narrow_i32x4_s(t2, t3);
   if (ASC_FEATURE_RELAXED_SIMD) {
+    const a = i16x8.narrow_i32x4_s(t0, t2);
+    const b = i16x8.narrow_i32x4_s(t1, t3);
     const c = i16x8.shr_u(a, 7);
     const d = i16x8.shr_u(b, 7);
     const high = i8x16.narrow_i16x8_s(c, d);
     const low = i8x16.narrow_i16x8_s(i16x8.sub(a, i16x8.shl(c, 7)), i16x8.sub(b, i16x8.shl(d, 7)));
-    v128.store(to, v128.shuffle<i32>(high, low, 0, 4, 1, 5));
-    v128.store(to, v128.shuffle<i32>(high, low, 2, 6, 3, 7), 16);
+    v128.store(to, v128.shuffle<i32>(high, low, 0, 4, 2, 6));
+    v128.store(to, v128.shuffle<i32>(high, low, 1, 5, 3, 7), 16);
   } else {
-    v128.store(to, a);
-    v128.store(to, b, 16);
+    v128.store(to, i16x8.narrow_i32x4_s(t0, t1));
+    v128.store(to, i16x8.narrow_i32x4_s(t2, t3), 16);
   }
 }

@@ -6,6 +6,9 @@
 // `wide` kernels need a machine whose relaxed dot product takes its second operand as unsigned bytes (probed by the host, see
 // backends/cpu/module.ts): weights are stored with 128 added, and the record says what that adds to the sums. `narrow` kernels
 // are for all others and take twice the instructions.
+//
+// `paired` kernels keep more sums than there are registers of 128 bits. V8 joins two vectors in one of 256 bits where neighbours
+// meet the same operations in the same order: so loads come first, stores last.
 import {
   GROUP_COLUMNS,
   INT8,
@@ -22,7 +25,7 @@ import {
   TILE,
 } from "./layout";
 import { madd } from "./math";
-import { parts, recordBytes, scratch, tables, wide } from "./threads";
+import { paired, parts, recordBytes, scratch, tables, wide } from "./threads";
 import { lookup } from "./weights";
 
 /** Bytes of 32 rows × 32 columns, and of the 32 scales before them. */
@@ -262,6 +265,147 @@ function rows4(
     x2 += record;
     x3 += record;
   }
+}
+
+/**
+ * Paired: four rows of one or two parts, 16 output rows at a time. One part after the other goes to the same sums, which move up
+ * 8 bits in between.
+ */
+function rows4x16(
+  w: usize,
+  step: usize,
+  scales: usize,
+  scaleStep: usize,
+  blocks: i32,
+  x0: usize,
+  x1: usize,
+  x2: usize,
+  x3: usize,
+  sums: usize,
+  totals: usize,
+): void {
+  const record = recordBytes;
+  const last = (<usize>parts) << 2;
+  for (; blocks > 0; blocks--, w += step, scales += scaleStep) {
+    for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+      const zero = i32x4.splat(0);
+      let a0 = zero,
+        a1 = zero,
+        a2 = zero,
+        a3 = zero,
+        b0 = zero,
+        b1 = zero,
+        b2 = zero,
+        b3 = zero,
+        c0 = zero,
+        c1 = zero,
+        c2 = zero,
+        c3 = zero,
+        d0 = zero,
+        d1 = zero,
+        d2 = zero,
+        d3 = zero;
+      for (let part: usize = 0; part < last; part += 4) {
+        let offset = v128.load32_splat(x0 + sums + part);
+        a0 = next(a0, offset);
+        a1 = next(a1, offset);
+        a2 = next(a2, offset);
+        a3 = next(a3, offset);
+        offset = v128.load32_splat(x1 + sums + part);
+        b0 = next(b0, offset);
+        b1 = next(b1, offset);
+        b2 = next(b2, offset);
+        b3 = next(b3, offset);
+        offset = v128.load32_splat(x2 + sums + part);
+        c0 = next(c0, offset);
+        c1 = next(c1, offset);
+        c2 = next(c2, offset);
+        c3 = next(c3, offset);
+        offset = v128.load32_splat(x3 + sums + part);
+        d0 = next(d0, offset);
+        d1 = next(d1, offset);
+        d2 = next(d2, offset);
+        d3 = next(d3, offset);
+        let p = w + (half << 3);
+        let from = part << 3;
+        for (const end = from + 32; from < end; p += 64, from += 4) {
+          const v0 = v128.load(p);
+          const v1 = v128.load(p, 16);
+          const v2 = v128.load(p, 32);
+          const v3 = v128.load(p, 48);
+          let s = v128.load32_splat(x0 + from, RECORD_PARTS);
+          a0 = dot(v0, s, a0);
+          a1 = dot(v1, s, a1);
+          a2 = dot(v2, s, a2);
+          a3 = dot(v3, s, a3);
+          s = v128.load32_splat(x1 + from, RECORD_PARTS);
+          b0 = dot(v0, s, b0);
+          b1 = dot(v1, s, b1);
+          b2 = dot(v2, s, b2);
+          b3 = dot(v3, s, b3);
+          s = v128.load32_splat(x2 + from, RECORD_PARTS);
+          c0 = dot(v0, s, c0);
+          c1 = dot(v1, s, c1);
+          c2 = dot(v2, s, c2);
+          c3 = dot(v3, s, c3);
+          s = v128.load32_splat(x3 + from, RECORD_PARTS);
+          d0 = dot(v0, s, d0);
+          d1 = dot(v1, s, d1);
+          d2 = dot(v2, s, d2);
+          d3 = dot(v3, s, d3);
+        }
+      }
+      const at = scales + half;
+      const s0 = v128.load(at);
+      const s1 = v128.load(at, 16);
+      const s2 = v128.load(at, 32);
+      const s3 = v128.load(at, 48);
+      let to = totals + half;
+      flush16(to, v128.load32_splat(x0), a0, a1, a2, a3, s0, s1, s2, s3);
+      to += PANEL_ROW;
+      flush16(to, v128.load32_splat(x1), b0, b1, b2, b3, s0, s1, s2, s3);
+      to += PANEL_ROW;
+      flush16(to, v128.load32_splat(x2), c0, c1, c2, c3, s0, s1, s2, s3);
+      to += PANEL_ROW;
+      flush16(to, v128.load32_splat(x3), d0, d1, d2, d3, s0, s1, s2, s3);
+    }
+    x0 += record;
+    x1 += record;
+    x2 += record;
+    x3 += record;
+  }
+}
+
+/** The sums of the parts so far, before those of the next one are added. */
+function next(sum: v128, offset: v128): v128 {
+  return i32x4.add(i32x4.shl(sum, 8), offset);
+}
+
+/** As `flush1`, of 16 output rows. */
+function flush16(
+  to: usize,
+  x: v128,
+  a0: v128,
+  a1: v128,
+  a2: v128,
+  a3: v128,
+  s0: v128,
+  s1: v128,
+  s2: v128,
+  s3: v128,
+): void {
+  const t0 = v128.load(to);
+  const t1 = v128.load(to, 16);
+  const t2 = v128.load(to, 32);
+  const t3 = v128.load(to, 48);
+  const r0 = madd(f32x4.mul(f32x4.convert_i32x4_s(a0), x), s0, t0);
+  const r1 = madd(f32x4.mul(f32x4.convert_i32x4_s(a1), x), s1, t1);
+  const r2 = madd(f32x4.mul(f32x4.convert_i32x4_s(a2), x), s2, t2);
+  const r3 = madd(f32x4.mul(f32x4.convert_i32x4_s(a3), x), s3, t3);
+  v128.store(to, r0);
+  v128.store(to, r1, 16);
+  v128.store(to, r2, 32);
+  v128.store(to, r3, 48);
 }
 
 /** Three rows of two parts: twelve sums, two weights and a part of x are as many registers as there are. */
@@ -506,6 +650,12 @@ function blockRows(
     let n: usize = 1;
     if (!wide) {
       narrowRow(w, step, scales, scaleStep, blocks, x, totals);
+    } else if (paired && parts < 3 && at + 16 <= end) {
+      const x1 = <usize>load<u32>(at, 4) + offset;
+      const x2 = <usize>load<u32>(at, 8) + offset;
+      const x3 = <usize>load<u32>(at, 12) + offset;
+      rows4x16(w, step, scales, scaleStep, blocks, x, x1, x2, x3, sums, totals);
+      n = 4;
     } else if (parts === 2) {
       if (at + 12 <= end) {
         const x1 = <usize>load<u32>(at, 4) + offset;

@@ -77,6 +77,7 @@ export const CONTROL_PARTS = 32; // i32: 8-bit parts of an activation in integer
 export const CONTROL_WIDE = 36; // i32: 1 where the relaxed dot product takes its second operand as unsigned bytes
 export const CONTROL_RECORD = 40; // i32: bytes of a record of 32 quantised activations
 export const CONTROL_UNPACKED = 44; // i32: tiles with values that cannot be packed
+export const CONTROL_PAIRED = 48; // i32: 1 where pairs of vectors share a register of 256 bits, see backends/cpu/module.ts
 export const CONTROL_FINISHED = 64; // i32: ops of this run that are done
 export const CONTROL_INSIDE = 128; // i32: helpers that look at the program
 export const CONTROL_SLEEPERS = 192; // i32: threads asleep until an op is done or a helper has left

@@ -21,7 +21,7 @@ import {
   W8A8,
 } from "./layout";
 import { madd } from "./math";
-import { claim, recordBytes, scratch, shareOfTiles, tables } from "./threads";
+import { claim, paired, recordBytes, scratch, shareOfTiles, tables } from "./threads";
 import { w8a8Product, w8a8RowBytes } from "./w8a8";
 import { columnBytes, halfHigh, halfLow, tileBytes, unpackPanel } from "./weights";
 
@@ -191,6 +191,72 @@ function dot4(panel: usize, count: i32, x0: usize, x1: usize, x2: usize, x3: usi
   add2(totals + 3 * PANEL_ROW, d0, d1);
 }
 
+/** Paired: 4 rows of x, 16 output rows, in the same order. */
+function dot4x16(panel: usize, count: i32, x0: usize, x1: usize, x2: usize, x3: usize, totals: usize): void {
+  const zero = f32x4.splat(0);
+  let a0 = zero,
+    a1 = zero,
+    a2 = zero,
+    a3 = zero,
+    b0 = zero,
+    b1 = zero,
+    b2 = zero,
+    b3 = zero,
+    c0 = zero,
+    c1 = zero,
+    c2 = zero,
+    c3 = zero,
+    d0 = zero,
+    d1 = zero,
+    d2 = zero,
+    d3 = zero;
+  const last = (<usize>count) << 2;
+  for (let k: usize = 0; k < last; k += 4, panel += PANEL_ROW) {
+    const w0 = v128.load(panel);
+    const w1 = v128.load(panel, 16);
+    const w2 = v128.load(panel, 32);
+    const w3 = v128.load(panel, 48);
+    let s = v128.load32_splat(x0 + k);
+    a0 = madd(s, w0, a0);
+    a1 = madd(s, w1, a1);
+    a2 = madd(s, w2, a2);
+    a3 = madd(s, w3, a3);
+    s = v128.load32_splat(x1 + k);
+    b0 = madd(s, w0, b0);
+    b1 = madd(s, w1, b1);
+    b2 = madd(s, w2, b2);
+    b3 = madd(s, w3, b3);
+    s = v128.load32_splat(x2 + k);
+    c0 = madd(s, w0, c0);
+    c1 = madd(s, w1, c1);
+    c2 = madd(s, w2, c2);
+    c3 = madd(s, w3, c3);
+    s = v128.load32_splat(x3 + k);
+    d0 = madd(s, w0, d0);
+    d1 = madd(s, w1, d1);
+    d2 = madd(s, w2, d2);
+    d3 = madd(s, w3, d3);
+  }
+  add4(totals, a0, a1, a2, a3);
+  totals += PANEL_ROW;
+  add4(totals, b0, b1, b2, b3);
+  totals += PANEL_ROW;
+  add4(totals, c0, c1, c2, c3);
+  totals += PANEL_ROW;
+  add4(totals, d0, d1, d2, d3);
+}
+
+function add4(totals: usize, a0: v128, a1: v128, a2: v128, a3: v128): void {
+  const t0 = f32x4.add(v128.load(totals), a0);
+  const t1 = f32x4.add(v128.load(totals, 16), a1);
+  const t2 = f32x4.add(v128.load(totals, 32), a2);
+  const t3 = f32x4.add(v128.load(totals, 48), a3);
+  v128.store(totals, t0);
+  v128.store(totals, t1, 16);
+  v128.store(totals, t2, 32);
+  v128.store(totals, t3, 48);
+}
+
 function add2(totals: usize, a0: v128, a1: v128): void {
   v128.store(totals, f32x4.add(v128.load(totals), a0));
   v128.store(totals, f32x4.add(v128.load(totals, 16), a1), 16);
@@ -215,7 +281,12 @@ function blockProduct(format: i32, w: usize, count: i32, rows: i32, xOffset: usi
     const x2 = <usize>load<u32>(at, 8) + xOffset;
     const x3 = <usize>load<u32>(at, 12) + xOffset;
     const to = totals + <usize>i * PANEL_ROW;
-    for (let part: usize = 0; part < PANEL_ROW; part += 32) dot4(panel + part, count, x0, x1, x2, x3, to + part);
+    if (paired) {
+      dot4x16(panel, count, x0, x1, x2, x3, to);
+      dot4x16(panel + 64, count, x0, x1, x2, x3, to + 64);
+    } else {
+      for (let part: usize = 0; part < PANEL_ROW; part += 32) dot4(panel + part, count, x0, x1, x2, x3, to + part);
+    }
   }
   for (; i < rows; i++) {
     const x = <usize>load<u32>(pointers + ((<usize>i) << 2)) + xOffset;

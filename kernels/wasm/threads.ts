@@ -9,6 +9,7 @@ import {
   CONTROL_IDLE,
   CONTROL_INSIDE,
   CONTROL_OPEN,
+  CONTROL_PAIRED,
   CONTROL_PARTS,
   CONTROL_PROGRAM,
   CONTROL_RECORD,
@@ -46,6 +47,8 @@ export let threads: i32 = 1;
 /** Of integer products: CONTROL_PARTS, CONTROL_WIDE, CONTROL_RECORD. */
 export let parts: i32 = 0;
 export let wide: bool = false;
+/** CONTROL_PAIRED: tiles of registers may be twice as large. */
+export let paired: bool = false;
 export let recordBytes: usize = 0;
 
 export function join(controlBlock: usize, thread: i32, count: i32): void {
@@ -56,6 +59,7 @@ export function join(controlBlock: usize, thread: i32, count: i32): void {
   parts = load<i32>(control, CONTROL_PARTS);
   wide = ASC_FEATURE_RELAXED_SIMD && load<i32>(control, CONTROL_WIDE) !== 0;
   recordBytes = <usize>load<u32>(control, CONTROL_RECORD);
+  paired = load<i32>(control, CONTROL_PAIRED) !== 0;
 }
 
 /** Tells the host that a value could not be packed. */

@@ -27,6 +27,8 @@ export interface BenchOptions {
   readonly precision: Precision;
   /** How keys and values are stored. Default `f32`. */
   readonly kvCache?: KvType;
+  /** See LoadOptions. Default false. */
+  readonly allowV8Flags?: boolean;
   /**
    * Also load the model at `exact`, with a cache in f32, and tell how far the logits are from there. Default false: it takes a
    * second load.
@@ -131,7 +133,10 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
     }
     const peakRssBytes = resourceUsage().maxRSS * 1024;
     // On a backend of its own: the model's may have no room left.
-    const { backend } = await createBackend(options.device, { threads: options.threads });
+    const { backend } = await createBackend(options.device, {
+      threads: options.threads,
+      allowV8Flags: options.allowV8Flags,
+    });
     try {
       const probe = await createProbe(backend, options.probeBytes);
       const passes: number[] = [];
@@ -217,8 +222,8 @@ async function load(
 ): Promise<{ runner: Runner; device: string; threads: number }> {
   const open = await openModel(options.source);
   try {
-    const { threads, precision } = options;
-    const { backend, name } = await createBackend(options.device, { threads, precision });
+    const { threads, precision, allowV8Flags } = options;
+    const { backend, name } = await createBackend(options.device, { threads, precision, allowV8Flags });
     try {
       const contextLength = Math.max(...cases.map(({ context, tokens }) => context + tokens));
       const limit = open.config.maxPositionEmbeddings;

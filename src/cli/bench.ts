@@ -5,7 +5,7 @@ import type { KvType } from "../backend.ts";
 import { chart } from "../bench/chart.ts";
 import { type BenchReport, bench } from "../bench/measure.ts";
 import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
-import { interruptible, kvCacheOption, numbers, printJson } from "./common.ts";
+import { interruptible, kvCacheOption, numbers, printJson, v8FlagsOption } from "./common.ts";
 import { formatBytes } from "./progress.ts";
 
 interface Flags {
@@ -18,6 +18,7 @@ interface Flags {
   batch: number[];
   precision: Precision;
   kvCache?: KvType;
+  v8Flags: boolean;
   repeat: number;
   error?: boolean;
   json?: boolean;
@@ -39,6 +40,7 @@ export function benchCommand(): Command {
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("high"),
     )
     .addOption(kvCacheOption())
+    .addOption(v8FlagsOption())
     .option("--repeat <n>", "measurements of each case; medians are reported", Number, 5)
     .option("--error", "also load at exact precision with an f32 cache, and tell how far the logits are from there")
     .option("--json", "print one line of JSON and nothing else")
@@ -47,10 +49,10 @@ export function benchCommand(): Command {
 }
 
 async function run(model: string, flags: Flags, signal: AbortSignal): Promise<void> {
-  const { json, chart: file, ...rest } = flags;
+  const { json, chart: file, v8Flags: allowV8Flags, ...rest } = flags;
   const onProgress = json ? undefined : (what: string) => void process.stderr.write(`${what}\n`);
   const source = model === "demo" ? ({ kind: "demo" } as const) : ({ kind: "path", path: model } as const);
-  const report = await bench({ source, ...rest, signal, onProgress });
+  const report = await bench({ source, ...rest, allowV8Flags, signal, onProgress });
   if (file !== undefined) await writeFile(file, chart(model, report));
   if (json) printJson({ model, ...report });
   else process.stdout.write(table(report));

@@ -35,6 +35,7 @@ export interface ModelFlags {
   precision?: Precision;
   quantize?: "int8" | "mxfp4";
   kvCache?: KvType;
+  v8Flags: boolean;
 }
 
 export function modelOptions(command: Command): Command {
@@ -47,11 +48,17 @@ export function modelOptions(command: Command): Command {
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers (default: high)").choices(PRECISIONS),
     )
     .addOption(new Option("--quantize <format>", "make linear layers smaller while loading").choices(["int8", "mxfp4"]))
-    .addOption(kvCacheOption());
+    .addOption(kvCacheOption())
+    .addOption(v8FlagsOption());
 }
 
 export function kvCacheOption(): Option {
   return new Option("--kv-cache <type>", "how keys and values are stored (default: f32)").choices(KV_TYPES);
+}
+
+/** The process is ours: see LoadOptions.allowV8Flags. */
+export function v8FlagsOption(): Option {
+  return new Option("--no-v8-flags", "leave V8's flags alone: vectors of 128 bits, also where there are 256");
 }
 
 export function loadOptions(flags: ModelFlags): LoadOptions {
@@ -63,6 +70,7 @@ export function loadOptions(flags: ModelFlags): LoadOptions {
     precision: flags.precision,
     quantize: flags.quantize,
     kvCache: flags.kvCache,
+    allowV8Flags: flags.v8Flags,
   };
 }
 

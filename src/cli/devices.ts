@@ -8,7 +8,7 @@ export function devicesCommand(): Command {
     .description("where models can run on this machine, and what --device auto takes")
     .option("--json", "print one line of JSON and nothing else")
     .action(async (flags: { json?: boolean }) => {
-      const devices = await listDevices();
+      const devices = await listDevices({ allowV8Flags: true });
       if (flags.json) return printJson(devices);
       for (const { name, available, chosen, detail } of devices) {
         const mark = chosen ? "auto" : available ? "yes" : "no";

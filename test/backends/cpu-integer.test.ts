@@ -19,8 +19,10 @@ import { memorySource, Random, Rig, randomSource } from "../kernels/rig.ts";
 
 const bytesOf = (values: Float32Array | Int8Array | Uint16Array) => new Uint8Array(values.slice().buffer);
 
-/** Numbers of threads and instruction sets: `simd` has no dot product of bytes. */
+/** Numbers of threads and instruction sets: `simd` has no dot product of bytes; with V8's flags, registers may have 256 bits. */
 const MACHINES = {
+  "256 bits, 1 thread": { allowV8Flags: true, threads: 1 },
+  "256 bits, 2 threads": { allowV8Flags: true, threads: 2 },
   "relaxed, 1 thread": { variant: "relaxed", threads: 1 },
   "relaxed, 2 threads": { variant: "relaxed", threads: 2 },
   "simd, 1 thread": { variant: "simd", threads: 1 },
@@ -102,7 +104,7 @@ function withBackends(precision: Precision): Record<Machine, CpuBackend> {
   return backends;
 }
 
-/** Runs the same on each machine; the number of threads must not show. */
+/** Runs the same on each machine; neither the number of threads must show nor the size of the registers. */
 async function onAll<T>(backends: Record<Machine, CpuBackend>, run: (rig: Rig) => Promise<T>): Promise<[T, T]> {
   const results = {} as Record<Machine, T>;
   for (const [machine, backend] of Object.entries(backends)) {
@@ -110,6 +112,8 @@ async function onAll<T>(backends: Record<Machine, CpuBackend>, run: (rig: Rig) =
     results[machine as Machine] = await run(rig);
     rig.close();
   }
+  expect(results["256 bits, 1 thread"]).toEqual(results["relaxed, 1 thread"]);
+  expect(results["256 bits, 2 threads"]).toEqual(results["relaxed, 1 thread"]);
   expect(results["relaxed, 2 threads"]).toEqual(results["relaxed, 1 thread"]);
   expect(results["simd, 2 threads"]).toEqual(results["simd, 1 thread"]);
   return [results["relaxed, 1 thread"], results["simd, 1 thread"]];

@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { afterEach, describe, expect, test, vi } from "vitest";
-import { features, loadModule } from "../../backends/cpu/module.ts";
+import { canPair, features, loadModule } from "../../backends/cpu/module.ts";
 
 afterEach(() => {
   vi.unstubAllGlobals();
@@ -46,6 +46,26 @@ describe.each([
 
 test("this machine has what the fastest variant needs", () => {
   expect(features()).toEqual({ simd: true, relaxed: true, threads: true });
+});
+
+test("vectors are paired where V8 is known", () => {
+  expect(canPair()).toBe(process.arch === "x64" && process.versions.v8.startsWith("14.6."));
+  const elsewhere = (changed: object) => {
+    vi.stubGlobal("process", {
+      arch: "x64",
+      release: { name: "node" },
+      versions: { v8: "14.6.202.34-node.34" },
+      ...changed,
+    });
+    return canPair();
+  };
+  expect(elsewhere({})).toBe(true);
+  expect(elsewhere({ versions: { v8: "14.7.1" } })).toBe(false);
+  expect(elsewhere({ versions: { v8: "14.6.2", electron: "42.0.0" } })).toBe(false);
+  expect(elsewhere({ arch: "arm64" })).toBe(false);
+  expect(elsewhere({ release: { name: "bun" } })).toBe(false);
+  vi.stubGlobal("process", undefined);
+  expect(canPair()).toBe(false);
 });
 
 test("no threads without shared memory, nor where waiting is forbidden", () => {

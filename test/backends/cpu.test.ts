@@ -1,4 +1,4 @@
-// The cpu backend is a backend: the whole conformance suite in each of the four compiled variants. Then what
+// The cpu backend is a backend: the whole conformance suite in each of the compiled variants. Then what
 // only it promises: the same bits whatever the threads and the batch, threads that idle and that may die, memory given back.
 import { afterEach, describe, expect, test, vi } from "vitest";
 import { type CpuBackend, createCpuBackend, describeCpu } from "../../backends/cpu/index.ts";
@@ -11,6 +11,7 @@ import { FORMATS, memorySource, Rig } from "../kernels/rig.ts";
 
 conformance("cpu, 1 thread", () => createCpuBackend({ threads: 1 }), { skips: [] });
 conformance("cpu, 2 threads", () => createCpuBackend({ threads: 2 }), { skips: [] });
+conformance("cpu, 2 threads, 256 bits", () => createCpuBackend({ threads: 2, allowV8Flags: true }), { skips: [] });
 conformance("cpu, 2 threads, simd", () => createCpuBackend({ threads: 2, variant: "simd" }), { skips: [] });
 conformance("cpu, 1 thread, simd", () => createCpuBackend({ threads: 1, variant: "simd" }), { skips: [] });
 conformance("cpu, 2 threads, high", () => createCpuBackend({ threads: 2, precision: "high" }), {
