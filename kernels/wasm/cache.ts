@@ -275,21 +275,25 @@ function productsF32(
       b2 = madd(t, v2, b2);
       b3 = madd(t, v3, b3);
     }
-    put(toA, a0, byA);
-    put(toA + 16, a1, byA);
-    put(toA + 32, a2, byA);
-    put(toA + 48, a3, byA);
-    put(toB, b0, byB);
-    put(toB + 16, b1, byB);
-    put(toB + 32, b2, byB);
-    put(toB + 48, b3, byB);
+    put(toA, a0, a1, byA);
+    put(toA + 32, a2, a3, byA);
+    put(toB, b0, b1, byB);
+    put(toB + 32, b2, b3, byB);
   }
 }
 
-/** to = sum, or to · by[0] + sum · by[1]. */
-function put(to: usize, sum: v128, by: usize): void {
-  if (by !== 0) sum = madd(v128.load(to), v128.load32_splat(by), f32x4.mul(sum, v128.load32_splat(by, 4)));
-  v128.store(to, sum);
+/** to = the sums of eight lanes, or to · by[0] + sums · by[1]. */
+function put(to: usize, low: v128, high: v128, by: usize): void {
+  if (by !== 0) {
+    const t0 = v128.load(to);
+    const t1 = v128.load(to, 16);
+    const old = v128.load32_splat(by);
+    const added = v128.load32_splat(by, 4);
+    low = madd(t0, old, f32x4.mul(low, added));
+    high = madd(t1, old, f32x4.mul(high, added));
+  }
+  v128.store(to, low);
+  v128.store(to, high, 16);
 }
 
 function productsF16(
@@ -334,20 +338,16 @@ function productsF16(
       a3 = madd(s, w, a3);
       b3 = madd(t, w, b3);
     }
-    put(toA, a0, byA);
-    put(toA + 16, a1, byA);
-    put(toA + 32, a2, byA);
-    put(toA + 48, a3, byA);
-    put(toB, b0, byB);
-    put(toB + 16, b1, byB);
-    put(toB + 32, b2, byB);
-    put(toB + 48, b3, byB);
+    put(toA, a0, a1, byA);
+    put(toA + 32, a2, a3, byA);
+    put(toB, b0, b1, byB);
+    put(toB + 32, b2, b3, byB);
   }
 }
 
 /**
- * Exact integers; sums of `a` and `b` begin with `bias`, i32 [8] a group, or 0 for none. Relaxed dot products agree everywhere while their second operand is 0 … 127, so that is where the two parts
- * are: the signed bytes of the cache come first.
+ * Exact integers; sums of `a` and `b` begin with `bias`, i32 [8] a group, or 0 for none. Relaxed dot products agree everywhere
+ * while their second operand is 0 … 127, so that is where the two parts are: the signed bytes of the cache come first.
  */
 function productsInt8(
   data: usize,
@@ -396,10 +396,8 @@ function productsInt8(
         bl0 = i32x4.relaxed_dot_i8x16_i7x16_add_s(v0, s, bl0);
         bl1 = i32x4.relaxed_dot_i8x16_i7x16_add_s(v1, s, bl1);
       }
-      put(toA, f32x4.convert_i32x4_s(i32x4.add(i32x4.shl(ah0, 7), al0)), byA);
-      put(toA + 16, f32x4.convert_i32x4_s(i32x4.add(i32x4.shl(ah1, 7), al1)), byA);
-      put(toB, f32x4.convert_i32x4_s(i32x4.add(i32x4.shl(bh0, 7), bl0)), byB);
-      put(toB + 16, f32x4.convert_i32x4_s(i32x4.add(i32x4.shl(bh1, 7), bl1)), byB);
+      put(toA, joined(ah0, al0), joined(ah1, al1), byA);
+      put(toB, joined(bh0, bl0), joined(bh1, bl1), byB);
     } else {
       // Each holds two sums of two lanes.
       let a0 = zero,
@@ -426,12 +424,15 @@ function productsInt8(
         a3 = i32x4.add(a3, i32x4.dot_i16x8_s(v, s));
         b3 = i32x4.add(b3, i32x4.dot_i16x8_s(v, t));
       }
-      put(toA, sumPairs(a0, a1), byA);
-      put(toA + 16, sumPairs(a2, a3), byA);
-      put(toB, sumPairs(b0, b1), byB);
-      put(toB + 16, sumPairs(b2, b3), byB);
+      put(toA, sumPairs(a0, a1), sumPairs(a2, a3), byA);
+      put(toB, sumPairs(b0, b1), sumPairs(b2, b3), byB);
     }
   }
+}
+
+/** A sum of two parts of 7 bits. */
+function joined(high: v128, low: v128): v128 {
+  return f32x4.convert_i32x4_s(i32x4.add(i32x4.shl(high, 7), low));
 }
 
 function sumPairs(a: v128, b: v128): v128 {

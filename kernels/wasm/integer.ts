@@ -33,6 +33,8 @@ const INT8_BLOCK: usize = TILE * GROUP_COLUMNS;
 const INT8_SCALES: usize = 4 * TILE;
 const FP4_BLOCK: usize = (TILE * GROUP_COLUMNS) / 2;
 const FP4_SCALES: usize = TILE;
+/** Of 8 output rows, which lie together. */
+const FP4_QUARTER: usize = FP4_BLOCK / 4;
 const PANEL_ROW: usize = 4 * TILE;
 
 /** c + Σ of four products in each lane: w unsigned bytes, x signed ones. */
@@ -46,19 +48,25 @@ export function dotOfBytes(): i32 {
   return i32x4.extract_lane(dot(i8x16.splat(-1), i8x16.splat(127), i32x4.splat(0)), 0);
 }
 
-/** totals [4] += sum · x · w, the scales of both, for a sum in one, two or three parts. In this order nothing underflows early. */
-function flush(totals: usize, sum: v128, x: v128, w: v128): void {
-  v128.store(totals, madd(f32x4.mul(sum, x), w, v128.load(totals)));
+/** totals [8] += sums · x · w, the scales of both, for sums in one, two or three parts. In this order nothing underflows early. */
+function flush(totals: usize, sum0: v128, sum1: v128, x: v128, w0: v128, w1: v128): void {
+  const t0 = v128.load(totals);
+  const t1 = v128.load(totals, 16);
+  const r0 = madd(f32x4.mul(sum0, x), w0, t0);
+  const r1 = madd(f32x4.mul(sum1, x), w1, t1);
+  v128.store(totals, r0);
+  v128.store(totals, r1, 16);
 }
-function flush1(totals: usize, a: v128, x: v128, w: v128): void {
-  flush(totals, f32x4.convert_i32x4_s(a), x, w);
+function flush1(totals: usize, a0: v128, a1: v128, x: v128, w0: v128, w1: v128): void {
+  flush(totals, f32x4.convert_i32x4_s(a0), f32x4.convert_i32x4_s(a1), x, w0, w1);
 }
-function flush2(totals: usize, a: v128, b: v128, x: v128, w: v128): void {
-  flush1(totals, i32x4.add(i32x4.shl(a, 8), b), x, w);
+function flush2(totals: usize, a0: v128, b0: v128, a1: v128, b1: v128, x: v128, w0: v128, w1: v128): void {
+  flush1(totals, i32x4.add(i32x4.shl(a0, 8), b0), i32x4.add(i32x4.shl(a1, 8), b1), x, w0, w1);
 }
-function flush3(totals: usize, a: v128, b: v128, c: v128, x: v128, w: v128): void {
+/** Of three parts. */
+function sum3(a: v128, b: v128, c: v128): v128 {
   const low = f32x4.convert_i32x4_s(i32x4.add(i32x4.shl(b, 8), c));
-  flush(totals, madd(f32x4.convert_i32x4_s(a), f32x4.splat(65536), low), x, w);
+  return madd(f32x4.convert_i32x4_s(a), f32x4.splat(65536), low);
 }
 
 // --- Wide, INT8: `blocks` blocks of 32 columns, `step` bytes apart, of a tile. Their scales are `scaleStep` bytes apart: 0 if they
@@ -94,10 +102,8 @@ function row1(
       const scale = v128.load32_splat(x);
       const to = totals + half;
       const at = scales + half;
-      flush1(to, a0, scale, v128.load(at));
-      flush1(to + 16, a1, scale, v128.load(at, 16));
-      flush1(to + 32, a2, scale, v128.load(at, 32));
-      flush1(to + 48, a3, scale, v128.load(at, 48));
+      flush1(to, a0, a1, scale, v128.load(at), v128.load(at, 16));
+      flush1(to + 32, a2, a3, scale, v128.load(at, 32), v128.load(at, 48));
     }
   }
 }
@@ -146,10 +152,8 @@ function row2(
       const scale = v128.load32_splat(x);
       const to = totals + half;
       const at = scales + half;
-      flush2(to, a0, b0, scale, v128.load(at));
-      flush2(to + 16, a1, b1, scale, v128.load(at, 16));
-      flush2(to + 32, a2, b2, scale, v128.load(at, 32));
-      flush2(to + 48, a3, b3, scale, v128.load(at, 48));
+      flush2(to, a0, b0, a1, b1, scale, v128.load(at), v128.load(at, 16));
+      flush2(to + 32, a2, b2, a3, b3, scale, v128.load(at, 32), v128.load(at, 48));
     }
   }
 }
@@ -192,8 +196,9 @@ function row3(
         c1 = dot(u, s, c1);
       }
       const scale = v128.load32_splat(x);
-      flush3(totals + quarter, a0, b0, c0, scale, v128.load(scales + quarter));
-      flush3(totals + quarter + 16, a1, b1, c1, scale, v128.load(scales + quarter, 16));
+      const to = totals + quarter;
+      const at = scales + quarter;
+      flush(to, sum3(a0, b0, c0), sum3(a1, b1, c1), scale, v128.load(at), v128.load(at, 16));
     }
   }
 }
@@ -245,20 +250,16 @@ function rows4(
       const s1 = v128.load(scales + quarter, 16);
       let to = totals + quarter;
       let scale = v128.load32_splat(x0);
-      flush1(to, a0, scale, s0);
-      flush1(to + 16, a1, scale, s1);
+      flush1(to, a0, a1, scale, s0, s1);
       to += PANEL_ROW;
       scale = v128.load32_splat(x1);
-      flush1(to, b0, scale, s0);
-      flush1(to + 16, b1, scale, s1);
+      flush1(to, b0, b1, scale, s0, s1);
       to += PANEL_ROW;
       scale = v128.load32_splat(x2);
-      flush1(to, c0, scale, s0);
-      flush1(to + 16, c1, scale, s1);
+      flush1(to, c0, c1, scale, s0, s1);
       to += PANEL_ROW;
       scale = v128.load32_splat(x3);
-      flush1(to, d0, scale, s0);
-      flush1(to + 16, d1, scale, s1);
+      flush1(to, d0, d1, scale, s0, s1);
     }
     x0 += record;
     x1 += record;
@@ -361,13 +362,21 @@ function rows4x16(
       const s2 = v128.load(at, 32);
       const s3 = v128.load(at, 48);
       let to = totals + half;
-      flush16(to, v128.load32_splat(x0), a0, a1, a2, a3, s0, s1, s2, s3);
+      let scale = v128.load32_splat(x0);
+      flush1(to, a0, a1, scale, s0, s1);
+      flush1(to + 32, a2, a3, scale, s2, s3);
       to += PANEL_ROW;
-      flush16(to, v128.load32_splat(x1), b0, b1, b2, b3, s0, s1, s2, s3);
+      scale = v128.load32_splat(x1);
+      flush1(to, b0, b1, scale, s0, s1);
+      flush1(to + 32, b2, b3, scale, s2, s3);
       to += PANEL_ROW;
-      flush16(to, v128.load32_splat(x2), c0, c1, c2, c3, s0, s1, s2, s3);
+      scale = v128.load32_splat(x2);
+      flush1(to, c0, c1, scale, s0, s1);
+      flush1(to + 32, c2, c3, scale, s2, s3);
       to += PANEL_ROW;
-      flush16(to, v128.load32_splat(x3), d0, d1, d2, d3, s0, s1, s2, s3);
+      scale = v128.load32_splat(x3);
+      flush1(to, d0, d1, scale, s0, s1);
+      flush1(to + 32, d2, d3, scale, s2, s3);
     }
     x0 += record;
     x1 += record;
@@ -379,33 +388,6 @@ function rows4x16(
 /** The sums of the parts so far, before those of the next one are added. */
 function next(sum: v128, offset: v128): v128 {
   return i32x4.add(i32x4.shl(sum, 8), offset);
-}
-
-/** As `flush1`, of 16 output rows. */
-function flush16(
-  to: usize,
-  x: v128,
-  a0: v128,
-  a1: v128,
-  a2: v128,
-  a3: v128,
-  s0: v128,
-  s1: v128,
-  s2: v128,
-  s3: v128,
-): void {
-  const t0 = v128.load(to);
-  const t1 = v128.load(to, 16);
-  const t2 = v128.load(to, 32);
-  const t3 = v128.load(to, 48);
-  const r0 = madd(f32x4.mul(f32x4.convert_i32x4_s(a0), x), s0, t0);
-  const r1 = madd(f32x4.mul(f32x4.convert_i32x4_s(a1), x), s1, t1);
-  const r2 = madd(f32x4.mul(f32x4.convert_i32x4_s(a2), x), s2, t2);
-  const r3 = madd(f32x4.mul(f32x4.convert_i32x4_s(a3), x), s3, t3);
-  v128.store(to, r0);
-  v128.store(to, r1, 16);
-  v128.store(to, r2, 32);
-  v128.store(to, r3, 48);
 }
 
 /** Three rows of two parts: twelve sums, two weights and a part of x are as many registers as there are. */
@@ -464,16 +446,13 @@ function rows3(
       const s1 = v128.load(scales + quarter, 16);
       let to = totals + quarter;
       let scale = v128.load32_splat(x0);
-      flush2(to, a0, b0, scale, s0);
-      flush2(to + 16, a1, b1, scale, s1);
+      flush2(to, a0, b0, a1, b1, scale, s0, s1);
       to += PANEL_ROW;
       scale = v128.load32_splat(x1);
-      flush2(to, c0, d0, scale, s0);
-      flush2(to + 16, c1, d1, scale, s1);
+      flush2(to, c0, d0, c1, d1, scale, s0, s1);
       to += PANEL_ROW;
       scale = v128.load32_splat(x2);
-      flush2(to, e0, f0, scale, s0);
-      flush2(to + 16, e1, f1, scale, s1);
+      flush2(to, e0, f0, e1, f1, scale, s0, s1);
     }
     x0 += record;
     x1 += record;
@@ -483,14 +462,16 @@ function rows3(
 
 // --- Wide, MXFP4, one row of x: values are looked up as 12 + twice the value, which are bytes from 0 to 24.
 
-/** The scales of 8 rows. Exponent 255 (NaN) becomes infinity, which gives no finite sum either. */
-let s0: v128 = i32x4(0, 0, 0, 0);
-let s1: v128 = i32x4(0, 0, 0, 0);
-function fp4Scales(at: usize): void {
+/** The scales of 8 rows, the first and the last four. Exponent 255 (NaN) becomes infinity, which gives no finite sum either. */
+function lowScales(at: usize): v128 {
+  return powerOfTwo(i32x4.extend_low_i16x8_u(v128.load8x8_u(at)));
+}
+function highScales(at: usize): v128 {
+  return powerOfTwo(i32x4.extend_high_i16x8_u(v128.load8x8_u(at)));
+}
+function powerOfTwo(exponent: v128): v128 {
   const smallest = i32x4.splat(0x00400000); // 2^−127, exponent 0
-  const e = v128.load8x8_u(at);
-  s0 = i32x4.max_u(i32x4.shl(i32x4.extend_low_i16x8_u(e), 23), smallest);
-  s1 = i32x4.max_u(i32x4.shl(i32x4.extend_high_i16x8_u(e), 23), smallest);
+  return i32x4.max_u(i32x4.shl(exponent, 23), smallest);
 }
 
 /** The scale of x for sums of twice the values. */
@@ -503,25 +484,41 @@ function fp4Row1(tile: usize, blocks: i32, x: usize, totals: usize): void {
   const nibble = v128.load(tables, TABLE_NIBBLE);
   const values = v128.load(tables, TABLE_FP4_BIASED);
   for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
+    let a0 = v128.load32_splat(x, RECORD_FP4_SUMS);
+    let a1 = a0,
+      a2 = a0,
+      a3 = a0,
+      a4 = a0,
+      a5 = a0,
+      a6 = a0,
+      a7 = a0;
     let p = tile + FP4_SCALES;
-    for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
-      let a0 = v128.load32_splat(x, RECORD_FP4_SUMS);
-      let a1 = a0;
-      let from = x;
-      for (const end = p + FP4_BLOCK / 4; p < end; p += 32, from += 4) {
-        const v = v128.load(p);
-        const u = v128.load(p, 16);
-        let s = v128.load32_splat(from, RECORD_PARTS);
-        a0 = dot(lookup(values, v128.and(v, nibble)), s, a0);
-        a1 = dot(lookup(values, v128.and(u, nibble)), s, a1);
-        s = v128.load32_splat(from, RECORD_PARTS + 16);
-        a0 = dot(lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), s, a0);
-        a1 = dot(lookup(values, v128.and(i16x8.shr_u(u, 4), nibble)), s, a1);
-      }
-      fp4Scales(tile + (quarter >> 2));
-      flush1(totals + quarter, a0, halved(x), s0);
-      flush1(totals + quarter + 16, a1, halved(x), s1);
+    let from = x;
+    for (const end = p + FP4_QUARTER; p < end; p += 32, from += 4) {
+      let s = v128.load32_splat(from, RECORD_PARTS);
+      a0 = dot(lookup(values, v128.and(v128.load(p, 0), nibble)), s, a0);
+      a1 = dot(lookup(values, v128.and(v128.load(p, 16), nibble)), s, a1);
+      a2 = dot(lookup(values, v128.and(v128.load(p, 128), nibble)), s, a2);
+      a3 = dot(lookup(values, v128.and(v128.load(p, 144), nibble)), s, a3);
+      a4 = dot(lookup(values, v128.and(v128.load(p, 256), nibble)), s, a4);
+      a5 = dot(lookup(values, v128.and(v128.load(p, 272), nibble)), s, a5);
+      a6 = dot(lookup(values, v128.and(v128.load(p, 384), nibble)), s, a6);
+      a7 = dot(lookup(values, v128.and(v128.load(p, 400), nibble)), s, a7);
+      s = v128.load32_splat(from, RECORD_PARTS + 16);
+      a0 = dot(lookup(values, v128.and(i16x8.shr_u(v128.load(p, 0), 4), nibble)), s, a0);
+      a1 = dot(lookup(values, v128.and(i16x8.shr_u(v128.load(p, 16), 4), nibble)), s, a1);
+      a2 = dot(lookup(values, v128.and(i16x8.shr_u(v128.load(p, 128), 4), nibble)), s, a2);
+      a3 = dot(lookup(values, v128.and(i16x8.shr_u(v128.load(p, 144), 4), nibble)), s, a3);
+      a4 = dot(lookup(values, v128.and(i16x8.shr_u(v128.load(p, 256), 4), nibble)), s, a4);
+      a5 = dot(lookup(values, v128.and(i16x8.shr_u(v128.load(p, 272), 4), nibble)), s, a5);
+      a6 = dot(lookup(values, v128.and(i16x8.shr_u(v128.load(p, 384), 4), nibble)), s, a6);
+      a7 = dot(lookup(values, v128.and(i16x8.shr_u(v128.load(p, 400), 4), nibble)), s, a7);
     }
+    const scale = halved(x);
+    flush1(totals, a0, a1, scale, lowScales(tile), highScales(tile));
+    flush1(totals + 32, a2, a3, scale, lowScales(tile + 8), highScales(tile + 8));
+    flush1(totals + 64, a4, a5, scale, lowScales(tile + 16), highScales(tile + 16));
+    flush1(totals + 96, a6, a7, scale, lowScales(tile + 24), highScales(tile + 24));
   }
 }
 
@@ -537,7 +534,7 @@ function fp4Row2(tile: usize, blocks: i32, x: usize, totals: usize): void {
       let a1 = a0,
         b1 = b0;
       let from = x;
-      for (const end = p + FP4_BLOCK / 4; p < end; p += 32, from += 4) {
+      for (const end = p + FP4_QUARTER; p < end; p += 32, from += 4) {
         const v = v128.load(p);
         const u = v128.load(p, 16);
         let s = v128.load32_splat(from, RECORD_PARTS);
@@ -557,9 +554,8 @@ function fp4Row2(tile: usize, blocks: i32, x: usize, totals: usize): void {
         a1 = dot(high, s, a1);
         b1 = dot(high, t, b1);
       }
-      fp4Scales(tile + (quarter >> 2));
-      flush2(totals + quarter, a0, b0, halved(x), s0);
-      flush2(totals + quarter + 16, a1, b1, halved(x), s1);
+      const at = tile + (quarter >> 2);
+      flush2(totals + quarter, a0, b0, a1, b1, halved(x), lowScales(at), highScales(at));
     }
   }
 }
@@ -596,12 +592,19 @@ function narrowRow(w: usize, step: usize, scales: usize, scaleStep: usize, block
         narrowSums(p, x + RECORD_PARTS + 64, sums + 64);
         narrowSums(p, x + RECORD_PARTS + 128, sums + 128);
       }
-      for (let j: usize = 0; j < 64; j += 16) {
+      for (let j: usize = 0; j < 64; j += 32) {
         const to = totals + half + j;
-        const s = v128.load(scales + half + j);
-        const a = v128.load(sums + j);
-        if (parts === 3) flush3(to, a, v128.load(sums + j, 64), v128.load(sums + j, 128), scale, s);
-        else flush1(to, a, scale, s);
+        const at = scales + half + j;
+        const s0 = v128.load(at);
+        const s1 = v128.load(at, 16);
+        const p = sums + j;
+        const a0 = v128.load(p);
+        const a1 = v128.load(p, 16);
+        if (parts === 3) {
+          const r0 = sum3(a0, v128.load(p, 64), v128.load(p, 128));
+          const r1 = sum3(a1, v128.load(p, 80), v128.load(p, 144));
+          flush(to, r0, r1, scale, s0, s1);
+        } else flush1(to, a0, a1, scale, s0, s1);
       }
     }
   }
@@ -615,9 +618,9 @@ function unpackFp4(from: usize, blocks: i32, to: usize): void {
   for (; blocks > 0; blocks--, from += FP4_SCALES + FP4_BLOCK, to += INT8_SCALES + INT8_BLOCK) {
     let p = from + FP4_SCALES;
     for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
-      fp4Scales(from + (quarter >> 2));
-      v128.store(to + quarter, f32x4.mul(s0, half));
-      v128.store(to + quarter, f32x4.mul(s1, half), 16);
+      const scales = from + (quarter >> 2);
+      v128.store(to + quarter, f32x4.mul(lowScales(scales), half));
+      v128.store(to + quarter, f32x4.mul(highScales(scales), half), 16);
       let at = to + INT8_SCALES + ((quarter & 64) << 3) + (quarter & 32);
       for (const end = at + 256; at < end; at += 64, p += 32) {
         const v = v128.load(p);

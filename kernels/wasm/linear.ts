@@ -27,12 +27,16 @@ import { columnBytes, halfHigh, halfLow, tileBytes, unpackPanel } from "./weight
 
 const PANEL_ROW: usize = 4 * TILE;
 
-/** totals += sums. */
-function flush(totals: usize, a0: v128, a1: v128, a2: v128, a3: v128, a4: v128, a5: v128, a6: v128, a7: v128): void {
-  add2(totals, a0, a1);
-  add2(totals + 32, a2, a3);
-  add2(totals + 64, a4, a5);
-  add2(totals + 96, a6, a7);
+/** totals [16] += sums. */
+function add4(totals: usize, a0: v128, a1: v128, a2: v128, a3: v128): void {
+  const t0 = f32x4.add(v128.load(totals), a0);
+  const t1 = f32x4.add(v128.load(totals, 16), a1);
+  const t2 = f32x4.add(v128.load(totals, 32), a2);
+  const t3 = f32x4.add(v128.load(totals, 48), a3);
+  v128.store(totals, t0);
+  v128.store(totals, t1, 16);
+  v128.store(totals, t2, 32);
+  v128.store(totals, t3, 48);
 }
 
 // --- One row of x, one block of columns, 32 output rows.
@@ -58,7 +62,8 @@ function dotF32(w: usize, count: i32, x: usize, totals: usize): void {
     a6 = madd(s, v128.load(w, 96), a6);
     a7 = madd(s, v128.load(w, 112), a7);
   }
-  flush(totals, a0, a1, a2, a3, a4, a5, a6, a7);
+  add4(totals, a0, a1, a2, a3);
+  add4(totals + 64, a4, a5, a6, a7);
 }
 
 function dotBf16(w: usize, count: i32, x: usize, totals: usize): void {
@@ -87,7 +92,8 @@ function dotBf16(w: usize, count: i32, x: usize, totals: usize): void {
     a6 = madd(s, i32x4.shl(v, 16), a6);
     a7 = madd(s, v128.and(v, mask), a7);
   }
-  flush(totals, a0, a1, a2, a3, a4, a5, a6, a7);
+  add4(totals, a0, a1, a2, a3);
+  add4(totals + 64, a4, a5, a6, a7);
 }
 
 function dotF16(w: usize, count: i32, x: usize, totals: usize): void {
@@ -117,7 +123,8 @@ function dotF16(w: usize, count: i32, x: usize, totals: usize): void {
     a6 = madd(s, f32x4.mul(halfLow(v, mask), scale), a6);
     a7 = madd(s, f32x4.mul(halfHigh(v, mask), scale), a7);
   }
-  flush(totals, a0, a1, a2, a3, a4, a5, a6, a7);
+  add4(totals, a0, a1, a2, a3);
+  add4(totals + 64, a4, a5, a6, a7);
 }
 
 // --- More rows of x, one block of columns decoded to f32.
@@ -246,20 +253,11 @@ function dot4x16(panel: usize, count: i32, x0: usize, x1: usize, x2: usize, x3: 
   add4(totals, d0, d1, d2, d3);
 }
 
-function add4(totals: usize, a0: v128, a1: v128, a2: v128, a3: v128): void {
+function add2(totals: usize, a0: v128, a1: v128): void {
   const t0 = f32x4.add(v128.load(totals), a0);
   const t1 = f32x4.add(v128.load(totals, 16), a1);
-  const t2 = f32x4.add(v128.load(totals, 32), a2);
-  const t3 = f32x4.add(v128.load(totals, 48), a3);
   v128.store(totals, t0);
   v128.store(totals, t1, 16);
-  v128.store(totals, t2, 32);
-  v128.store(totals, t3, 48);
-}
-
-function add2(totals: usize, a0: v128, a1: v128): void {
-  v128.store(totals, f32x4.add(v128.load(totals), a0));
-  v128.store(totals, f32x4.add(v128.load(totals, 16), a1), 16);
 }
 
 /** Block of a tile × rows: adds to totals f32 [rows, 32]. The rows of x start at the SCRATCH_ROWS pointers, plus `xOffset`. */
