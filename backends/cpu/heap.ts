@@ -103,7 +103,8 @@ export class Heap {
     if (gap.bytes === 0) this.#gaps.splice(this.#gaps.indexOf(gap), 1);
     this.#used.set(address, size);
     this.#inUse += size;
-    if (address < this.#dirtyBelow) this.u8.fill(0, address, address + size);
+    // What was never handed out is not touched: the first to write there is then one of many threads.
+    if (address < this.#dirtyBelow) this.u8.fill(0, address, Math.min(address + size, this.#dirtyBelow));
     this.#dirtyBelow = Math.max(this.#dirtyBelow, address + size);
     return address;
   }
