@@ -2,14 +2,13 @@ import { defineConfig } from "vitest/config";
 
 export default defineConfig({
   test: {
-    include: ["test/**/*.test.ts"],
     // Tests of backends start threads of their own; two test files at a time are enough for them.
     pool: "forks",
     maxWorkers: 2,
     testTimeout: 60_000,
     hookTimeout: 60_000,
     projects: [
-      { extends: true, test: { name: "all" } },
+      { extends: true, test: { name: "all", include: ["test/**/*.test.ts"] } },
       {
         // The kernels as V8's optimising compiler makes them from the first run on; else only what runs often gets there.
         extends: true,

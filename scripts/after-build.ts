@@ -2,7 +2,9 @@
 import { chmodSync, copyFileSync, readdirSync } from "node:fs";
 
 const root = new URL("../", import.meta.url);
-for (const name of readdirSync(new URL("backends/cpu/", root)).filter((file) => file.endsWith(".wasm"))) {
-  copyFileSync(new URL(`backends/cpu/${name}`, root), new URL(`dist/backends/cpu/${name}`, root));
+for (const folder of ["backends/cpu/", "src/precision/"]) {
+  for (const name of readdirSync(new URL(folder, root)).filter((file) => file.endsWith(".wasm"))) {
+    copyFileSync(new URL(folder + name, root), new URL(`dist/${folder}${name}`, root));
+  }
 }
 chmodSync(new URL("dist/src/cli/main.js", root), 0o755);

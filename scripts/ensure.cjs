@@ -26,8 +26,13 @@ function kernelsAreStale() {
     readdirSync(join(root, folder))
       .filter((file) => file.endsWith(end))
       .map((file) => statSync(join(root, folder, file)).mtimeMs);
-  const built = times("backends/cpu", ".wasm");
-  return built.length === 0 || Math.max(...times("kernels/wasm", ".ts")) > Math.min(...built);
+  return [
+    ["kernels/wasm", "backends/cpu"],
+    ["kernels/precision", "src/precision"],
+  ].some(([sources, output]) => {
+    const built = times(output, ".wasm");
+    return built.length === 0 || Math.max(...times(sources, ".ts")) > Math.min(...built);
+  });
 }
 
 function npm(...args) {

@@ -327,6 +327,11 @@ export interface Backend {
   write(dst: Tensor, bytes: Uint8Array, byteOffset?: number): void;
   /** A snapshot in queue order: sees every run made before this call and none made after it. */
   read(src: Tensor, byteOffset?: number, byteLength?: number): Promise<Uint8Array>;
+  /**
+   * Only where the host sees the device's memory: what `read` gives, not copied. To be read only, and only until the next call of
+   * `alloc`, `write`, `free`, `loadWeight`, `allocKv`, `record`, `run`, `release` or `dispose`.
+   */
+  view?(src: Tensor): Uint8Array;
   free(...buffers: Tensor[]): void;
 
   /** Keep, repack or widen; 1-D weights are always widened to f32. The result is opaque to the engine. */

@@ -81,6 +81,8 @@ export interface TraceOptions {
     values(key: string, shape: Shape, layout: TapLayout): Float32Array | Int32Array;
   };
   readonly fusion?: "on" | "off";
+  /** How often the step runs, and is looked at. Default 1. */
+  readonly runs?: number;
   /**
    * Which layers compute (`model.layers.3`), and whether the final norm and the head do (`lm_head`); other layers hand on what
    * they read, and their taps mean nothing. Default: all.
@@ -260,10 +262,12 @@ export class Runner {
 
   /** The first `rows` rows of an output. */
   async read(tensor: Tensor, rows: number): Promise<Float32Array | Int32Array> {
-    const bytes = await this.backend.read(tensor, 0, (sizeOf(tensor.shape) / tensor.shape[0]) * rows * 4);
-    return tensor.dtype === "f32"
-      ? new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)
-      : new Int32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+    return valuesOf(tensor, await this.backend.read(tensor, 0, (sizeOf(tensor.shape) / tensor.shape[0]) * rows * 4));
+  }
+
+  /** All of a tensor, where it lies if the host can see it there. */
+  async #look(tensor: Tensor): Promise<Float32Array | Int32Array> {
+    return valuesOf(tensor, this.backend.view?.(tensor) ?? (await this.backend.read(tensor)));
   }
 
   /** Resolves when the device has done all that was enqueued; rejects when it was lost. */
@@ -272,11 +276,16 @@ export class Runner {
   }
 
   /**
-   * One step of its own, observed: all rows' logits, and every tap that `wants` asks for, read back. For precision work: the
-   * program is recorded for exactly these rows and released afterwards. Taps of one tensor share their values.
+   * One step of its own, observed: `see` gets all rows' logits and every tap that `wants` asks for. For precision work: the program
+   * is recorded for exactly these rows and released afterwards. Taps of one tensor share their values, which may lie in the
+   * device's memory: they are to be read only, and only until `see` is done or has the runner do anything but read.
    */
-  async trace(batch: Batch, options: TraceOptions): Promise<Traced[]> {
-    const { wants, keys, replace, fusion = this.#fusion, computes = () => true } = options;
+  async trace(
+    batch: Batch,
+    options: TraceOptions,
+    see: (traced: readonly Traced[]) => void | Promise<void>,
+  ): Promise<void> {
+    const { wants, keys, replace, fusion = this.#fusion, runs = 1, computes = () => true } = options;
     const rows = batch.tokens.length;
     assert(rows <= this.prefillChunk, "trace: more rows than a step can have");
     const step = this.#makeStep(rows);
@@ -297,14 +306,16 @@ export class Runner {
       forward(architecture, this.#net(ops, step, taps), { kind: computes("lm_head") ? "all" : "none" });
       return Object.fromEntries(taps.list.map((tap) => [tap.key, tap.tensor]));
     });
-    this.#write(step, batch);
-    this.backend.run(program);
     this.#lastGreedy = undefined;
-    const read = new Map<Tensor, Traced["values"]>();
-    for (const { tensor } of taps.list) {
-      if (!read.has(tensor)) read.set(tensor, await this.read(tensor, tensor.shape[0]));
+    for (let run = 0; run < runs; run++) {
+      this.#write(step, batch);
+      this.backend.run(program);
+      const read = new Map<Tensor, Traced["values"]>();
+      for (const { tensor } of taps.list) {
+        if (!read.has(tensor)) read.set(tensor, await this.#look(tensor));
+      }
+      await see(taps.list.map((tap) => ({ tap, values: read.get(tap.tensor)! })));
     }
-    const results = taps.list.map((tap) => ({ tap, values: read.get(tap.tensor)! }));
     this.backend.release(program);
     this.backend.free(
       step.count,
@@ -315,7 +326,6 @@ export class Runner {
       step.selected,
       ...replaced,
     );
-    return results;
   }
 
   /** Puts keys and values f32 [n, G·d] into one layer's cache, from position `from` on. For replaying a reference. */
@@ -464,6 +474,13 @@ export class Runner {
       from = to;
     }
   }
+}
+
+/** The values of a tensor in its bytes, not copied. */
+function valuesOf({ dtype }: Tensor, { buffer, byteOffset, byteLength }: Uint8Array): Float32Array | Int32Array {
+  return dtype === "f32"
+    ? new Float32Array(buffer, byteOffset, byteLength / 4)
+    : new Int32Array(buffer, byteOffset, byteLength / 4);
 }
 
 /** The bytes of a typed array, not copied. */

@@ -114,6 +114,8 @@ export class CpuWeight implements Weight {
   readonly byteLength: number;
   /** Products quantise their input as well, see `WeightSource.activations`. */
   readonly activations?: "int8";
+  /** What kernels call its format. */
+  readonly code: number;
   readonly bank: Bank;
   readonly address: number;
   /** Columns that share a scale; all of them where the format has none. Unused by vectors. */
@@ -125,6 +127,7 @@ export class CpuWeight implements Weight {
 
   constructor(
     source: Pick<Weight, "name" | "shape" | "format" | "storedAs" | "byteLength"> & Pick<WeightSource, "activations">,
+    code: number,
     bank: Bank,
     address: number,
     group: number,
@@ -135,6 +138,7 @@ export class CpuWeight implements Weight {
     this.storedAs = source.storedAs;
     this.byteLength = source.byteLength;
     this.activations = source.activations;
+    this.code = code;
     this.bank = bank;
     this.address = address;
     this.group = group;
@@ -151,10 +155,6 @@ export class CpuWeight implements Weight {
       this.#copies.set(bank, address);
     }
     return address;
-  }
-
-  get code(): number {
-    return FORMAT_CODES[this.storedAs];
   }
 
   /** The format as products take it. */
@@ -263,6 +263,6 @@ export class CpuKv implements KvCache {
 /** Index of an element in a matrix of `steps` steps, see kernels/wasm/cache.ts. */
 function place(dtype: KvType, lane: number, step: number, steps: number): number {
   if (dtype === "int8") return (((lane >> 3) * (steps >> 2) + (step >> 2)) * 8 + (lane & 7)) * 4 + (step & 3);
-  const within = dtype === "f16" ? (lane & 8) | ((lane & 3) << 1) | ((lane >> 2) & 1) : lane & 15;
+  const within = dtype === "f16" ? ((lane & 7) << 1) | ((lane >> 3) & 1) : lane & 15;
   return ((lane >> 4) * steps + step) * 16 + within;
 }

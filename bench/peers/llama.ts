@@ -2,6 +2,9 @@
 // the same fields in one line of JSON. Started by peers.ts.
 //
 //   node bench/peers/llama.ts <file.gguf> <threads> <prefill tokens> <decode tokens>
+//   node bench/peers/llama.ts <file.gguf> <threads> --logits <out> <ids…>     f32 [ids, vocabulary] in a file, no measurement
+
+import { writeFileSync } from "node:fs";
 
 /** The little of node-llama-cpp that is used; it is installed in this folder only. */
 interface NodeLlamaCpp {
@@ -16,14 +19,19 @@ interface NodeLlamaCpp {
 
 interface Sequence {
   evaluate(tokens: number[], options: object): AsyncGenerator<number>;
+  /** Logits by token, the likeliest first, for each item that asks for them. */
+  controlledEvaluate(
+    input: readonly (readonly [token: number, options: { readonly generateNext: { readonly logits: true } }])[],
+  ): Promise<{ readonly next: { readonly logits: ReadonlyMap<number, number> } }[]>;
   clearHistory(): Promise<void>;
 }
 
 const NAME = "node-llama-cpp";
-const [file, threads, prefill, decode] = [process.argv[2], ...process.argv.slice(3).map(Number)] as [
-  string,
-  ...number[],
-];
+const [file, ...rest] = process.argv.slice(2);
+const threads = Number(rest[0]);
+const logitsTo = rest[1] === "--logits" ? rest[2] : undefined;
+const prompt = logitsTo === undefined ? [] : rest.slice(3).map(Number);
+const [prefill, decode] = logitsTo === undefined ? rest.slice(1).map(Number) : [prompt.length, 0];
 
 const { getLlama, LlamaLogLevel } = (await import(NAME)) as NodeLlamaCpp;
 const llama = await getLlama({
@@ -39,6 +47,16 @@ const model = await llama.loadModel({ modelPath: file, gpuLayers: 0 });
 const context = await model.createContext({ contextSize: prefill + decode + 64, batchSize: prefill, threads });
 const loadMs = performance.now() - start;
 const sequence = context.getSequence();
+
+if (logitsTo !== undefined) {
+  const input = prompt.map((id) => [id, { generateNext: { logits: true } }] as const);
+  const outputs = await sequence.controlledEvaluate(input);
+  const rows = outputs.map(({ next }) =>
+    Float32Array.from({ length: next.logits.size }, (_, id) => next.logits.get(id)!),
+  );
+  writeFileSync(logitsTo, Buffer.concat(rows.map((row) => new Uint8Array(row.buffer))));
+  process.exit(0); // its threads would keep the process
+}
 
 /** From a prompt to its first token, and for `count` more of them. */
 async function run(tokens: number[], count: number): Promise<{ prompt: Took; rest: Took }> {
@@ -76,9 +94,9 @@ const result = (name: string, tokens: number, { seconds, cpuSeconds }: Took) => 
 
 const ids = (count: number) => Array.from({ length: count }, (_, i) => (i * 7919 + 13) % 20_000);
 await run(ids(prefill), 4); // warm-up
-const { prompt } = await run(ids(prefill), 0);
-const { rest } = await run(ids(1), decode);
-const results = [result("prefill", prefill, prompt), result("decode", decode, rest)];
+const first = await run(ids(prefill), 0);
+const more = await run(ids(1), decode);
+const results = [result("prefill", prefill, first.prompt), result("decode", decode, more.rest)];
 const peakRssBytes = process.resourceUsage().maxRSS * 1024;
 process.stdout.write(`${JSON.stringify({ loadMs, peakRssBytes, release: llama.llamaCppRelease.release, results })}\n`);
 process.exit(0); // its threads would keep the process

@@ -3,11 +3,12 @@
 //
 //   npm run bench:peers -- <file.gguf…> [--threads n] [--prefill n] [--decode n] [--rounds n]
 import { execFile } from "node:child_process";
-import { readFileSync } from "node:fs";
-import { availableParallelism, cpus, loadavg, totalmem } from "node:os";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { availableParallelism, cpus, loadavg, tmpdir, totalmem } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs, promisify } from "node:util";
-import { median, type PrecisionError } from "../../src/bench/measure.ts";
+import { compare, exactLogits, median, type PrecisionError } from "../../src/bench/measure.ts";
 
 const { positionals: files, values: flags } = parseArgs({
   allowPositionals: true,
@@ -59,6 +60,22 @@ async function measure(engine: EngineName, file: string, first: boolean): Promis
   return JSON.parse(stdout.trimEnd().split("\n").at(-1)!);
 }
 
+/** How far the peer's logits are from Vernier's at `exact`, which decodes the same weights. */
+async function peerError(file: string): Promise<PrecisionError> {
+  process.stderr.write(`${file}: logits\n`);
+  const source = { kind: "path", path: file } as const;
+  const exact = await exactLogits({ source, device: "cpu", threads: Number(threads) });
+  const folder = mkdtempSync(join(tmpdir(), "vernier-peers-"));
+  try {
+    const out = join(folder, "logits.f32");
+    await run(process.execPath, [local("./llama.ts"), file, threads, "--logits", out, ...exact.ids.map(String)]);
+    const bytes = readFileSync(out);
+    return compare(new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4), exact);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
 /** What is compared. Ratios are Vernier's to the peer's: for times and memory less is better. */
 const QUANTITIES = {
   decode: (m) => result(m, "decode").tokensPerSecond,
@@ -101,7 +118,7 @@ for (const file of files) {
   });
   const shares = measured.high.map((one) => result(one, "decode").rooflineShare ?? 0);
   const reads = median(measured.high.map((one) => one.streamReadGBs ?? 0));
-  const errors = { high: measured.high[0].error, fast: measured.fast[0].error };
+  const errors = { high: measured.high[0].error, fast: measured.fast[0].error, peer: await peerError(file) };
   tables.push({ file, rows, errors, rooflineShare: median(shares), streamReadGBs: reads, loadAverage: median(loads) });
   const header = ["", "high", "fast", "peer", "high/peer", "fast/peer", "spread"];
   const cells = rows.map(({ quantity, high, fast, peer, ratio, fastRatio, spread }) => [
@@ -114,7 +131,7 @@ for (const file of files) {
     return `${first.padEnd(24)}${rest.map((cell, i) => cell.padStart(i === 5 ? 18 : 11)).join("")}\n`;
   });
   for (const [precision, error] of Object.entries(errors)) {
-    const far = `NMSE ${error?.nmse.toExponential(1)}, same top token ${(100 * (error?.top1 ?? 0)).toFixed(1)} %`;
+    const far = `NMSE ${error?.nmse.toExponential(1)}, KL ${error?.kl.toExponential(1)}, same top token ${(100 * (error?.top1 ?? 0)).toFixed(1)} %`;
     lines.push(`logits, ${precision} against exact: ${far}\n`);
   }
   const share = `${(100 * median(shares)).toFixed(0)} % of reading memory at ${reads.toFixed(1)} GB/s`;

@@ -57,9 +57,9 @@ export function valueScales(cache: usize, segment: usize): usize {
 
 // --- Elements
 
-/** Where a lane's half is among those of a step: the low and the high ones of four words are four lanes each. */
+/** Where a lane's half is among those of a step: the low halves of eight words, then the high ones. */
 function half(lane: i32): i32 {
-  return (lane & 8) | ((lane & 3) << 1) | ((lane >> 2) & 1);
+  return ((lane & 7) << 1) | ((lane >> 3) & 1);
 }
 
 /** Byte offset of an element in a matrix of `steps` steps. */
@@ -323,20 +323,20 @@ function productsF16(
     for (let x = a, y = b, at = data; x < end; x += 4, y += 4, at += 32) {
       const s = v128.load32_splat(x);
       const t = v128.load32_splat(y);
-      let v = v128.load(at);
-      let w = halfLow(v, mask);
-      a0 = madd(s, w, a0);
-      b0 = madd(t, w, b0);
-      w = halfHigh(v, mask);
-      a1 = madd(s, w, a1);
-      b1 = madd(t, w, b1);
-      v = v128.load(at, 16);
-      w = halfLow(v, mask);
-      a2 = madd(s, w, a2);
-      b2 = madd(t, w, b2);
-      w = halfHigh(v, mask);
-      a3 = madd(s, w, a3);
-      b3 = madd(t, w, b3);
+      const v = v128.load(at);
+      const w = v128.load(at, 16);
+      const v0 = halfLow(v, mask);
+      const v1 = halfLow(w, mask);
+      a0 = madd(s, v0, a0);
+      a1 = madd(s, v1, a1);
+      b0 = madd(t, v0, b0);
+      b1 = madd(t, v1, b1);
+      const v2 = halfHigh(v, mask);
+      const v3 = halfHigh(w, mask);
+      a2 = madd(s, v2, a2);
+      a3 = madd(s, v3, a3);
+      b2 = madd(t, v2, b2);
+      b3 = madd(t, v3, b3);
     }
     put(toA, a0, a1, byA);
     put(toA + 32, a2, a3, byA);

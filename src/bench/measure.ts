@@ -122,7 +122,7 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
   const { runner, device, threads } = await load(options, cases);
   const loadMs = performance.now() - start;
   let report: Omit<BenchReport, "error">;
-  let logits: Float32Array | undefined;
+  let own: Logits | undefined;
   try {
     const results = cases.map((): Took[] => []);
     const work = new Work(runner);
@@ -165,27 +165,45 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
     } finally {
       await backend.dispose();
     }
-    if (options.error) logits = await work.logits();
+    if (options.error) own = await work.logits();
   } finally {
     await runner.dispose();
   }
-  if (logits === undefined) return { ...report, error: null };
+  if (own === undefined) return { ...report, error: null };
   onProgress?.("exact precision");
-  const exact = await load({ ...options, precision: "exact", kvCache: "f32" }, cases);
+  return { ...report, error: compare(own.values, await exactLogits(options, own.ids.length)) };
+}
+
+/** Logits of a prompt: at the position of each of its tokens, those of the next. */
+export interface Logits {
+  readonly ids: readonly number[];
+  /** f32 [tokens, V] */
+  readonly values: Float32Array;
+  readonly vocabSize: number;
+}
+
+/** What the model computes at `exact`, with a cache in f32, for a prompt of 64 random tokens, always the same. Loads it. */
+export async function exactLogits(
+  { source, device, threads, signal }: Pick<BenchOptions, "source" | "device" | "threads" | "signal">,
+  tokens = ERROR_TOKENS,
+): Promise<Logits> {
+  const one: Case = { name: "prefill", tokens, context: 0, batch: 1 };
+  const { runner } = await load({ source, device, threads, signal, precision: "exact" }, [one]);
   try {
-    return { ...report, error: compare(logits, await new Work(exact.runner).logits(), exact.runner.vocabSize) };
+    return await new Work(runner).logits();
   } finally {
-    await exact.runner.dispose();
+    await runner.dispose();
   }
 }
 
-function compare(logits: Float32Array, exact: Float32Array, vocabSize: number): PrecisionError {
-  const kl = klDivergence(logits, exact, vocabSize);
+/** How far logits for the same tokens are from `exact`. */
+export function compare(logits: Float32Array, exact: Logits): PrecisionError {
+  const kl = klDivergence(logits, exact.values, exact.vocabSize);
   return {
     tokens: kl.length,
-    nmse: nmse(logits, exact),
+    nmse: nmse(logits, exact.values),
     kl: kl.reduce((sum, one) => sum + one, 0) / kl.length,
-    top1: top1Agreement(logits, exact, vocabSize, accumulatedGate("logits", "w8a8").fail),
+    top1: top1Agreement(logits, exact.values, exact.vocabSize, accumulatedGate("logits", "w8a8").fail),
   };
 }
 
@@ -217,7 +235,7 @@ const LIMIT = 2 ** 20;
 // ---------------------------------------------------------------------------------------------- loading
 
 async function load(
-  options: BenchOptions,
+  options: Omit<BenchOptions, "prefill" | "decode" | "context" | "batch" | "repeat">,
   cases: readonly Case[],
 ): Promise<{ runner: Runner; device: string; threads: number }> {
   const open = await openModel(options.source);
@@ -299,22 +317,24 @@ class Work {
     return { seconds: (performance.now() - start) / 1000, cpuSeconds: (user + system) / 1e6 };
   }
 
-  /** Logits of a prompt's positions, always the same prompt: f32 [tokens, vocabulary]. */
-  async logits(): Promise<Float32Array> {
+  /** Of a prompt of 64 tokens, or as many as there is room for; always the same. */
+  async logits(): Promise<Logits> {
     const count = Math.min(ERROR_TOKENS, this.#runner.prefillChunk, this.#runner.contextLength);
     const one: Case = { name: "prefill", tokens: count, context: 0, batch: 1 };
     await this.#fill(one);
     this.#seed = 1;
-    const positions = Array.from({ length: count }, (_, i) => i);
+    const ids = this.#ids(count);
+    const positions = ids.map((_, i) => i);
     const step = {
-      tokens: this.#ids(count),
+      tokens: ids,
       positions,
       sequences: positions.map(() => 0),
       selected: positions,
       lengths: positions.map(() => count),
     };
     const { outputs } = await this.#runner.step(step, "logits");
-    return (await this.#runner.read(outputs.logits, count)) as Float32Array;
+    const values = (await this.#runner.read(outputs.logits, count)) as Float32Array;
+    return { ids, values, vocabSize: this.#runner.vocabSize };
   }
 
   async #prefill(tokens: number): Promise<void> {

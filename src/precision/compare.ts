@@ -18,18 +18,21 @@ export interface Sides {
   readonly inputs?: { readonly actual: TensorValues; readonly expected: TensorValues };
 }
 
-/** Sees both sides of every comparison while they are in memory. `key` has its step. */
+/** Sees both sides of every comparison while they are in memory: the actual one until its step's last tap. `key` has its step. */
 export type Observe = (mode: "accumulated" | "isolated", key: string, sides: Sides, judged: Judged) => void;
 
 export function judge(sides: Sides, gate: Gate): Judged {
   const { actual, expected, shape, inputs } = sides;
   const plain = measure(actual, expected, Math.max(1, shape.at(-1) ?? 1));
   const metrics = inputs === undefined ? plain : { ...plain, nmseUpdate: updateError(actual, expected, inputs) };
-  if (metrics.maxAbs === Number.POSITIVE_INFINITY) return { metrics, gate, verdict: "non-finite" };
-  const value = gateValue(sides, metrics, gate);
-  const failed = !(value <= gate.fail) || (gate.slice !== undefined && !(metrics.worstSlice.value <= gate.slice));
-  const warned = gate.warn !== undefined && !(value <= gate.warn);
-  return { metrics, gate, verdict: failed ? "fail" : warned ? "warn" : "pass" };
+  return { metrics, gate, verdict: verdictOf(metrics, gateValue(sides, metrics, gate), gate) };
+}
+
+/** @param value what the gate's metric is. */
+export function verdictOf({ maxAbs, worstSlice }: Metrics, value: number, gate: Gate): TapVerdict {
+  if (maxAbs === Number.POSITIVE_INFINITY) return "non-finite";
+  if (!(value <= gate.fail) || (gate.slice !== undefined && !(worstSlice.value <= gate.slice))) return "fail";
+  return gate.warn !== undefined && !(value <= gate.warn) ? "warn" : "pass";
 }
 
 function gateValue({ actual, expected, shape }: Sides, metrics: Metrics, gate: Gate): number {

@@ -2,13 +2,12 @@
 // say that something is wrong; replaying layers, then operations, from the reference's own inputs says what. A run that is in
 // order costs two forward passes, and an eighth of one for the second look at the prompt's end.
 import type { Runner } from "../runner.ts";
-import { judge, type Observe, type Sides } from "./compare.ts";
+import { type Judged, judge, type Observe, type Sides } from "./compare.ts";
 import { compareConfigs } from "./config-diff.ts";
-import { type DumpTensor, dump } from "./dump.ts";
+import { type DumpTensor, watch } from "./dump.ts";
 import {
   accumulatedGate,
   type ComputeClass,
-  type Gate,
   HEADLINE,
   kindOf,
   LOGIT_GATES,
@@ -17,6 +16,7 @@ import {
 } from "./gates.ts";
 import {
   type Isolation,
+  isKept,
   isNearTie,
   isolate,
   isRouting,
@@ -26,9 +26,10 @@ import {
   replacements,
   report,
   split,
+  type Values,
 } from "./isolate.ts";
-import { klDivergence, top1Agreement } from "./metrics.ts";
-import type { Reference } from "./reference.ts";
+import { klDivergence, top1Rows } from "./metrics.ts";
+import type { Reference, ReferenceTensor } from "./reference.ts";
 import { distrust, type WeightSample } from "./trust.ts";
 
 export interface DiffOptions {
@@ -129,50 +130,35 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const prompt = manifest.ids.slice(0, manifest.prompt_len);
   const forced = manifest.ids.slice(manifest.prompt_len);
   const routing = forceRouting ? await preload(reference, manifest.order.filter(isRouting)) : undefined;
+  const own = new OwnRun(reference, computeClass, observe);
   const tapped = new Set(reference.tappedSteps);
-  const run = await dump(runner, {
-    ids: prompt,
-    decode: forced.length,
-    forced,
-    wants: (key, step) => tapped.has(step) && reference.has(`${step}/${key}`),
-    replace: routing && ((step) => replacements(routing, step, () => true)),
-  });
-  const actual = new Map(run.tensors.map((tensor) => [tensor.key, tensor]));
-
-  const misshapen = manifest.order.find((full) => {
-    const mine = actual.get(full);
-    return mine !== undefined && mine.shape.join() !== manifest.tensors[full].shape.join();
-  });
-  if (misshapen !== undefined) {
-    const [theirs, mine] = [manifest.tensors[misshapen].shape, actual.get(misshapen)!.shape];
-    return {
-      ...empty,
-      verdict: "not-comparable",
-      reason: `${misshapen} is [${theirs}] in the dump and [${mine}] here`,
-    };
-  }
-
-  const taps: TapReport[] = [];
-  const unobserved = missingPorts(runner, reference);
-  for (const full of manifest.order) {
-    const { key } = split(full);
-    const mine = actual.get(full);
-    if (mine === undefined) unobserved.push(full);
-    else
-      taps.push(await compareTap(reference, full, mine, accumulatedGate(kindOf(key), computeClass), actual, observe));
-  }
+  const { greedy } = await watch(
+    runner,
+    {
+      ids: prompt,
+      decode: forced.length,
+      forced,
+      wants: (key, step) => tapped.has(step) && reference.has(`${step}/${key}`),
+      replace: routing && ((step) => replacements(routing, step, () => true)),
+    },
+    (step, tensors) => own.see(step, tensors),
+  );
+  if (own.misshapen !== undefined) return { ...empty, verdict: "not-comparable", reason: own.misshapen };
+  const taps = [...own.taps.values()];
+  const unobserved = [...missingPorts(runner, reference), ...manifest.order.filter((full) => !own.taps.has(full))];
   if (taps.length === 0)
     return { ...empty, verdict: "incomplete", reason: "no tap of the reference could be compared", unobserved };
-  const excused = await excuseNearTies(reference, taps, actual);
+  const excused = await excuseNearTies(reference, taps, own.values);
 
-  const logits = await compareLogits(reference, actual, run.greedy, computeClass);
+  const logits = own.logits(greedy);
   const failing = taps.filter(
     ({ key, verdict }) => (verdict === "fail" || verdict === "non-finite") && !excused.has(key),
   );
   const notes = [...excused].map((key) => `${key}: other experts where the reference's own choice is a near-tie`);
   let isolation: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
   if (failing.length > 0 || everything) {
-    isolation = await isolate(runner, reference, computeClass, actual, observe);
+    const metrics = new Map(taps.map((tap) => [tap.key, tap.metrics]));
+    isolation = await isolate(runner, reference, computeClass, { metrics, values: own.values }, observe);
     notes.push(...isolation.notes);
   } else {
     isolation.unstable = (await (await Replay.open(runner, reference, 0)).end(computeClass)).unstable;
@@ -229,70 +215,110 @@ function headline({ mae, mre, cosine }: { mae: number; mre: number; cosine: numb
   return { meanAbsoluteError: mae, meanRelativeError: mre, cosine, pass };
 }
 
-async function compareTap(
-  reference: Reference,
-  full: string,
-  mine: DumpTensor,
-  gate: Gate,
-  actual: ReadonlyMap<string, DumpTensor>,
-  observe?: Observe,
-): Promise<TapReport> {
-  const { key } = split(full);
-  const expected = await reference.read(full);
-  const kind = kindOf(key);
-  const inputKey = full.replace(/:out$/, ":in");
-  const input = kind === "layer" && reference.has(inputKey) ? actual.get(inputKey) : undefined;
-  const inputs: Sides["inputs"] = input && {
-    actual: input.values,
-    expected: (await reference.read(inputKey)).values,
-  };
-  const reported = report(full, mine.values, expected, gate, inputs);
-  observe?.(
-    "accumulated",
-    full,
-    { actual: mine.values, expected: expected.values, shape: expected.shape, inputs },
-    reported,
-  );
-  return { key: full, kind, shape: expected.shape, ...reported };
+// ---------------------------------------------------------------------------------------------- the device's own run
+
+/** Compares the tensors of a run from the token ids while they are shown, and keeps the few that are needed afterwards. */
+class OwnRun {
+  /** By key, in the reference's order. */
+  readonly taps = new Map<string, TapReport>();
+  readonly values = new Map<string, Values>();
+  /** Why the reference is not of this model, if a tensor's shape says so. */
+  misshapen?: string;
+  readonly #reference: Reference;
+  readonly #computeClass: ComputeClass;
+  readonly #observe?: Observe;
+  /** By step, in the order of execution. */
+  readonly #order: ReadonlyMap<number, string[]>;
+  /** Keys of the logits of all steps, and both sides of them where there are several. */
+  readonly #logitKeys: readonly string[];
+  readonly #logits: { readonly mine: Values; readonly theirs: ReferenceTensor }[] = [];
+  readonly #divergences: number[] = [];
+  #sameTop = 0;
+
+  constructor(reference: Reference, computeClass: ComputeClass, observe?: Observe) {
+    this.#reference = reference;
+    this.#computeClass = computeClass;
+    this.#observe = observe;
+    this.#order = Map.groupBy(reference.manifest.order, (full) => split(full).step);
+    this.#logitKeys = reference.manifest.order.filter((full) => full.endsWith("/:logits"));
+  }
+
+  async see(step: number, tensors: readonly DumpTensor[]): Promise<void> {
+    const actual = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
+    const order = (this.#order.get(step) ?? []).filter((full) => actual.has(full));
+    const shapes = (full: string) => [this.#reference.manifest.tensors[full].shape, actual.get(full)!.shape];
+    const misshapen = order.find((full) => shapes(full)[0].join() !== shapes(full)[1].join());
+    if (misshapen !== undefined) {
+      const [theirs, mine] = shapes(misshapen);
+      this.misshapen ??= `${misshapen} is [${theirs}] in the dump and [${mine}] here`;
+    }
+    if (this.misshapen !== undefined) return;
+    for (const full of order) {
+      this.taps.set(full, await this.#compare(full, actual));
+      const { values } = actual.get(full)!;
+      if (isKept(full)) this.values.set(full, values.slice());
+      if (full.endsWith("/:logits")) await this.#addLogits(full, values);
+    }
+  }
+
+  async #compare(full: string, actual: ReadonlyMap<string, DumpTensor>): Promise<TapReport> {
+    const expected = await this.#reference.read(full);
+    const { key } = split(full);
+    const kind = kindOf(key);
+    const mine = actual.get(full)!.values;
+    const inputKey = full.replace(/:out$/, ":in");
+    const input = kind === "layer" && this.#reference.has(inputKey) ? actual.get(inputKey) : undefined;
+    const inputs: Sides["inputs"] = input && {
+      actual: input.values,
+      expected: (await this.#reference.read(inputKey)).values,
+    };
+    const reported = report(full, mine, expected, accumulatedGate(kind, this.#computeClass), inputs);
+    const { shape, values } = expected;
+    this.#observe?.("accumulated", full, { actual: mine, expected: values, shape, inputs }, reported);
+    return { key: full, kind, shape, ...reported };
+  }
+
+  async #addLogits(full: string, mine: Values): Promise<void> {
+    const theirs = await this.#reference.read(full);
+    const width = theirs.shape.at(-1)!;
+    for (const divergence of klDivergence(mine, theirs.values, width)) this.#divergences.push(divergence);
+    this.#sameTop += top1Rows(mine, theirs.values, width, accumulatedGate("logits", this.#computeClass).fail);
+    if (this.#logitKeys.length > 1) this.#logits.push({ mine: mine.slice(), theirs });
+  }
+
+  #judgeLogits(): Judged {
+    const only = this.#logitKeys.length === 1 ? this.taps.get(this.#logitKeys[0]) : undefined;
+    if (only !== undefined) return only;
+    const actual = joined(this.#logits.map(({ mine }) => mine));
+    const expected = joined(this.#logits.map(({ theirs }) => theirs.values));
+    const width = this.#logits[0]?.theirs.shape.at(-1) ?? 1;
+    const shape = [expected.length / width, width];
+    return judge({ actual, expected, shape }, accumulatedGate("logits", this.#computeClass));
+  }
+
+  /** Of all steps together. */
+  logits(greedy: readonly number[]): LogitsReport {
+    const { metrics, verdict } = this.#judgeLogits();
+    const { nmse, maxAbs, mae, mre, relL1, cosine } = metrics;
+    const rows = Math.max(1, this.#divergences.length);
+    const kl = this.#divergences.reduce((sum, row) => sum + row, 0) / rows;
+    const top1 = this.#sameTop / rows;
+    const gates = LOGIT_GATES[this.#computeClass];
+    const headline = mae < HEADLINE.mae && mre < HEADLINE.mre && relL1 < HEADLINE.relL1;
+    const pass =
+      verdict !== "fail" &&
+      verdict !== "non-finite" &&
+      kl <= gates.kl &&
+      top1 >= gates.top1 &&
+      cosine >= gates.cosine &&
+      (headline || !gates.headline);
+    const greedyEqual = greedy.every((id, i) => id === this.#reference.manifest.greedy[i]);
+    const klMax = Math.max(0, ...this.#divergences);
+    return { nmse, maxAbs, mae, mre, relL1, cosine, kl, klMax, top1, greedyEqual, pass };
+  }
 }
 
-// ---------------------------------------------------------------------------------------------- logits
-
-async function compareLogits(
-  reference: Reference,
-  actual: ReadonlyMap<string, DumpTensor>,
-  greedy: readonly number[],
-  computeClass: ComputeClass,
-): Promise<LogitsReport> {
-  const keys = reference.manifest.order.filter((key) => key.endsWith("/:logits"));
-  const pairs = await Promise.all(
-    keys
-      .filter((key) => actual.has(key))
-      .map(async (key) => ({ mine: actual.get(key)!, theirs: await reference.read(key) })),
-  );
-  const a = joined(pairs.map(({ mine }) => mine.values));
-  const r = joined(pairs.map(({ theirs }) => theirs.values));
-  const width = pairs[0]?.theirs.shape.at(-1) ?? 1;
-  const gate = accumulatedGate("logits", computeClass);
-  const { metrics, verdict } = judge({ actual: a, expected: r, shape: [r.length / width, width] }, gate);
-  const { nmse, maxAbs, mae, mre, relL1, cosine } = metrics;
-  const divergences = klDivergence(a, r, width);
-  const kl = divergences.reduce((sum, row) => sum + row, 0) / Math.max(1, divergences.length);
-  const top1 = top1Agreement(a, r, width, gate.fail);
-  const gates = LOGIT_GATES[computeClass];
-  const headline = mae < HEADLINE.mae && mre < HEADLINE.mre && relL1 < HEADLINE.relL1;
-  const pass =
-    verdict !== "fail" &&
-    verdict !== "non-finite" &&
-    kl <= gates.kl &&
-    top1 >= gates.top1 &&
-    cosine >= gates.cosine &&
-    (headline || !gates.headline);
-  const greedyEqual = greedy.every((id, i) => id === reference.manifest.greedy[i]);
-  return { nmse, maxAbs, mae, mre, relL1, cosine, kl, klMax: Math.max(0, ...divergences), top1, greedyEqual, pass };
-}
-
-function joined(parts: readonly DumpTensor["values"][]): DumpTensor["values"] {
+function joined(parts: readonly Values[]): Values {
   if (parts.length === 1) return parts[0];
   const out = new Float32Array(parts.reduce((n, part) => n + part.length, 0));
   let at = 0;
@@ -309,15 +335,14 @@ function joined(parts: readonly DumpTensor["values"][]): DumpTensor["values"] {
 async function excuseNearTies(
   reference: Reference,
   taps: readonly TapReport[],
-  actual: ReadonlyMap<string, DumpTensor>,
+  own: ReadonlyMap<string, Values>,
 ): Promise<Set<string>> {
   const excused = new Set<string>();
   for (const { key, kind, verdict } of taps) {
     if (kind !== "choice" || verdict !== "fail") continue;
     const logitsKey = key.replace(/out\.2$/, "out.0");
     const theirs = reference.has(logitsKey) ? await reference.read(logitsKey) : undefined;
-    if (isNearTie(actual.get(key)!.values, await reference.read(key), actual.get(logitsKey)?.values, theirs))
-      excused.add(key);
+    if (isNearTie(own.get(key)!, await reference.read(key), own.get(logitsKey), theirs)) excused.add(key);
   }
   return excused;
 }

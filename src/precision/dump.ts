@@ -38,22 +38,34 @@ export interface DumpOptions {
 
 /** The runner must have room for `ids.length + decode` positions and for the prompt in one chunk. Uses sequence slot 0. */
 export async function dump(runner: Runner, options: DumpOptions): Promise<Dump> {
+  const tensors: DumpTensor[] = [];
+  const run = await watch(runner, options, (step, traced) => {
+    for (const tensor of owned(traced)) tensors.push({ ...tensor, key: `${step}/${tensor.key}` });
+  });
+  return { ...run, promptLength: options.ids.length, activations: runner.activations, tensors };
+}
+
+/** The same run, whose tensors are shown (as in `watchStep`), not kept. */
+export async function watch(
+  runner: Runner,
+  options: DumpOptions,
+  see: (step: number, tensors: readonly DumpTensor[]) => void | Promise<void>,
+): Promise<Pick<Dump, "ids" | "greedy">> {
   const { ids: prompt, decode, forced } = options;
   const ids = [...prompt];
   const greedy: number[] = [];
-  const tensors: DumpTensor[] = [];
   for (let step = 0; step <= decode; step++) {
     const tokens = step === 0 ? prompt : ids.slice(-1);
     const wants = (key: string) => options.wants(key, step);
     const start = ids.length - tokens.length;
-    const traced = await traceStep(runner, { tokens, start, step, wants, replace: options.replace?.(step) });
-    for (const tensor of traced) tensors.push({ ...tensor, key: `${step}/${tensor.key}` });
-    const logits = traced.find(({ key }) => key === ":logits")!.values;
-    const next = argmaxRow(logits, logits.length - runner.vocabSize, runner.vocabSize);
-    greedy.push(next);
-    if (step < decode) ids.push(forced?.[step] ?? next);
+    await watchStep(runner, { tokens, start, step, wants, replace: options.replace?.(step) }, (tensors) => {
+      const logits = tensors.find(({ key }) => key === ":logits")!.values;
+      greedy.push(argmaxRow(logits, logits.length - runner.vocabSize, runner.vocabSize));
+      return see(step, tensors);
+    });
+    if (step < decode) ids.push(forced?.[step] ?? greedy[step]);
   }
-  return { ids, promptLength: prompt.length, greedy, activations: runner.activations, tensors };
+  return { ids, greedy };
 }
 
 export interface StepOptions extends Omit<TraceOptions, "keys"> {
@@ -68,6 +80,29 @@ export interface StepOptions extends Omit<TraceOptions, "keys"> {
 
 /** One step in slot 0, its taps in Hugging Face's shapes and in the order of execution; keys without the step. */
 export async function traceStep(runner: Runner, options: StepOptions): Promise<DumpTensor[]> {
+  let kept: DumpTensor[] = [];
+  await watchStep(runner, options, (tensors) => {
+    kept = owned(tensors);
+  });
+  return kept;
+}
+
+/** Copies of tensors that are only shown; those that share values still do. */
+export function owned(tensors: readonly DumpTensor[]): DumpTensor[] {
+  const copies = new Map<DumpTensor["values"], DumpTensor["values"]>();
+  return tensors.map((tensor) => {
+    const { values } = tensor;
+    if (!copies.has(values)) copies.set(values, values.slice());
+    return { ...tensor, values: copies.get(values)! };
+  });
+}
+
+/** The same, shown and not kept: values are to be read only, and only until `see` is done or the runner does anything else. */
+export async function watchStep(
+  runner: Runner,
+  options: StepOptions,
+  see: (tensors: readonly DumpTensor[]) => void | Promise<void>,
+): Promise<void> {
   const { tokens, start, step, wants, rotation = 0 } = options;
   const length = start + tokens.length;
   runner.assignPages(
@@ -82,22 +117,24 @@ export async function traceStep(runner: Runner, options: StepOptions): Promise<D
     selected: [],
     lengths: tokens.map(() => length),
   };
-  const traced = await runner.trace(batch, { ...options, keys: length });
-  // Taps that share values and layout share them in this shape too.
-  const shaped = new Map<Traced["values"], { kind: TapLayout["kind"]; tensor: DumpTensor }>();
-  const inShape = ({ tap, values }: Traced): DumpTensor => {
-    const { kind } = tap.layout;
-    const same = shaped.get(values);
-    if (same?.kind === kind) return { ...same.tensor, key: tap.key };
-    const tensor = inHfShape(runner, tap, values, step, length);
-    shaped.set(values, { kind, tensor });
-    return tensor;
-  };
-  return executionOrder([
-    ...ropeTaps(runner, batch.positions, length, wants),
-    ...traced.map(inShape),
-    ...(await cacheTaps(runner, length, step, wants)),
-  ]);
+  await runner.trace(batch, { ...options, keys: length }, async (traced) => {
+    // Taps that share values and layout share them in this shape too.
+    const shaped = new Map<Traced["values"], { kind: TapLayout["kind"]; tensor: DumpTensor }>();
+    const inShape = ({ tap, values }: Traced): DumpTensor => {
+      const { kind } = tap.layout;
+      const same = shaped.get(values);
+      if (same?.kind === kind) return { ...same.tensor, key: tap.key };
+      const tensor = inHfShape(runner, tap, values, step, length);
+      shaped.set(values, { kind, tensor });
+      return tensor;
+    };
+    const tensors = executionOrder([
+      ...ropeTaps(runner, batch.positions, length, wants),
+      ...traced.map(inShape),
+      ...(await cacheTaps(runner, length, step, wants)),
+    ]);
+    await see(tensors);
+  });
 }
 
 function tensorOf(key: string, shape: readonly number[], values: Float32Array | Int32Array): DumpTensor {
@@ -141,9 +178,9 @@ function inHfShape(
       const first = firstKey(runner, layerOf(key), step, length);
       const out = new Float32Array(heads * rows * (keys - first));
       for (let h = 0, o = 0; h < heads; h++) {
-        for (let t = 0; t < rows; t++, o += keys - first) {
+        for (let t = 0; t < rows; t++) {
           const row = (t * heads + h) * keys;
-          out.set((values as Float32Array).subarray(row + first, row + keys), o);
+          for (let i = row + first; i < row + keys; i++, o++) out[o] = values[i];
         }
       }
       return tensorOf(key, [1, heads, rows, keys - first], out);
@@ -158,7 +195,10 @@ function headsFirst(key: string, values: Float32Array, rows: number, headDim: nu
   const heads = values.length / rows / headDim;
   const out = new Float32Array(values.length);
   for (let t = 0, i = 0; t < rows; t++) {
-    for (let h = 0; h < heads; h++, i += headDim) out.set(values.subarray(i, i + headDim), (h * rows + t) * headDim);
+    for (let h = 0; h < heads; h++) {
+      const row = (h * rows + t) * headDim;
+      for (let c = 0; c < headDim; c++, i++) out[row + c] = values[i];
+    }
   }
   return tensorOf(key, [1, heads, rows, headDim], out);
 }

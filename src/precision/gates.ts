@@ -21,8 +21,19 @@ export interface Gate {
   readonly slice?: number;
 }
 
-/** Which kind a tap is; `key` is without the step. */
+const kinds = new Map<string, TapKind>();
+
+/** Which kind a tap is; `key` is without the step. Asked several times for each tap of each step, so answers are kept. */
 export function kindOf(key: string): TapKind {
+  let kind = kinds.get(key);
+  if (kind === undefined) {
+    kind = kindOfTap(key);
+    kinds.set(key, kind);
+  }
+  return kind;
+}
+
+function kindOfTap(key: string): TapKind {
   const [path, port] = key.split(":");
   if (path === "" && port === "logits") return "logits";
   if (path.endsWith("embed_tokens")) return "exact";

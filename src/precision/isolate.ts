@@ -3,9 +3,10 @@
 // not what a verdict is worth.
 import type { Runner, TraceOptions } from "../runner.ts";
 import type { TapLayout } from "../tap.ts";
-import { differentChoices, type Judged, judge, type Observe, placeOf, type Sides } from "./compare.ts";
-import { type DumpTensor, traceStep } from "./dump.ts";
+import { differentChoices, type Judged, judge, type Observe, placeOf, type Sides, verdictOf } from "./compare.ts";
+import { type DumpTensor, owned, type StepOptions, traceStep, watchStep } from "./dump.ts";
 import { type ComputeClass, type Gate, isolatedGate, kindOf } from "./gates.ts";
+import type { Metrics } from "./measure.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 
 export type Values = DumpTensor["values"];
@@ -32,6 +33,19 @@ export function report(
   return { ...judged, worst: placeOf(key, expected.shape, judged.metrics) };
 }
 
+/** What is kept of a run from the token ids, by key with its step. */
+export interface Own {
+  readonly metrics: ReadonlyMap<string, Metrics>;
+  /** Of the prompt's layer 0, and of all routers. */
+  readonly values: ReadonlyMap<string, Values>;
+}
+
+/** Whether a run's values of a tap are looked at again when the run is over. */
+export function isKept(full: string): boolean {
+  const { step, key } = split(full);
+  return (step === 0 && blockOf(key) === FIRST) || /\.mlp\.(router|gate):out\.\d$/.test(key);
+}
+
 export interface Isolation {
   /** Taps that are wrong by themselves, in the order of execution. */
   readonly guilty: string[];
@@ -41,7 +55,10 @@ export interface Isolation {
   readonly notes: string[];
 }
 
-const failed = ({ verdict }: Judged) => verdict === "fail" || verdict === "non-finite";
+const failed = ({ verdict }: Pick<Judged, "verdict">) => verdict === "fail" || verdict === "non-finite";
+
+/** The block that reads the same bits in a run from the token ids and in a replay. */
+const FIRST = "model.layers.0";
 
 /** Whether a tap is where an operation reads: the value that a replay puts there is the reference's. */
 export function isLeafInput(key: string): boolean {
@@ -62,13 +79,12 @@ const isHeadOutput = (key: string) => /^(model\.norm:out|lm_head:out|:logits)$/.
  * Replays whole layers, then the operations of layers in which any tap misses its own gate: what an operation adds to the error of
  * its tap is no more than that error, so the other layers are in order. Hence, too, a head whose logits came out that well from
  * the token ids is replayed on the last rows only; it is half of a small model.
- * @param own what the device computed from the token ids.
  */
 export async function isolate(
   runner: Runner,
   reference: Reference,
   computeClass: ComputeClass,
-  own: ReadonlyMap<string, DumpTensor>,
+  own: Own,
   observe?: Observe,
 ): Promise<Isolation> {
   const result: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
@@ -97,21 +113,26 @@ export async function isolate(
     };
 
     // With the reference's experts: a flipped near-tie is not the layer's error.
-    const headInOrder = [...replay.expected].every(([full, expected]) => {
+    const headInOrder = [...replay.expected.keys()].every((full) => {
       const { key } = split(full);
-      const actual = own.get(full)?.values;
-      if (!isHeadOutput(key) || actual === undefined) return true;
+      const metrics = own.metrics.get(full);
+      if (!isHeadOutput(key) || metrics === undefined) return true;
       const gate = isolatedGate(key === ":logits" ? "product" : kindOf(key), computeClass);
-      return !failed(judge({ actual, expected: expected.values, shape: expected.shape }, gate));
+      return !failed({ verdict: verdictOf(metrics, metrics.nmse, gate) });
     });
-    const traced = await replay.run({
-      reads: (key) => isBlockInput(key) || isRouting(key),
-      wants: (key) => replay.expected.has(`${step}/${key}`),
-      computes: (block) => block !== "lm_head" || !headInOrder,
-    });
-    // What a block reads is what the one before it made.
-    const wrong = judgeAll(traced, (key) => !isBlockInput(key));
-    if (step === 0) result.unstable ??= changed(traced, own, replay.expected);
+    let wrong: string[] = [];
+    await replay.watch(
+      {
+        reads: (key) => isBlockInput(key) || isRouting(key),
+        wants: (key) => replay.expected.has(`${step}/${key}`),
+        computes: (block) => block !== "lm_head" || !headInOrder,
+      },
+      (traced) => {
+        // What a block reads is what the one before it made.
+        wrong = judgeAll(traced, (key) => !isBlockInput(key));
+        if (step === 0) result.unstable ??= changed(traced, own.values, replay.expected);
+      },
+    );
     const end = await replay.end(computeClass);
     result.unstable ??= end.unstable;
     for (const [key, judged] of end.judged) {
@@ -121,19 +142,20 @@ export async function isolate(
     // Every operation of the blocks where anything is off, from its own reference input.
     const suspects = new Set(wrong.map(blockOf));
     const inside = (key: string) => suspects.has(blockOf(key));
-    const leaves =
-      suspects.size === 0
-        ? []
-        : judgeAll(
-            await replay.run({
-              reads: (key) => inside(key) && isLeafInput(key),
-              wants: inside,
-              fusion: "off",
-              computes: (block) => suspects.has(block) || (block === "lm_head" && suspects.has("model.norm")),
-            }),
-            (key) => inside(key) && !isLayerOutput(key) && !isBlockInput(key),
-          );
-    const guilty = blame(leaves);
+    let guilty: string[] = [];
+    if (suspects.size > 0) {
+      await replay.watch(
+        {
+          reads: (key) => inside(key) && isLeafInput(key),
+          wants: inside,
+          fusion: "off",
+          computes: (block) => suspects.has(block) || (block === "lm_head" && suspects.has("model.norm")),
+        },
+        (traced) => {
+          guilty = blame(judgeAll(traced, (key) => inside(key) && !isLayerOutput(key) && !isBlockInput(key)));
+        },
+      );
+    }
     const innocent = (key: string) => !guilty.some((leaf) => blockOf(leaf) === blockOf(key));
     for (const layer of wrong.filter(isLayerOutput).filter(innocent)) {
       guilty.push(layer);
@@ -180,16 +202,16 @@ export function isNearTie(
  */
 function changed(
   traced: readonly DumpTensor[],
-  own: ReadonlyMap<string, DumpTensor>,
+  own: ReadonlyMap<string, Values>,
   expected: ReadonlyMap<string, ReferenceTensor>,
 ): string | null {
-  const input = "0/model.layers.0:in";
+  const input = `0/${FIRST}:in`;
   const [mine, theirs] = [own.get(input), expected.get(input)];
-  if (mine !== undefined && theirs !== undefined && !sameBits(mine.values, theirs.values)) return null;
+  if (mine !== undefined && theirs !== undefined && !sameBits(mine, theirs.values)) return null;
   for (const { key, values } of traced) {
-    if (blockOf(key) !== "model.layers.0") continue;
+    if (blockOf(key) !== FIRST) continue;
     const before = own.get(`0/${key}`);
-    if (before !== undefined && !sameBits(values, before.values)) return `0/${key}`;
+    if (before !== undefined && !sameBits(values, before)) return `0/${key}`;
     if (isRouting(key)) return null;
   }
   return null;
@@ -246,10 +268,18 @@ export class Replay {
     this.expected = expected;
   }
 
-  async run({ reads, ...options }: ReplayOptions): Promise<DumpTensor[]> {
-    const { tokens, start } = this.#rows();
+  run(options: ReplayOptions): Promise<DumpTensor[]> {
+    return traceStep(this.#runner, this.#stepOptions(options));
+  }
+
+  /** The same, shown and not kept (see `watchStep`). */
+  watch(options: ReplayOptions, see: (traced: readonly DumpTensor[]) => void): Promise<void> {
+    return watchStep(this.#runner, this.#stepOptions(options), see);
+  }
+
+  #stepOptions({ reads, ...options }: ReplayOptions): StepOptions {
     const replace = replacements(this.expected, this.#step, reads);
-    return traceStep(this.#runner, { ...options, tokens, start, step: this.#step, replace });
+    return { ...options, ...this.#rows(), step: this.#step, replace };
   }
 
   /**
@@ -261,21 +291,25 @@ export class Replay {
     const rows = Math.min(tokens.length, Math.max(2, Math.ceil(tokens.length / END_SHARE)));
     const last = ({ values, shape }: ReferenceTensor) => values.subarray(values.length - rows * shape.at(-1)!);
     const expectedAt = (key: string) => this.expected.get(`${this.#step}/${key}`);
-    const once = () =>
-      traceStep(this.#runner, {
-        tokens: tokens.slice(-rows),
-        start: start + tokens.length - rows,
-        step: this.#step,
-        wants: (key) => isLayerOutput(key) || isHeadOutput(key),
-        replace: {
-          has: (key) => isBlockInput(key) && expectedAt(key) !== undefined,
-          values: (key) => last(expectedAt(key)!),
-        },
-      });
-    const [first, second] = [await once(), await once()];
-    const unstable = first.find(({ values }, i) => !sameBits(values, second[i].values));
+    const twice: StepOptions = {
+      tokens: tokens.slice(-rows),
+      start: start + tokens.length - rows,
+      step: this.#step,
+      wants: (key) => isLayerOutput(key) || isHeadOutput(key),
+      replace: {
+        has: (key) => isBlockInput(key) && expectedAt(key) !== undefined,
+        values: (key) => last(expectedAt(key)!),
+      },
+      runs: 2,
+    };
+    let first: DumpTensor[] | undefined;
+    let unstable: DumpTensor | undefined;
+    await watchStep(this.#runner, twice, (tensors) => {
+      unstable = first?.find(({ values }, i) => !sameBits(values, tensors[i].values));
+      first ??= owned(tensors);
+    });
     const judged = new Map<string, Reported>();
-    for (const { key, values: actual, shape } of first) {
+    for (const { key, values: actual, shape } of first ?? []) {
       const [output, input] = [expectedAt(key), expectedAt(inputOf(key))];
       if (output === undefined || input === undefined) continue;
       const inputs = isLayerOutput(key) ? { actual: last(input), expected: last(input) } : undefined;
@@ -366,8 +400,10 @@ export function replacements(
       const [, heads, rows, d] = shape;
       const out = new Float32Array(values.length);
       for (let h = 0, i = 0; h < heads; h++) {
-        for (let t = 0; t < rows; t++, i += d)
-          out.set((values as Float32Array).subarray(i, i + d), (t * heads + h) * d);
+        for (let t = 0; t < rows; t++) {
+          const row = (t * heads + h) * d;
+          for (let c = 0; c < d; c++, i++) out[row + c] = values[i];
+        }
       }
       return out;
     },
@@ -386,10 +422,10 @@ async function restoreCache(runner: Runner, reference: Reference, step: number):
     // All but the step's own key, which the step appends itself.
     const rows = ({ values }: ReferenceTensor, from: number, to: number) => {
       const out = new Float32Array((to - from) * heads * d);
-      for (let t = from; t < to; t++) {
+      for (let t = from, o = 0; t < to; t++) {
         for (let h = 0; h < heads; h++) {
-          const at = (h * keys + t) * d;
-          out.set((values as Float32Array).subarray(at, at + d), ((t - from) * heads + h) * d);
+          const row = (h * keys + t) * d;
+          for (let c = 0; c < d; c++, o++) out[o] = values[row + c];
         }
       }
       return out;

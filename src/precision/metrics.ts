@@ -233,20 +233,25 @@ export function argmaxRow(values: Values, from: number, width: number): number {
   return best - from;
 }
 
+/** Share of rows whose largest entry is the same (`top1Rows`). */
+export function top1Agreement(a: Values, r: Values, width: number, limit: number): number {
+  return top1Rows(a, r, width, limit) / Math.max(1, r.length / width);
+}
+
 /**
- * Share of rows whose largest entry is the same. A different one counts as the same when the reference's lead over it is a tie
+ * How many rows have the same largest entry. A different one counts as the same when the reference's lead over it is a tie
  * that rounding decides: smaller than twice the largest difference of the row, of a row whose differences are rounding. A row
  * within an NMSE of `limit` has normal differences of √limit · rms(r), of which the largest of n is about √(2 ln n) times that;
  * a larger one excuses nothing more, or else a wrong run would excuse itself.
  */
-export function top1Agreement(a: Values, r: Values, width: number, limit: number): number {
+export function top1Rows(a: Values, r: Values, width: number, limit: number): number {
   let same = 0;
   for (let from = 0; from < r.length; from += width) {
     const [mine, theirs] = [argmaxRow(a, from, width), argmaxRow(r, from, width)];
     const lead = r[from + theirs] - r[from + mine];
     if (mine === theirs || lead < 2 * rounding(a, r, from, width, limit)) same++;
   }
-  return same / Math.max(1, r.length / width);
+  return same;
 }
 
 function rounding(a: Values, r: Values, from: number, width: number, limit: number): number {

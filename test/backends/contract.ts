@@ -110,6 +110,22 @@ export const contractTests: readonly ContractTest[] = [
     expect(await rig.read(x)).toEqual(filled(1));
   }),
 
+  onRig("a view, where there is one, is what a read gives", async (rig) => {
+    const { backend } = rig;
+    const { x, program, out } = await doubler(rig);
+    for (const value of [3, 4]) {
+      backend.write(x, bytes(filled(value)));
+      backend.run(program);
+      for (const tensor of [x, out]) {
+        const view = backend.view?.(tensor);
+        if (view !== undefined) expect([...view]).toEqual([...(await backend.read(tensor))]);
+      }
+    }
+    const freed = backend.alloc([N], "f32", "freed");
+    backend.free(freed);
+    if (backend.view !== undefined) expect(() => backend.view!(freed)).toThrow(VernierError);
+  }),
+
   onRig("many runs without a read in between keep their order", async (rig) => {
     const x = rig.tensor([1, N], filled(1));
     const step = rig.step(1, { positions: [0] });
@@ -262,6 +278,7 @@ export const contractTests: readonly ContractTest[] = [
         () => backend.alloc([1], "f32", "x"),
         () => backend.write(x, new Uint8Array(4)),
         () => backend.read(x),
+        ...(backend.view === undefined ? [] : [() => backend.view!(x)]),
         () => backend.free(x),
         () => backend.loadWeight(randomSource(new Random(1), "f32", [2, 4])),
         () => backend.allocKv(spec),

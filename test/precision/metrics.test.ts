@@ -155,6 +155,48 @@ describe("all in one pass", () => {
     );
   });
 
+  test.each([
+    ["one element", 1, 1],
+    ["narrow rows, many at once and more than once", 9001, 3],
+    ["an odd width", 70, 801],
+    ["a row that is longer than what is measured at once", 2, 40_001],
+  ])("%s: the bits of sums in the order of a plain loop", (_, rows, width) => {
+    const r = Float32Array.from({ length: rows * width }, (_, i) =>
+      i % 7 === 3 ? 0 : Math.sin(i * 1.3) * 10 ** (i % 5),
+    );
+    const a = r.map((value, i) => value * (1 + 2 ** -10 * Math.sin(i * 0.7) ** 9) + (i % 11 === 5 ? 1e-7 : 0));
+    const rowErrors = new Float64Array(rows);
+    const columnErrors = new Float64Array(width);
+    const columnEnergies = new Float64Array(width);
+    let [error, energy, total, worst] = [0, 0, 0, { value: 0, index: 0 }];
+    for (let row = 0; row < rows; row++) {
+      let own = 0;
+      for (let c = 0; c < width; c++) {
+        const [mine, theirs] = [a[row * width + c], r[row * width + c]];
+        rowErrors[row] += (mine - theirs) ** 2;
+        own += theirs ** 2;
+        columnErrors[c] += (mine - theirs) ** 2;
+        columnEnergies[c] += theirs ** 2;
+        total += Math.abs(mine - theirs);
+      }
+      error += rowErrors[row];
+      energy += own;
+      if (rowErrors[row] / own > worst.value) worst = { value: rowErrors[row] / own, index: row };
+    }
+    const ratios = columnErrors.map((value, c) => (value === 0 ? 0 : value / columnEnergies[c]));
+    const column = ratios.indexOf(Math.max(...ratios));
+    expect(measure(a, r, width)).toMatchObject({
+      nmse: error === 0 ? 0 : error / energy,
+      distance: Math.sqrt(error),
+      mae: total / r.length,
+      mre: meanRelative(a, r),
+      maxAbs: maxAbs(a, r).value,
+      maxAbsIndex: maxAbs(a, r).index,
+      worstSlice: worst,
+      worstColumn: { value: ratios[column], index: column },
+    });
+  });
+
   test("relative errors outside of small values, and how many are below 1 ‰ and 5 ‰", () => {
     const r = Float32Array.of(1, 2, 4, 8, 1e-4);
     const a = Float32Array.of(1.0005, 2.004, 4.08, 8, 2e-4);
