@@ -14,7 +14,6 @@ import {
   PROGRAM_HEADER,
   PROGRAM_OPS,
   PROGRAM_STATE,
-  Q8_0,
   STATE_BYTES,
   TILE,
 } from "../../kernels/wasm/layout.ts";
@@ -87,8 +86,6 @@ interface Piece {
 /** How a weight lies in memory: what is stored, in how many tiles of how many bytes. */
 interface Layout {
   readonly stored: WeightSource;
-  /** What kernels call its format. */
-  readonly code: number;
   readonly outs: number;
   readonly columns: number;
   readonly experts: number;
@@ -108,13 +105,10 @@ function layoutOf(source: WeightSource): Layout {
   const experts = shape.length === 3 ? shape[0] : 1;
   const group = groupOf(stored);
   const tiles = Math.ceil(outs / TILE);
-  const halfScales = stored.blocks === "q8_0";
-  const scaleBytes = halfScales ? 2 : SCALE[stored.format];
-  const tileBytes = TILE * ((columns * BITS[stored.format]) / 8 + (columns / group) * scaleBytes);
+  const tileBytes = TILE * ((columns * BITS[stored.format]) / 8 + (columns / group) * SCALE[stored.format]);
   const packedBytes = experts * tiles * tileBytes;
   const byteLength = shape.length === 1 ? 4 * TILE * Math.ceil(columns / TILE) : packedBytes;
-  const code = halfScales ? Q8_0 : FORMAT_CODES[stored.format];
-  return { stored, code, outs, columns, experts, group, tiles, tileBytes, packedBytes, byteLength };
+  return { stored, outs, columns, experts, group, tiles, tileBytes, packedBytes, byteLength };
 }
 
 export async function loadWeight(banks: Banks, source: WeightSource): Promise<CpuWeight> {
@@ -128,12 +122,10 @@ export async function loadWeight(banks: Banks, source: WeightSource): Promise<Cp
     throw error;
   }
   const { name, shape, format } = source;
-  const vector = shape.length === 1;
-  const storedAs = vector ? "f32" : layout.stored.format;
-  const code = vector ? FORMAT_CODES.f32 : layout.code;
+  const storedAs = shape.length === 1 ? "f32" : layout.stored.format;
   const { byteLength, group } = layout;
   const { activations } = source;
-  return new CpuWeight({ name, shape, format, storedAs, byteLength, activations }, code, bank, address, group);
+  return new CpuWeight({ name, shape, format, storedAs, byteLength, activations }, bank, address, group);
 }
 
 /** Loads the weights of one memory, one after the other. */
@@ -171,7 +163,7 @@ export class Loader {
   }
 
   async #load(name: string, layout: Layout, address: number): Promise<void> {
-    const { stored, code, outs, columns, experts, group, tiles, tileBytes, packedBytes } = layout;
+    const { stored, outs, columns, experts, group, tiles, tileBytes, packedBytes } = layout;
     const vector = stored.shape.length === 1;
     // A vector is one row of a packed weight, unpacked again: the kernels then know all formats in one place.
     const packedAt = vector ? this.#heap.alloc(packedBytes, `weight ${name}, packed`) : address;
@@ -184,22 +176,16 @@ export class Loader {
           pieces.push({ row: expert * outs + row, rows: Math.min(rowsAtOnce, outs - row), to });
         }
       }
-      await this.#pack(stored, code, pieces, columns, group);
+      await this.#pack(stored, pieces, columns, group);
       if (vector) {
-        this.#pool.kernels.unpackRow(code, packedAt, columns, group, 0, 0, columns, 1, address);
+        this.#pool.kernels.unpackRow(FORMAT_CODES[stored.format], packedAt, columns, group, 0, 0, columns, 1, address);
       }
     } finally {
       if (vector) this.#heap.free(packedAt);
     }
   }
 
-  async #pack(
-    source: WeightSource,
-    code: number,
-    pieces: readonly Piece[],
-    columns: number,
-    group: number,
-  ): Promise<void> {
+  async #pack(source: WeightSource, pieces: readonly Piece[], columns: number, group: number): Promise<void> {
     const { name, format } = source;
     const blocks = source.blocks === undefined ? undefined : ENCODINGS[source.blocks];
     const rowBytes = blocks === undefined ? (columns * BITS[format]) / 8 : (columns / GROUP_COLUMNS) * blocks.bytes;
@@ -220,7 +206,7 @@ export class Loader {
         await next;
         if (i + 1 < pieces.length) next = read(i + 1);
         const at = this.#staging[i % 2].address;
-        this.#run([code, blocks?.code ?? PLANES, at, at + dataBytes, rows, columns, group, to]);
+        this.#run([FORMAT_CODES[format], blocks?.code ?? PLANES, at, at + dataBytes, rows, columns, group, to]);
         if (!this.#pool.takeUnpacked()) continue;
         const message = `${name}: some of its ${format} values are infinite or not a number; the checkpoint is damaged, or was converted from values beyond ${format}`;
         throw new UnsupportedModelError("UNSUPPORTED_VALUE", message, { tensor: name });

@@ -114,8 +114,6 @@ export class CpuWeight implements Weight {
   readonly byteLength: number;
   /** Products quantise their input as well, see `WeightSource.activations`. */
   readonly activations?: "int8";
-  /** What kernels call its format. */
-  readonly code: number;
   readonly bank: Bank;
   readonly address: number;
   /** Columns that share a scale; all of them where the format has none. Unused by vectors. */
@@ -127,7 +125,6 @@ export class CpuWeight implements Weight {
 
   constructor(
     source: Pick<Weight, "name" | "shape" | "format" | "storedAs" | "byteLength"> & Pick<WeightSource, "activations">,
-    code: number,
     bank: Bank,
     address: number,
     group: number,
@@ -138,7 +135,6 @@ export class CpuWeight implements Weight {
     this.storedAs = source.storedAs;
     this.byteLength = source.byteLength;
     this.activations = source.activations;
-    this.code = code;
     this.bank = bank;
     this.address = address;
     this.group = group;
@@ -155,6 +151,10 @@ export class CpuWeight implements Weight {
       this.#copies.set(bank, address);
     }
     return address;
+  }
+
+  get code(): number {
+    return FORMAT_CODES[this.storedAs];
   }
 
   /** The format as products take it. */

@@ -12,14 +12,12 @@
 import {
   GROUP_COLUMNS,
   INT8,
-  Q8_0,
   RECORD_FP4_SUMS,
   RECORD_INT8_SUMS,
   RECORD_PARTS,
   SCRATCH_PANEL,
   SCRATCH_PANEL_BLOCKS,
   SCRATCH_ROWS,
-  SCRATCH_SCALE_BLOCKS,
   SCRATCH_SUMS,
   TABLE_FP4_BIASED,
   TABLE_FP4_TWICE,
@@ -28,12 +26,11 @@ import {
 } from "./layout";
 import { madd } from "./math";
 import { paired, parts, recordBytes, scratch, tables, wide } from "./threads";
-import { lookup, widenScales } from "./weights";
+import { lookup } from "./weights";
 
 /** Bytes of 32 rows × 32 columns, and of the 32 scales before them. */
 const INT8_BLOCK: usize = TILE * GROUP_COLUMNS;
 const INT8_SCALES: usize = 4 * TILE;
-const Q8_SCALES: usize = 2 * TILE;
 const FP4_BLOCK: usize = (TILE * GROUP_COLUMNS) / 2;
 const FP4_SCALES: usize = TILE;
 /** Of 8 output rows, which lie together. */
@@ -685,7 +682,7 @@ function blockRows(
   }
 }
 
-/** One tile of an INT8, Q8_0 or MXFP4 weight times the rows at the SCRATCH_ROWS pointers: adds to totals f32 [rows, 32]. */
+/** One tile of an INT8 or MXFP4 weight times the rows at the SCRATCH_ROWS pointers: adds to totals f32 [rows, 32]. */
 export function integerProduct(format: i32, tile: usize, columns: i32, group: i32, rows: i32, totals: usize): void {
   const blocks = columns / GROUP_COLUMNS;
   if (format === INT8) {
@@ -702,24 +699,13 @@ export function integerProduct(format: i32, tile: usize, columns: i32, group: i3
     }
     return;
   }
-  const panel = scratch + SCRATCH_PANEL;
-  if (format === Q8_0) {
-    const step = Q8_SCALES + INT8_BLOCK;
-    for (let from = 0; from < blocks; from += SCRATCH_SCALE_BLOCKS) {
-      const count = min(SCRATCH_SCALE_BLOCKS, blocks - from);
-      const offset = <usize>from * recordBytes;
-      widenScales(tile, step, count, panel);
-      blockRows(tile + Q8_SCALES, step, panel, INT8_SCALES, count, rows, offset, RECORD_INT8_SUMS, totals);
-      tile += <usize>count * step;
-    }
-    return;
-  }
   if (rows === 1 && wide && parts < 3) {
     const x = <usize>load<u32>(scratch + SCRATCH_ROWS);
     if (parts === 1) fp4Row1(tile, blocks, x, totals);
     else fp4Row2(tile, blocks, x, totals);
     return;
   }
+  const panel = scratch + SCRATCH_PANEL;
   const step = INT8_SCALES + INT8_BLOCK;
   for (let from = 0; from < blocks; from += SCRATCH_PANEL_BLOCKS) {
     const count = min(SCRATCH_PANEL_BLOCKS, blocks - from);

@@ -40,8 +40,6 @@ export const INT8 = 3;
 export const MXFP4 = 4;
 /** Of a product only: INT8 with one scale a row, times rows of x in 8 bits, see w8a8.ts. */
 export const W8A8 = 5;
-/** INT8 as GGUF's Q8_0 has it: 32 columns share a scale, which is a half. */
-export const Q8_0 = 6;
 
 // --- How the values to be packed lie in their file: planes of values and scales, or GGUF's blocks of 32 with their scale.
 export const PLANES = 0;
@@ -131,9 +129,8 @@ export const RECORD_FP4_SUMS = 16;
 export const RECORD_PARTS = 32;
 
 // --- A thread's scratch. Offsets in bytes.
-export const SCRATCH_PANEL = 0; // a decoded block of weights: f32 [BLOCK, TILE], or INT8 blocks with their scales, or scales f32 alone
+export const SCRATCH_PANEL = 0; // a decoded block of weights: f32 [BLOCK, TILE], or INT8 blocks with their scales
 export const SCRATCH_PANEL_BLOCKS = 14; // of 32 columns: 1152 bytes each
-export const SCRATCH_SCALE_BLOCKS = 128; // 128 bytes each
 export const SCRATCH_TOTALS = 16384; // f32 [ROW_BLOCK, TILE]
 export const SCRATCH_TOTALS_UP = 49152; // f32 [ROW_BLOCK, TILE]: the second product of gate and up
 export const SCRATCH_ROWS = 81920; // pointers [ROW_BLOCK]: where each row of x is

@@ -5,7 +5,6 @@
 // 4j … 4j + 3 as lanes of vector j.
 // INT8: for each group of columns 32 scales f32, then blocks of 32 columns. A block is two halves of 16 rows; in each, 8 steps of
 // 4 columns; in each, 4 vectors of 4 rows whose lane is one row's 4 bytes, as dot products take them. 128 is added where `wide`.
-// Q8_0: the same with 32 scales f16, ordered as rows of F16, before each block.
 // MXFP4: blocks of 32 columns: 32 scales E8M0, then 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows.
 // Low nibbles are columns 0 … 15 of the block, high nibbles 16 … 31.
 import {
@@ -15,7 +14,6 @@ import {
   GROUP_COLUMNS,
   INT8,
   MXFP4,
-  Q8_0,
   TABLE_F16_MASK,
   TABLE_F16_SCALE,
   TABLE_FP4,
@@ -34,7 +32,6 @@ export function columnBytes(format: i32): i32 {
 /** Bytes of the scales before each group of columns. */
 export function scaleBytes(format: i32): i32 {
   if (format === MXFP4) return TILE;
-  if (format === Q8_0) return 2 * TILE;
   return format >= INT8 ? 4 * TILE : 0;
 }
 
@@ -54,9 +51,9 @@ export function place(format: i32, r: i32): i32 {
   return ((r & 24) + (((r & 3) << 1) | ((r >> 2) & 1))) << 1;
 }
 
-/** Offset of row r, column k of a block of 32 × 32: bytes of INT8 and Q8_0, pairs of nibbles of MXFP4. */
+/** Offset of row r, column k of a block of 32 × 32: bytes of INT8, pairs of nibbles of MXFP4. */
 function placeInBlock(format: i32, r: i32, k: i32): i32 {
-  if (format !== MXFP4) return ((r & 16) << 5) + ((k & 28) << 4) + ((r & 15) << 2) + (k & 3);
+  if (format === INT8) return ((r & 16) << 5) + ((k & 28) << 4) + ((r & 15) << 2) + (k & 3);
   return ((r & 24) << 4) + ((k & 12) << 3) + ((r & 7) << 2) + (k & 3);
 }
 
@@ -90,10 +87,8 @@ export function unpackRow(
       const inGroup = k % group;
       const block = at + ahead + <usize>(inGroup / GROUP_COLUMNS) * (GROUP_COLUMNS * perColumn);
       const byte = <u32>load<u8>(block + placeInBlock(format, lane, inGroup % GROUP_COLUMNS));
-      if (format !== MXFP4) {
-        const ownScale =
-          format === INT8 ? load<f32>(at + ((<usize>lane) << 2)) : half(load<u16>(at + place(F16, lane)));
-        value = <f32>(wide ? <i32>byte - 128 : <i32>(<i8>byte)) * ownScale;
+      if (format === INT8) {
+        value = <f32>(wide ? <i32>byte - 128 : <i32>(<i8>byte)) * load<f32>(at + ((<usize>lane) << 2));
       } else {
         const code = (inGroup & 16) !== 0 ? byte >> 4 : byte & 15;
         value = load<f32>(tables + (code << 2), TABLE_FP4) * reinterpret<f32>(e8m0(load<u8>(at + lane)));
@@ -145,17 +140,4 @@ export function unpackPanel(format: i32, from: usize, count: i32, panel: usize):
     }
   }
   return panel;
-}
-
-/** The 32 scales before each of some blocks of Q8_0, `step` bytes apart, as f32 [blocks, 32]. */
-export function widenScales(from: usize, step: usize, blocks: i32, to: usize): void {
-  const mask = v128.load(tables, TABLE_F16_MASK);
-  const scale = v128.load(tables, TABLE_F16_SCALE);
-  for (; blocks > 0; blocks--, from += step) {
-    for (let part: usize = 0; part < 2 * TILE; part += 16, to += 32) {
-      const v = v128.load(from + part);
-      v128.store(to, f32x4.mul(halfLow(v, mask), scale));
-      v128.store(to, f32x4.mul(halfHigh(v, mask), scale), 16);
-    }
-  }
 }

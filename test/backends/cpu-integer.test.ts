@@ -377,11 +377,8 @@ function blockSource(random: Random, blocks: BlockEncoding, shape: readonly numb
   const count = shape.reduce((n, dim) => n * dim, 1) / BLOCK;
   const half = BLOCK / 2;
   if (blocks === "q8_0") {
-    // Any finite halves as scales: the highest bit of the largest exponent is taken away.
-    const scales = Uint16Array.from({ length: count }, () => {
-      const bits = random.bits() & 0xffff;
-      return (bits & 0x7c00) === 0x7c00 ? bits & 0xbfff : bits;
-    });
+    // Any halves as scales, infinite ones and NaN included.
+    const scales = Uint16Array.from({ length: count }, () => random.bits() & 0xffff);
     const data = random.bytes(count * BLOCK);
     const bytes = new Uint8Array(count * 34);
     for (let i = 0; i < count; i++) {
@@ -455,23 +452,6 @@ describe("packed weights come back bit for bit", () => {
     for (const [rows, columns] of shapes) {
       await expectRows(backends, make(new Random(rows), rows, columns), upTo(rows));
     }
-  });
-
-  test.each([0x7c00, 0xfc00, 0x7e01])("q8_0: a scale that is infinite or no number is refused (%i)", async (bits) => {
-    const source = blockSource(new Random(4), "q8_0", [40, 96]);
-    const damaged: WeightSource = {
-      ...source,
-      async read(plane, offset, length, into) {
-        const bytes = await source.read(plane, offset, length, into);
-        if (plane === "blocks" && offset === 0) bytes.set([bits & 255, bits >> 8], 34 * 5);
-        return bytes;
-      },
-    };
-    await onAll(backends, async (rig) => {
-      const loading = rig.load(damaged);
-      await expect(loading).rejects.toBeInstanceOf(UnsupportedModelError);
-      await expect(loading).rejects.toMatchObject({ code: "UNSUPPORTED_VALUE", tensor: "test.q8_0" });
-    });
   });
 
   test("also of what is read in two pieces", async () => {
