@@ -108,8 +108,8 @@ function packFp4(encoding: i32, data: usize, scales: usize, rows: i32, columns: 
 
 // --- F32, F16, BF16
 
-/** 8 rows × 8 columns of halves: a column is 16 bytes, rows in the order of `place`; columns are 64 bytes apart. */
-function transpose8(from: usize, rowBytes: usize, to: usize): void {
+/** Rows 0 … 3 and 8 … 11 from `from`, 8 columns of halves: a column is 16 bytes, see `place`; columns are 64 bytes apart. */
+function transposeHalves(from: usize, rowBytes: usize, to: usize): void {
   for (let side: usize = 0; side < 2; side++) {
     // The halves of 4 columns: side 0 takes the low 64 bits of each row, side 1 the high ones.
     const at = from + 8 * side;
@@ -117,10 +117,10 @@ function transpose8(from: usize, rowBytes: usize, to: usize): void {
     const b = v128.load64_zero(at + rowBytes);
     const c = v128.load64_zero(at + 2 * rowBytes);
     const d = v128.load64_zero(at + 3 * rowBytes);
-    const e = v128.load64_zero(at + 4 * rowBytes);
-    const f = v128.load64_zero(at + 5 * rowBytes);
-    const g = v128.load64_zero(at + 6 * rowBytes);
-    const h = v128.load64_zero(at + 7 * rowBytes);
+    const e = v128.load64_zero(at + 8 * rowBytes);
+    const f = v128.load64_zero(at + 9 * rowBytes);
+    const g = v128.load64_zero(at + 10 * rowBytes);
+    const h = v128.load64_zero(at + 11 * rowBytes);
     transpose4(
       v128.shuffle<i16>(a, e, 0, 8, 1, 9, 2, 10, 3, 11),
       v128.shuffle<i16>(b, f, 0, 8, 1, 9, 2, 10, 3, 11),
@@ -139,7 +139,10 @@ function packHalves(data: usize, rows: i32, columns: i32, to: usize): void {
   for (let k = 0; k < whole; k += 8) {
     const from = data + ((<usize>k) << 1);
     const at = to + <usize>k * (2 * TILE);
-    for (let r: usize = 0; r < <usize>TILE; r += 8) transpose8(from + r * rowBytes, rowBytes, at + 2 * r);
+    for (let r: usize = 0; r < <usize>TILE; r += 16) {
+      transposeHalves(from + r * rowBytes, rowBytes, at + 2 * r);
+      transposeHalves(from + (r + 4) * rowBytes, rowBytes, at + 2 * r + 16);
+    }
   }
   for (let r = 0; r < rows; r++) {
     const from = data + <usize>r * rowBytes;

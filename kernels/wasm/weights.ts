@@ -1,8 +1,8 @@
 // Packed weights. A tile is 32 output rows, all loads of a product with it are one stream. Knows nothing of threads or of what
 // the values are multiplied with.
 //
-// F32, F16, BF16: for each column the values of the 32 rows lie side by side, ordered so that unpacking a register gives rows
-// 4j … 4j + 3 as lanes of vector j.
+// F32, F16, BF16: for each column the values of the 32 rows lie side by side. Of halves two vectors hold 16 rows: their low halves
+// are rows 0 … 7, their high ones 8 … 15, so that neighbouring vectors stay neighbours when they are unpacked.
 // INT8: for each group of columns 32 scales f32, then blocks of 32 columns. A block is two halves of 16 rows; in each, 8 steps of
 // 4 columns; in each, 4 vectors of 4 rows whose lane is one row's 4 bytes, as dot products take them. 128 is added where `wide`.
 // MXFP4: blocks of 32 columns: 32 scales E8M0, then 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows.
@@ -45,10 +45,10 @@ function e8m0(e: u32): u32 {
   return e === 0 ? 0x00400000 : e << 23;
 }
 
-/** Offset of row r's value in a column of F32, F16, BF16. Of 8 halves, the low ones of all lanes come before the high ones. */
+/** Offset of row r's value in a column of F32, F16, BF16. */
 export function place(format: i32, r: i32): i32 {
   if (format === F32) return r << 2;
-  return ((r & 24) + (((r & 3) << 1) | ((r >> 2) & 1))) << 1;
+  return ((r & 16) | ((r & 7) << 1) | ((r >> 3) & 1)) << 1;
 }
 
 /** Offset of row r, column k of a block of 32 × 32: bytes of INT8, pairs of nibbles of MXFP4. */
@@ -103,7 +103,7 @@ export function unpackRow(
   }
 }
 
-// --- One register of packed values as f32 vectors. Rows are as `place` put them.
+// --- Packed values as f32 vectors
 
 /** table[index], for indices 0 … 15. */
 export function lookup(table: v128, index: v128): v128 {
@@ -125,18 +125,24 @@ export function unpackPanel(format: i32, from: usize, count: i32, panel: usize):
   const end = panel + <usize>count * (4 * TILE);
   if (format === BF16) {
     const mask = v128.load(tables, TABLE_HIGH_HALF);
-    for (; to < end; to += 32, from += 16) {
+    for (; to < end; to += 64, from += 32) {
       const v = v128.load(from);
+      const u = v128.load(from, 16);
       v128.store(to, i32x4.shl(v, 16));
-      v128.store(to, v128.and(v, mask), 16);
+      v128.store(to, i32x4.shl(u, 16), 16);
+      v128.store(to, v128.and(v, mask), 32);
+      v128.store(to, v128.and(u, mask), 48);
     }
   } else {
     const mask = v128.load(tables, TABLE_F16_MASK);
     const scale = v128.load(tables, TABLE_F16_SCALE);
-    for (; to < end; to += 32, from += 16) {
+    for (; to < end; to += 64, from += 32) {
       const v = v128.load(from);
+      const u = v128.load(from, 16);
       v128.store(to, f32x4.mul(halfLow(v, mask), scale));
-      v128.store(to, f32x4.mul(halfHigh(v, mask), scale), 16);
+      v128.store(to, f32x4.mul(halfLow(u, mask), scale), 16);
+      v128.store(to, f32x4.mul(halfHigh(v, mask), scale), 32);
+      v128.store(to, f32x4.mul(halfHigh(u, mask), scale), 48);
     }
   }
   return panel;
