@@ -101,7 +101,9 @@ for (const file of files) {
   const measured: Record<EngineName, Measured[]> = { high: [], fast: [], "node-llama-cpp": [] };
   const loads: number[] = [];
   for (let round = 0; round < rounds; round++) {
-    for (const engine of NAMES) {
+    // Each in its turn is the first: what a process leaves behind (memory that the system takes back) falls on the next one.
+    for (const [i] of NAMES.entries()) {
+      const engine = NAMES[(round + i) % NAMES.length];
       process.stderr.write(`${file}: ${engine}, ${round + 1} of ${rounds}\n`);
       measured[engine].push(await measure(engine, file, round === 0));
       loads.push(loadavg()[0]);
