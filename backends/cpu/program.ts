@@ -19,16 +19,18 @@ import { place } from "../plan.ts";
 import type { Bank } from "./bank.ts";
 import { CpuKv, CpuTensor, CpuWeight, type Live } from "./tensor.ts";
 
-/** An integer or address; a float; where a tensor is, or `plus` bytes further; undefined: 0, none. */
-type Word =
+/**
+ * An integer or address; a float; where a tensor is, or `plus` bytes further; undefined: 0, none. A weight or a cache is the address
+ * of its values or descriptor. Matrices and caches say in which bank their op runs.
+ */
+export type Arg =
   | number
   | { readonly f32: number }
   | CpuTensor
   | { readonly tensor: CpuTensor; readonly plus: number }
+  | CpuWeight
+  | CpuKv
   | undefined;
-
-/** A weight or a cache is the address of its values or descriptor. Matrices and caches say in which bank their op runs. */
-export type Arg = Word | CpuWeight | CpuKv;
 
 export interface Op {
   readonly code: number;
@@ -82,17 +84,12 @@ export class CpuProgram implements Program {
   }
 }
 
-/** An op in terms of what is in one bank. */
-interface LocalOp extends Op {
-  readonly args: readonly Word[];
-}
-
 /** Ops in a row that run in the same bank. */
 interface Part {
   readonly bank: Bank;
   /** Where its first op is in the program. */
   readonly first: number;
-  readonly ops: LocalOp[];
+  readonly ops: Op[];
   /** Scratch of other banks that is copied to this one before it runs. */
   readonly copies: { readonly from: CpuTensor; readonly to: CpuTensor }[];
   /** What it writes that is not scratch: other banks have mirrors of it. */
@@ -101,30 +98,33 @@ interface Part {
 
 /** The bank of an op's matrix or cache. Undefined: it can run in any. */
 function bankOf({ code, args }: Op): Bank | undefined {
-  const bound = args.filter((arg) => arg instanceof CpuKv || (arg instanceof CpuWeight && arg.shape.length > 1));
-  const banks = new Set((bound as (CpuKv | CpuWeight)[]).map((arg) => arg.bank));
-  assert(banks.size <= 1, `cpu: op ${code} has weights in ${banks.size} banks`);
-  return [...banks][0];
+  let bank: Bank | undefined;
+  for (const arg of args) {
+    if (!(arg instanceof CpuKv || (arg instanceof CpuWeight && arg.shape.length > 1))) continue;
+    assert(bank === undefined || bank === arg.bank, `cpu: op ${code} has weights in several banks`);
+    bank = arg.bank;
+  }
+  return bank;
 }
 
 /** Ops that can run in any bank run in that of the op before them. */
 function cut(ops: readonly Op[], first: Bank): Part[] {
   const parts: Part[] = [];
   let bank = first;
-  for (const [i, op] of ops.entries()) {
-    bank = bankOf(op) ?? bank;
+  for (let i = 0; i < ops.length; i++) {
+    bank = bankOf(ops[i]) ?? bank;
     let part = parts.at(-1);
     if (part?.bank !== bank) {
       part = { bank, first: i, ops: [], copies: [], written: new Set() };
       parts.push(part);
     }
-    part.ops.push(localized(op, part));
+    append(ops[i], part);
   }
   return parts;
 }
 
-/** An op in terms of its part's bank, whose copies and writes it adds to. */
-function localized(op: Op, { bank, copies, written }: Part): LocalOp {
+/** Adds an op to a part, whose bank then has all that it reads and writes. */
+function append(op: Op, { bank, ops, copies, written }: Part): void {
   for (const tensor of op.writes) {
     if (!(tensor instanceof CpuTensor)) continue;
     if (tensor.space === "heap") written.add(tensor);
@@ -133,28 +133,18 @@ function localized(op: Op, { bank, copies, written }: Part): LocalOp {
       tensor.bank = bank;
     }
   }
-  const local = (tensor: CpuTensor) => {
-    const fresh = tensor.space === "arena" && tensor.bank !== bank && !tensor.mirrors.has(bank);
-    const mirror = tensor.in(bank);
-    if (fresh) copies.push({ from: tensor, to: mirror });
-    return mirror;
+  const bring = (thing: Arg) => {
+    if (thing instanceof CpuWeight) thing.addressIn(bank);
+    if (!(thing instanceof CpuTensor) || thing.bank === bank || thing.mirrors.has(bank)) return;
+    const mirror = thing.in(bank);
+    if (thing.space === "arena") copies.push({ from: thing, to: mirror });
   };
-  const localArg = (arg: Arg): Word => {
-    if (arg instanceof CpuTensor) return local(arg);
-    if (arg instanceof CpuWeight) return arg.addressIn(bank);
-    if (arg instanceof CpuKv) return arg.descriptor;
-    return typeof arg === "object" && "tensor" in arg ? { ...arg, tensor: local(arg.tensor) } : arg;
-  };
-  const localThing = (thing: CpuTensor | CpuKv) => (thing instanceof CpuTensor ? local(thing) : thing);
-  const { live, keep } = op;
-  return {
-    ...op,
-    live: live && { ...live, count: local(live.count) },
-    args: op.args.map(localArg),
-    keep: keep && local(keep),
-    reads: op.reads.map(localThing),
-    writes: op.writes.map(localThing),
-  };
+  bring(op.live?.count);
+  for (const arg of op.args) bring(typeof arg === "object" && "tensor" in arg ? arg.tensor : arg);
+  bring(op.keep);
+  for (const thing of op.reads) bring(thing);
+  for (const thing of op.writes) bring(thing);
+  ops.push(op);
 }
 
 /** A part as the kernels run it. */
@@ -168,7 +158,7 @@ class Segment {
     const { ops, bank } = part;
     this.label = label;
     this.#part = part;
-    this.#barriers = findBarriers(ops);
+    this.#barriers = findBarriers(ops, bank);
     this.#address = bank.heap.alloc(PROGRAM_HEADER + ops.length * (OP_BYTES + STATE_BYTES), `program ${label}`);
     try {
       bank.arena.add(this, scratchBytes);
@@ -196,22 +186,29 @@ class Segment {
     const { bank, ops } = this.#part;
     const bytes = PROGRAM_HEADER + ops.length * OP_BYTES;
     const view = new DataView(bank.heap.memory.buffer, this.#address, bytes);
-    const address = (tensor: CpuTensor) => tensor.offset + (tensor.space === "arena" ? arena : 0);
+    const address = (tensor: CpuTensor) => {
+      const { space, offset } = tensor.in(bank);
+      return space === "arena" ? arena + offset : offset;
+    };
     view.setInt32(PROGRAM_OPS, ops.length, true);
     view.setUint32(PROGRAM_STATE, this.#address + bytes, true);
-    for (const [i, op] of ops.entries()) {
+    for (let i = 0; i < ops.length; i++) {
+      const { code, live, rows, args } = ops[i];
       const at = PROGRAM_HEADER + i * OP_BYTES;
-      view.setInt32(at + OP_CODE, op.code, true);
+      view.setInt32(at + OP_CODE, code, true);
       view.setInt32(at + OP_BARRIER, this.#barriers[i] ? 1 : 0, true);
-      view.setUint32(at + OP_LIVE, op.live === undefined ? 0 : address(op.live.count), true);
-      view.setInt32(at + OP_TIMES, op.live?.times ?? 1, true);
-      view.setInt32(at + OP_ROWS, op.rows, true);
-      assert(OP_ARGS + 4 * op.args.length <= OP_BYTES, `cpu: op ${op.code} has ${op.args.length} arguments`);
-      for (const [j, arg] of op.args.entries()) {
+      view.setUint32(at + OP_LIVE, live === undefined ? 0 : address(live.count), true);
+      view.setInt32(at + OP_TIMES, live?.times ?? 1, true);
+      view.setInt32(at + OP_ROWS, rows, true);
+      assert(OP_ARGS + 4 * args.length <= OP_BYTES, `cpu: op ${code} has ${args.length} arguments`);
+      for (let j = 0; j < args.length; j++) {
+        const arg = args[j];
         const to = at + OP_ARGS + 4 * j;
         if (arg === undefined) view.setUint32(to, 0, true);
         else if (typeof arg === "number") view.setUint32(to, arg, true);
         else if (arg instanceof CpuTensor) view.setUint32(to, address(arg), true);
+        else if (arg instanceof CpuWeight) view.setUint32(to, arg.addressIn(bank), true);
+        else if (arg instanceof CpuKv) view.setUint32(to, arg.descriptor, true);
         else if ("tensor" in arg) view.setUint32(to, address(arg.tensor) + arg.plus, true);
         else view.setFloat32(to, arg.f32, true);
       }
@@ -236,60 +233,92 @@ function spread(tensor: CpuTensor, bank: Bank): void {
 /** Sets the offsets of all scratch in a bank; outputs live to the end. Returns the bytes needed. */
 function placeScratch(bank: Bank, parts: readonly Part[], outputs: readonly Tensor[]): number {
   const lifetimes = new Map<CpuTensor, { bytes: number; first: number; last: number }>();
-  const use = (tensor: CpuTensor | CpuKv | undefined, i: number) => {
-    if (!(tensor instanceof CpuTensor) || tensor.space !== "arena" || tensor.bank !== bank) return;
+  const use = (tensor: CpuTensor, i: number) => {
+    if (tensor.space !== "arena" || tensor.bank !== bank) return;
     const lifetime = lifetimes.get(tensor);
     if (lifetime === undefined) lifetimes.set(tensor, { bytes: tensor.byteLength, first: i, last: i });
     else lifetime.last = i;
   };
-  for (const { first, ops, copies } of parts) {
+  for (const { bank: own, first, ops, copies } of parts) {
     for (const { from, to } of copies) {
       use(from, first);
       use(to, first);
     }
-    for (const [i, op] of ops.entries()) {
-      for (const tensor of op.writes) use(tensor, first + i);
-      for (const tensor of op.reads) use(tensor, first + i);
+    for (let i = 0; i < ops.length; i++) {
+      const { reads, writes } = ops[i];
+      for (const thing of writes) if (thing instanceof CpuTensor) use(thing.in(own), first + i);
+      for (const thing of reads) if (thing instanceof CpuTensor) use(thing.in(own), first + i);
     }
   }
   const end = Number.POSITIVE_INFINITY;
-  for (const { keep } of parts.flatMap(({ ops }) => ops)) {
-    for (const tensor of keep === undefined ? [] : [keep, ...keep.mirrors.values()]) use(tensor, end);
+  for (const { bank: own, ops } of parts) {
+    for (const { keep } of ops) {
+      if (keep === undefined) continue;
+      const local = keep.in(own);
+      use(local, end);
+      for (const tensor of local.mirrors.values()) use(tensor, end);
+    }
   }
   for (const tensor of outputs) use(tensor as CpuTensor, end);
-  const tensors = [...lifetimes.keys()];
   const { offsets, bytes } = place([...lifetimes.values()]);
-  for (const [i, tensor] of tensors.entries()) tensor.offset = offsets[i];
+  let i = 0;
+  for (const tensor of lifetimes.keys()) tensor.offset = offsets[i++];
   return bytes;
 }
 
-interface Range {
-  readonly space: string;
-  readonly from: number;
-  readonly to: number;
-}
+/** Added to offsets of scratch, so that they are no addresses: more than any memory has. */
+const ARENA = 2 ** 32;
 
-function rangeOf(thing: CpuTensor | CpuKv): Range {
-  if (thing instanceof CpuKv) return { space: "heap", from: thing.address, to: thing.address + thing.byteLength };
-  return { space: thing.space, from: thing.offset, to: thing.offset + thing.byteLength };
+/** The bytes of some tensors and caches, as kernels in `bank` see them. */
+class Touched {
+  readonly #bank: Bank;
+  /** Where each begins and ends. */
+  readonly #ends: number[] = [];
+
+  constructor(bank: Bank) {
+    this.#bank = bank;
+  }
+
+  add(things: readonly (CpuTensor | CpuKv)[]): void {
+    for (const thing of things) {
+      const from = this.#start(thing);
+      this.#ends.push(from, from + thing.byteLength);
+    }
+  }
+
+  meets(things: readonly (CpuTensor | CpuKv)[]): boolean {
+    const ends = this.#ends;
+    for (const thing of things) {
+      const from = this.#start(thing);
+      const to = from + thing.byteLength;
+      for (let i = 0; i < ends.length; i += 2) if (ends[i] < to && from < ends[i + 1]) return true;
+    }
+    return false;
+  }
+
+  clear(): void {
+    this.#ends.length = 0;
+  }
+
+  #start(thing: CpuTensor | CpuKv): number {
+    if (thing instanceof CpuKv) return thing.address;
+    const { space, offset } = thing.in(this.#bank);
+    return space === "arena" ? ARENA + offset : offset;
+  }
 }
 
 /** Which ops must wait until all threads have finished those before: the ones that touch what those touched. */
-function findBarriers(ops: readonly Op[]): boolean[] {
-  let reads: Range[] = [];
-  let writes: Range[] = [];
-  const overlap = (a: readonly Range[], b: readonly Range[]) =>
-    a.some((x) => b.some((y) => x.space === y.space && x.from < y.to && y.from < x.to));
+function findBarriers(ops: readonly Op[], bank: Bank): boolean[] {
+  const [reads, writes] = [new Touched(bank), new Touched(bank)];
   return ops.map((op) => {
-    const read = [...op.reads, ...(op.live === undefined ? [] : [op.live.count])].map(rangeOf);
-    const write = op.writes.map(rangeOf);
-    const barrier = overlap(read, writes) || overlap(write, reads) || overlap(write, writes);
+    const read = op.live === undefined ? op.reads : [...op.reads, op.live.count];
+    const barrier = writes.meets(read) || reads.meets(op.writes) || writes.meets(op.writes);
     if (barrier) {
-      reads = [];
-      writes = [];
+      reads.clear();
+      writes.clear();
     }
-    reads.push(...read);
-    writes.push(...write);
+    reads.add(read);
+    writes.add(op.writes);
     return barrier;
   });
 }

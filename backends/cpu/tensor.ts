@@ -226,13 +226,10 @@ export class CpuKv implements KvCache {
     to: number,
   ): { k: Float32Array; v: Float32Array } {
     const { kvHeads, headDim, ring, pageSize, dtype = "f32" } = this.spec;
-    const view = new DataView(heap.memory.buffer);
-    const elements = {
-      f32: (matrix: number, i: number) => view.getFloat32(matrix + 4 * i, true),
-      f16: (matrix: number, i: number) => view.getUint16(matrix + 2 * i, true),
-      int8: (matrix: number, i: number) => view.getInt8(matrix + i),
-    };
-    const element = elements[dtype];
+    const { buffer } = heap.memory;
+    const floats = new Float32Array(buffer);
+    const elements = { f32: floats, f16: new Uint16Array(buffer), int8: new Int8Array(buffer) }[dtype];
+    const size = elements.BYTES_PER_ELEMENT;
     const count = (to - from) * kvHeads * headDim;
     const planes = () => (dtype === "f16" ? new Uint16Array(count) : new Float32Array(count));
     const [k, v] = [planes(), planes()];
@@ -246,12 +243,12 @@ export class CpuKv implements KvCache {
       for (let head = 0; head < kvHeads; head++) {
         const keys = this.address + (head * this.#segments + Math.floor(slot / SEGMENT)) * this.#segmentBytes;
         const values = keys + this.#values;
-        const scales = keys + SEGMENT * this.width + 4 * lane;
-        const scale = (plane: number) => (dtype === "int8" ? view.getFloat32(scales + 4 * SEGMENT * plane, true) : 1);
-        const [keyScale, valueScale] = [scale(0), scale(2)];
+        const scales = (keys + SEGMENT * this.width) / 4 + lane;
+        const keyScale = dtype === "int8" ? floats[scales] : 1;
+        const valueScale = dtype === "int8" ? floats[scales + 2 * SEGMENT] : 1;
         for (let c = 0; c < headDim; c++, out++) {
-          k[out] = keyScale * element(keys, place(dtype, lane, c, this.width));
-          v[out] = valueScale * element(values, place(dtype, c, lane, SEGMENT));
+          k[out] = keyScale * elements[keys / size + place(dtype, lane, c, this.width)];
+          v[out] = valueScale * elements[values / size + place(dtype, c, lane, SEGMENT)];
         }
       }
     }

@@ -29,9 +29,10 @@ import {
   MAX_HEAD_DIM,
   PARTIAL_HEADER,
   SCRATCH_ATTENTION,
+  SCRATCH_BYTES,
   SEGMENT,
 } from "./layout";
-import { exp2, high2, low2, madd, powers, sum4, tanh2 } from "./math";
+import { exp2, madd, powers, sum4, tanh2 } from "./math";
 import { softcap4 } from "./softcap";
 import { claim, scratch, threads } from "./threads";
 
@@ -429,7 +430,17 @@ function softmax(query: i32, segment: usize, start: i32, from: i32, to: i32): vo
   store<f32>(state, alpha, ALPHA);
 }
 
-// --- For taps
+// --- For taps, in f64
+
+/** Keys of 16 slots, decoded, f32 [MAX_HEAD_DIM, 16]; then as many scores as there is room for. */
+const DECODED: usize = SCRATCH_ATTENTION;
+const SCORES64: usize = DECODED + 64 * MAX_HEAD_DIM;
+const MOST_SCORES: i32 = (SCRATCH_BYTES - SCRATCH_ATTENTION - 64 * MAX_HEAD_DIM) >> 3;
+
+/** Two neighbouring values in f64. */
+function two(at: usize): v128 {
+  return f64x2.promote_low_f32x4(v128.load64_zero(at));
+}
 
 /** 16 scores in f64, scaled and capped: keys f32 [d, 16] → to f64 [16]. */
 function scores64(keys: usize, q: usize, d: i32, scaleBy: f64, capAt: f64, to: usize): void {
@@ -444,18 +455,14 @@ function scores64(keys: usize, q: usize, d: i32, scaleBy: f64, capAt: f64, to: u
     a7 = zero;
   for (const end = q + ((<usize>d) << 2); q < end; q += 4, keys += 64) {
     const s = f64x2.splat(<f64>load<f32>(q));
-    const k0 = v128.load(keys);
-    const k1 = v128.load(keys, 16);
-    const k2 = v128.load(keys, 32);
-    const k3 = v128.load(keys, 48);
-    a0 = f64x2.add(a0, f64x2.mul(s, low2(k0)));
-    a1 = f64x2.add(a1, f64x2.mul(s, high2(k0)));
-    a2 = f64x2.add(a2, f64x2.mul(s, low2(k1)));
-    a3 = f64x2.add(a3, f64x2.mul(s, high2(k1)));
-    a4 = f64x2.add(a4, f64x2.mul(s, low2(k2)));
-    a5 = f64x2.add(a5, f64x2.mul(s, high2(k2)));
-    a6 = f64x2.add(a6, f64x2.mul(s, low2(k3)));
-    a7 = f64x2.add(a7, f64x2.mul(s, high2(k3)));
+    a0 = f64x2.add(a0, f64x2.mul(s, two(keys)));
+    a1 = f64x2.add(a1, f64x2.mul(s, two(keys + 8)));
+    a2 = f64x2.add(a2, f64x2.mul(s, two(keys + 16)));
+    a3 = f64x2.add(a3, f64x2.mul(s, two(keys + 24)));
+    a4 = f64x2.add(a4, f64x2.mul(s, two(keys + 32)));
+    a5 = f64x2.add(a5, f64x2.mul(s, two(keys + 40)));
+    a6 = f64x2.add(a6, f64x2.mul(s, two(keys + 48)));
+    a7 = f64x2.add(a7, f64x2.mul(s, two(keys + 56)));
   }
   v128.store(to, a0);
   v128.store(to, a1, 16);
@@ -471,7 +478,7 @@ function scores64(keys: usize, q: usize, d: i32, scaleBy: f64, capAt: f64, to: u
   }
 }
 
-/** For taps: q [rows, H·d] → probabilities [rows, H, keys], 0 where masked. In f64, with the scores computed twice. */
+/** q [rows, H·d] → probabilities [rows, H, keys], 0 where masked. Scores that there is no room to keep are computed twice. */
 export function attentionProbs(
   rows: i32,
   q: usize,
@@ -492,8 +499,8 @@ export function attentionProbs(
   const group = heads / load<i32>(kv, CACHE_KV_HEADS);
   const pageSize = load<i32>(kv, CACHE_PAGE_SIZE);
   const span = pageSize === 0 ? load<i32>(kv, CACHE_STRIDE) : pageSize;
-  const scores = scratch + SCRATCH_ATTENTION;
-  const decoded = scores + 128; // f32 [d, 16]
+  const decoded = scratch + DECODED;
+  const scores = scratch + SCORES64;
   const tasks = rows * heads;
   for (let task = claim(1, tasks); task < tasks; task = claim(1, tasks)) {
     const row = (<usize>(task / heads)) << 2;
@@ -505,38 +512,55 @@ export function attentionProbs(
     memory.fill(to, 0, (<usize>keys) << 2);
     const sink: f64 = sinks === 0 ? -Infinity : <f64>load<f32>(sinks + ((<usize>head) << 2));
     const seen = firstSeen(position, window);
+    const origin = seen & -16;
+    const kept = position - origin < MOST_SCORES;
     let peak = sink;
     let sum: f64 = 0;
     // First the largest score, then exponentials of what is below it.
     for (let pass = 0; pass < 2; pass++) {
-      if (pass === 1) sum = exp64(sink - peak);
+      if (pass === 1) sum = f64x2.extract_lane(exps(sink - peak, sink - peak), 0);
       for (let from = seen; from <= position; ) {
         const within = from % span;
         const start = from - (within & 15);
         const stop = min(min(start + 16, from - within + span), position + 1);
         const slot = slotOf(kv, pages, pagesPerSequence, sequence, from);
         if (slot >= 0) {
-          scores64(keysAt(kv, head / group, slot & -16, decoded), query, d, scaleBy, capAt, scores);
-          for (let j = from; j < stop; j++) {
-            const score = load<f64>(scores + ((<usize>(j - start)) << 3));
-            if (pass === 0) {
-              peak = max(peak, score);
-              continue;
+          const block = kept ? scores + ((<usize>(start - origin)) << 3) : scores;
+          if (pass === 0 || !kept) {
+            scores64(keysAt(kv, head / group, slot & -16, decoded), query, d, scaleBy, capAt, block);
+          }
+          const first = block + ((<usize>(from - start)) << 3);
+          const end = block + ((<usize>(stop - start)) << 3);
+          if (pass === 0) {
+            for (let at = first; at < end; at += 8) peak = max(peak, load<f64>(at));
+          } else {
+            const shown = block + ((<usize>max(0, min(stop, keys) - start)) << 3);
+            let p = to + ((<usize>from) << 2);
+            for (let at = first; at < end; at += 16, p += 8) {
+              // Where the second is beyond the end, whatever stands there.
+              const two = exps(load<f64>(at) - peak, load<f64>(at, 8) - peak);
+              sum += f64x2.extract_lane(two, 0);
+              if (at < shown) store<f32>(p, <f32>f64x2.extract_lane(two, 0));
+              if (at + 8 >= end) continue;
+              sum += f64x2.extract_lane(two, 1);
+              if (at + 8 < shown) store<f32>(p, <f32>f64x2.extract_lane(two, 1), 4);
             }
-            const p = exp64(score - peak);
-            sum += p;
-            if (j < keys) store<f32>(to + ((<usize>j) << 2), <f32>p);
           }
         }
         from = stop;
       }
     }
-    for (let at = to, end = to + ((<usize>keys) << 2); at < end; at += 4) {
-      store<f32>(at, <f32>(<f64>load<f32>(at) / sum));
+    const end = to + ((<usize>keys) << 2);
+    let at = to;
+    for (; at + 8 <= end; at += 8) {
+      v128.store64_lane(at, f32x4.demote_f64x2_zero(f64x2.div(two(at), f64x2.splat(sum))), 0);
     }
+    if (at < end) store<f32>(at, <f32>(<f64>load<f32>(at) / sum));
   }
 }
 
-function exp64(x: f64): f64 {
-  return x === -Infinity ? 0 : f64x2.extract_lane(exp2(f64x2.splat(x)), 0);
+/** e^x, e^y; 0 of −∞. */
+function exps(x: f64, y: f64): v128 {
+  const both = f64x2.replace_lane(f64x2.splat(x), 1, y);
+  return v128.andnot(exp2(both), f64x2.eq(both, f64x2.splat(-Infinity)));
 }

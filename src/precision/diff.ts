@@ -247,7 +247,10 @@ class OwnRun {
     const actual = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
     const order = (this.#order.get(step) ?? []).filter((full) => actual.has(full));
     const shapes = (full: string) => [this.#reference.manifest.tensors[full].shape, actual.get(full)!.shape];
-    const misshapen = order.find((full) => shapes(full)[0].join() !== shapes(full)[1].join());
+    const misshapen = order.find((full) => {
+      const [theirs, mine] = shapes(full);
+      return theirs.length !== mine.length || theirs.some((size, i) => size !== mine[i]);
+    });
     if (misshapen !== undefined) {
       const [theirs, mine] = shapes(misshapen);
       this.misshapen ??= `${misshapen} is [${theirs}] in the dump and [${mine}] here`;

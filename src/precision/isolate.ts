@@ -223,11 +223,8 @@ function inputOf(key: string): string {
 }
 
 function sameBits(a: Values, b: Values): boolean {
-  const words = (values: Values) => new Uint32Array(values.buffer, values.byteOffset, values.length);
-  const [x, y] = [words(a), words(b)];
-  if (x.length !== y.length) return false;
-  for (let i = 0; i < x.length; i++) if (x[i] !== y[i]) return false;
-  return true;
+  const bytes = (values: Values) => Buffer.from(values.buffer, values.byteOffset, values.byteLength);
+  return bytes(a).equals(bytes(b));
 }
 
 // ---------------------------------------------------------------------------------------------- replays

@@ -44,6 +44,8 @@ type Values = Float32Array | Int32Array;
 export class Reference implements AsyncDisposable {
   readonly manifest: Manifest;
   readonly #read: (key: string) => Promise<Values>;
+  /** What was asked for before: a diff reads each tensor several times. */
+  readonly #tensors = new Map<string, Promise<ReferenceTensor>>();
   readonly #close: () => Promise<void>;
 
   /** @param name base name of the two files in `files`. Throws ModelFileError REF_* with what is wrong. */
@@ -112,7 +114,16 @@ export class Reference implements AsyncDisposable {
     return [...outputs, "0/model.norm:out", ...logits];
   }
 
-  async read(key: string): Promise<ReferenceTensor> {
+  read(key: string): Promise<ReferenceTensor> {
+    let tensor = this.#tensors.get(key);
+    if (tensor === undefined) {
+      tensor = this.#tensor(key);
+      this.#tensors.set(key, tensor);
+    }
+    return tensor;
+  }
+
+  async #tensor(key: string): Promise<ReferenceTensor> {
     if (!this.has(key)) throw new ModelFileError("REF_MISSING", `the reference has no tensor ${key}`, { tensor: key });
     return { key, shape: this.manifest.tensors[key].shape, values: await this.#read(key) };
   }
@@ -126,10 +137,13 @@ export class Reference implements AsyncDisposable {
   }
 }
 
-/** Bytes that are read at once: one read of a large file costs no more than one of a small tensor. */
-const PIECE = 64 * 2 ** 20;
+/** Bytes that are read at once: one read of so many costs no more than one of a small tensor. */
+const PIECE = 4 * 2 ** 20;
 
-/** The tensors of a file by name. Read in pieces of neighbours and kept, since a diff compares each of them several times. */
+/**
+ * The tensors of a file by name. Read in pieces of neighbours and kept, since a diff compares each of them several times; the next
+ * piece is read while this one is looked at.
+ */
 class Stored {
   readonly #file: ModelFile;
   readonly #pieces = new Map<string, Piece>();
@@ -140,8 +154,11 @@ class Stored {
     let last: Piece | undefined;
     for (const [name, tensor] of [...header.tensors].sort(([, a], [, b]) => a.byteOffset - b.byteOffset)) {
       const end = tensor.byteOffset + tensor.byteLength;
-      if (last === undefined || end - last.from > PIECE)
-        last = { from: tensor.byteOffset, to: end, tensors: new Map() };
+      if (last === undefined || end - last.from > PIECE) {
+        const piece: Piece = { from: tensor.byteOffset, to: end, tensors: new Map() };
+        if (last !== undefined) last.next = piece;
+        last = piece;
+      }
       last.to = end;
       last.tensors.set(name, tensor);
       this.#pieces.set(name, last);
@@ -149,22 +166,29 @@ class Stored {
   }
 
   async read(name: string): Promise<Values> {
-    const known = this.#values.get(name);
-    if (known !== undefined) return known;
-    const { from, to, tensors } = this.#pieces.get(name)!;
+    const piece = this.#pieces.get(name)!;
+    await this.#load(piece);
+    // Whoever asks for the next piece learns of its error.
+    if (piece.next !== undefined) this.#load(piece.next).catch(() => {});
+    return this.#values.get(name)!;
+  }
+
+  #load(piece: Piece): Promise<void> {
+    piece.loaded ??= this.#fill(piece);
+    return piece.loaded;
+  }
+
+  async #fill({ from, to, tensors }: Piece): Promise<void> {
     const bytes = await this.#file.read(from, to - from);
-    for (const [other, { byteOffset, byteLength, dtype }] of tensors) {
+    for (const [name, { byteOffset, byteLength, dtype }] of tensors) {
       const own = bytes.subarray(byteOffset - from, byteOffset - from + byteLength);
       // Other dtypes have been refused, unless nobody reads them.
       if (dtype !== "F32" && dtype !== "I32") continue;
       const { buffer, byteOffset: at } = own.byteOffset % 4 === 0 ? own : own.slice();
       const length = byteLength / 4;
-      this.#values.set(
-        other,
-        dtype === "I32" ? new Int32Array(buffer, at, length) : new Float32Array(buffer, at, length),
-      );
+      const values = dtype === "I32" ? new Int32Array(buffer, at, length) : new Float32Array(buffer, at, length);
+      this.#values.set(name, values);
     }
-    return this.#values.get(name)!;
   }
 }
 
@@ -173,6 +197,9 @@ interface Piece {
   readonly from: number;
   to: number;
   readonly tensors: Map<string, SafetensorsTensor>;
+  /** What follows it in the file. */
+  next?: Piece;
+  loaded?: Promise<void>;
 }
 
 function checkTensors({ order, tensors }: Manifest, header: SafetensorsHeader, file: string): void {
