@@ -66,7 +66,7 @@ export interface LoadOptions {
   kvCache?: KvType;
   /**
    * Lets the CPU set a flag of V8, `--experimental-wasm-revectorize`, where that is known to work (Node 26 on x64): vectors
-   * become twice as wide, and prompts are read 1.5 times as fast with the same results. It holds for all WebAssembly of this
+   * become twice as wide, and prompts are read 1.6 to 2 times as fast with the same results. It holds for all WebAssembly of this
    * process, and code that V8 does not expect ends the process: for programs that run none but Vernier's. Default false; the
    * command line allows it.
    */

@@ -64,7 +64,7 @@ import { softcap } from "./softcap";
 import { awaitFinished, awaitStart, begin, close, end, enter, join, leave, open } from "./threads";
 import { quantizeRows } from "./w8a8";
 
-export { dotOfBytes } from "./integer";
+export { dotOfBytes } from "./integer-rows";
 export { unpackRow } from "./weights";
 export { join };
 

@@ -3,7 +3,7 @@
 // quantised row is one record as long as the row: its scale, what 128 added to every weight adds to the sums, the values.
 //
 // `wide` and narrow kernels: see integer.ts.
-import { dot } from "./integer";
+import { dot } from "./integer-rows";
 import { GROUP_COLUMNS, RECORD_INT8_SUMS, RECORD_PARTS, SCRATCH_ROWS, TILE } from "./layout";
 import { put, sums3 } from "./quantize";
 import { claim, scratch, wide } from "./threads";
