@@ -2,15 +2,12 @@
 // threads while the next piece is read. There is never a second copy of a whole weight. What the packed order is, the kernels
 // say (kernels/wasm/weights.ts).
 import {
-  BLOCKS_MXFP4,
-  BLOCKS_Q8_0,
   GROUP_COLUMNS,
   OP_ARGS,
   OP_BYTES,
   OP_CODE,
   OP_PACK,
   OP_ROWS,
-  PLANES,
   PROGRAM_HEADER,
   PROGRAM_OPS,
   PROGRAM_STATE,
@@ -24,20 +21,20 @@ import { widened } from "../../weights/sources.ts";
 import type { Bank, Banks } from "./bank.ts";
 import type { Heap } from "./heap.ts";
 import type { Pool } from "./pool.ts";
-import { CpuWeight, FORMAT_CODES } from "./tensor.ts";
+import { CpuWeight, formatCode } from "./tensor.ts";
 
 /** How much of a weight is read at once, if a tile row is not larger. */
 const CHUNK = 4 << 20;
 
 const BITS: Record<WeightFormat, number> = { f32: 32, f16: 16, bf16: 16, int8: 8, mxfp4: 4 };
 
-/** Bytes of the scale of a group. */
+/** Bytes of the scale of a group; INT8 that comes in blocks keeps theirs. */
 const SCALE: Record<WeightFormat, number> = { f32: 0, f16: 0, bf16: 0, int8: 4, mxfp4: 1 };
 
-/** Codes of the block encodings, and the bytes of their blocks. */
-const ENCODINGS: Record<BlockEncoding, { code: number; bytes: number }> = {
-  q8_0: { code: BLOCKS_Q8_0, bytes: 34 },
-  mxfp4: { code: BLOCKS_MXFP4, bytes: 17 },
+/** Bytes of a block of 32 columns, and of the scale in it. */
+const BLOCKS: Record<BlockEncoding, { bytes: number; scale: number }> = {
+  q8_0: { bytes: 34, scale: 2 },
+  mxfp4: { bytes: 17, scale: 1 },
 };
 
 /** So many products of −128 and 127 fit a sum in 32 bits. */
@@ -86,6 +83,8 @@ interface Piece {
 /** How a weight lies in memory: what is stored, in how many tiles of how many bytes. */
 interface Layout {
   readonly stored: WeightSource;
+  /** The kernels' name of it. */
+  readonly code: number;
   readonly outs: number;
   readonly columns: number;
   readonly experts: number;
@@ -105,10 +104,12 @@ function layoutOf(source: WeightSource): Layout {
   const experts = shape.length === 3 ? shape[0] : 1;
   const group = groupOf(stored);
   const tiles = Math.ceil(outs / TILE);
-  const tileBytes = TILE * ((columns * BITS[stored.format]) / 8 + (columns / group) * SCALE[stored.format]);
+  const scale = stored.blocks === undefined ? SCALE[stored.format] : BLOCKS[stored.blocks].scale;
+  const tileBytes = TILE * ((columns * BITS[stored.format]) / 8 + (columns / group) * scale);
   const packedBytes = experts * tiles * tileBytes;
   const byteLength = shape.length === 1 ? 4 * TILE * Math.ceil(columns / TILE) : packedBytes;
-  return { stored, outs, columns, experts, group, tiles, tileBytes, packedBytes, byteLength };
+  const code = formatCode(stored.format, stored.blocks);
+  return { stored, code, outs, columns, experts, group, tiles, tileBytes, packedBytes, byteLength };
 }
 
 export async function loadWeight(banks: Banks, source: WeightSource): Promise<CpuWeight> {
@@ -122,10 +123,12 @@ export async function loadWeight(banks: Banks, source: WeightSource): Promise<Cp
     throw error;
   }
   const { name, shape, format } = source;
-  const storedAs = shape.length === 1 ? "f32" : layout.stored.format;
+  const vector = shape.length === 1;
+  const storedAs = vector ? "f32" : layout.stored.format;
   const { byteLength, group } = layout;
+  const code = vector ? formatCode("f32") : layout.code;
   const { activations } = source;
-  return new CpuWeight({ name, shape, format, storedAs, byteLength, activations }, bank, address, group);
+  return new CpuWeight({ name, shape, format, storedAs, byteLength, activations }, bank, address, code, group);
 }
 
 /** Loads the weights of one memory, one after the other. */
@@ -163,7 +166,7 @@ export class Loader {
   }
 
   async #load(name: string, layout: Layout, address: number): Promise<void> {
-    const { stored, outs, columns, experts, group, tiles, tileBytes, packedBytes } = layout;
+    const { stored, code, outs, columns, experts, group, tiles, tileBytes, packedBytes } = layout;
     const vector = stored.shape.length === 1;
     // A vector is one row of a packed weight, unpacked again: the kernels then know all formats in one place.
     const packedAt = vector ? this.#heap.alloc(packedBytes, `weight ${name}, packed`) : address;
@@ -176,18 +179,24 @@ export class Loader {
           pieces.push({ row: expert * outs + row, rows: Math.min(rowsAtOnce, outs - row), to });
         }
       }
-      await this.#pack(stored, pieces, columns, group);
+      await this.#pack(stored, code, pieces, columns, group);
       if (vector) {
-        this.#pool.kernels.unpackRow(FORMAT_CODES[stored.format], packedAt, columns, group, 0, 0, columns, 1, address);
+        this.#pool.kernels.unpackRow(code, packedAt, columns, group, 0, 0, columns, 1, address);
       }
     } finally {
       if (vector) this.#heap.free(packedAt);
     }
   }
 
-  async #pack(source: WeightSource, pieces: readonly Piece[], columns: number, group: number): Promise<void> {
+  async #pack(
+    source: WeightSource,
+    code: number,
+    pieces: readonly Piece[],
+    columns: number,
+    group: number,
+  ): Promise<void> {
     const { name, format } = source;
-    const blocks = source.blocks === undefined ? undefined : ENCODINGS[source.blocks];
+    const blocks = source.blocks === undefined ? undefined : BLOCKS[source.blocks];
     const rowBytes = blocks === undefined ? (columns * BITS[format]) / 8 : (columns / GROUP_COLUMNS) * blocks.bytes;
     const rowScales = blocks === undefined ? (columns / group) * SCALE[format] : 0;
     const dataBytes = Math.ceil((pieces[0].rows * rowBytes) / 4) * 4;
@@ -206,9 +215,9 @@ export class Loader {
         await next;
         if (i + 1 < pieces.length) next = read(i + 1);
         const at = this.#staging[i % 2].address;
-        this.#run([FORMAT_CODES[format], blocks?.code ?? PLANES, at, at + dataBytes, rows, columns, group, to]);
+        this.#run([code, blocks === undefined ? 0 : 1, at, at + dataBytes, rows, columns, group, to]);
         if (!this.#pool.takeUnpacked()) continue;
-        const message = `${name}: some of its ${format} values are infinite or not a number; the checkpoint is damaged, or was converted from values beyond ${format}`;
+        const message = `${name}: some of its ${format} values or scales are infinite or not a number; the checkpoint is damaged, or was converted from values beyond ${format}`;
         throw new UnsupportedModelError("UNSUPPORTED_VALUE", message, { tensor: name });
       }
     } finally {

@@ -17,10 +17,12 @@ import {
   F32,
   INT8,
   MXFP4,
+  Q8_0,
   SEGMENT,
   W8A8,
 } from "../../kernels/wasm/layout.ts";
 import {
+  type BlockEncoding,
   type DType,
   type KvCache,
   type KvSpec,
@@ -101,10 +103,15 @@ export function cpuTensor(tensor: Tensor): CpuTensor {
   return tensor;
 }
 
-export const FORMAT_CODES = { f32: F32, f16: F16, bf16: BF16, int8: INT8, mxfp4: MXFP4 } as const satisfies Record<
+const FORMAT_CODES = { f32: F32, f16: F16, bf16: BF16, int8: INT8, mxfp4: MXFP4 } as const satisfies Record<
   WeightFormat,
   number
 >;
+
+/** The kernels' name of a format. `blocks`: how the source has its values. */
+export function formatCode(format: WeightFormat, blocks?: BlockEncoding): number {
+  return blocks === "q8_0" ? Q8_0 : FORMAT_CODES[format];
+}
 
 export class CpuWeight implements Weight {
   readonly name: string;
@@ -116,6 +123,8 @@ export class CpuWeight implements Weight {
   readonly activations?: "int8";
   readonly bank: Bank;
   readonly address: number;
+  /** The kernels' name of what is stored. */
+  readonly code: number;
   /** Columns that share a scale; all of them where the format has none. Unused by vectors. */
   readonly group: number;
   /** Rank 2 as plain f32 rows, each padded to a multiple of 32: made in a bank where it is first used as a bias of experts. */
@@ -127,6 +136,7 @@ export class CpuWeight implements Weight {
     source: Pick<Weight, "name" | "shape" | "format" | "storedAs" | "byteLength"> & Pick<WeightSource, "activations">,
     bank: Bank,
     address: number,
+    code: number,
     group: number,
   ) {
     this.name = source.name;
@@ -137,6 +147,7 @@ export class CpuWeight implements Weight {
     this.activations = source.activations;
     this.bank = bank;
     this.address = address;
+    this.code = code;
     this.group = group;
   }
 
@@ -151,10 +162,6 @@ export class CpuWeight implements Weight {
       this.#copies.set(bank, address);
     }
     return address;
-  }
-
-  get code(): number {
-    return FORMAT_CODES[this.storedAs];
   }
 
   /** The format as products take it. */

@@ -3,9 +3,10 @@
 //
 // `paired` kernels keep more sums than there are registers of 128 bits. V8 joins two vectors in one of 256 bits where neighbours
 // meet the same operations in the same order: so loads come first, stores last.
-import { RECORD_PARTS, TILE } from "./layout";
+import { RECORD_PARTS, TABLE_F16_MASK, TABLE_F16_SCALE, TILE } from "./layout";
 import { madd } from "./math";
-import { parts, recordBytes } from "./threads";
+import { parts, recordBytes, tables } from "./threads";
+import { halfHigh, halfLow } from "./weights";
 
 const PANEL_ROW: usize = 4 * TILE;
 
@@ -41,10 +42,34 @@ export function sum3(a: v128, b: v128, c: v128): v128 {
   return madd(f32x4.convert_i32x4_s(a), f32x4.splat(65536), low);
 }
 
+// --- Scales
+
+// f32, or halves that lie as a column of F16 does: two vectors hold those of 16 rows (`place` in weights.ts).
+
+/** Where the scales of the row with totals at `offset` are. */
+export function scalesAt<Scale>(scales: usize, offset: usize): usize {
+  return scales + (sizeof<Scale>() === 4 ? offset : (offset & 64) >> 1);
+}
+/** Of rows 0 … 7 of 16. */
+function lowScales<Scale>(v: v128): v128 {
+  if (sizeof<Scale>() === 4) return v;
+  return f32x4.mul(halfLow(v, v128.load(tables, TABLE_F16_MASK)), v128.load(tables, TABLE_F16_SCALE));
+}
+/** Of rows 8 … 15, of halves. */
+function highScales(v: v128): v128 {
+  return f32x4.mul(halfHigh(v, v128.load(tables, TABLE_F16_MASK)), v128.load(tables, TABLE_F16_SCALE));
+}
+/** Of the 8 rows with totals at `offset`. Shifted without a branch, which would keep V8 from joining neighbours. */
+export function eightScales<Scale>(v: v128, offset: usize): v128 {
+  if (sizeof<Scale>() === 4) return v;
+  const bits = i32x4.shr_s(i32x4.shl(v, 16 - ((<i32>offset & 32) >> 1)), 3);
+  return f32x4.mul(v128.and(bits, v128.load(tables, TABLE_F16_MASK)), v128.load(tables, TABLE_F16_SCALE));
+}
+
 // --- Products. They work on `blocks` blocks of 32 columns, `step` bytes apart, of a tile; their scales are `scaleStep` bytes apart: 0
 // if they share them. `sums`: where in a record the offsets of the sums are.
 
-export function row1(
+export function row1<Scale>(
   w: usize,
   step: usize,
   scales: usize,
@@ -73,14 +98,20 @@ export function row1(
       }
       const scale = v128.load32_splat(x);
       const to = totals + half;
-      const at = scales + half;
-      flush1(to, a0, a1, scale, v128.load(at), v128.load(at, 16));
-      flush1(to + 32, a2, a3, scale, v128.load(at, 32), v128.load(at, 48));
+      const at = scalesAt<Scale>(scales, half);
+      const h0 = v128.load(at);
+      const h1 = v128.load(at, 16);
+      const s0 = lowScales<Scale>(h0);
+      const s1 = lowScales<Scale>(h1);
+      const s2 = sizeof<Scale>() === 4 ? v128.load(at, 32) : highScales(h0);
+      const s3 = sizeof<Scale>() === 4 ? v128.load(at, 48) : highScales(h1);
+      flush1(to, a0, a1, scale, s0, s1);
+      flush1(to + 32, a2, a3, scale, s2, s3);
     }
   }
 }
 
-export function row2(
+export function row2<Scale>(
   w: usize,
   step: usize,
   scales: usize,
@@ -123,14 +154,20 @@ export function row2(
       }
       const scale = v128.load32_splat(x);
       const to = totals + half;
-      const at = scales + half;
-      flush2(to, a0, b0, a1, b1, scale, v128.load(at), v128.load(at, 16));
-      flush2(to + 32, a2, b2, a3, b3, scale, v128.load(at, 32), v128.load(at, 48));
+      const at = scalesAt<Scale>(scales, half);
+      const h0 = v128.load(at);
+      const h1 = v128.load(at, 16);
+      const s0 = lowScales<Scale>(h0);
+      const s1 = lowScales<Scale>(h1);
+      const s2 = sizeof<Scale>() === 4 ? v128.load(at, 32) : highScales(h0);
+      const s3 = sizeof<Scale>() === 4 ? v128.load(at, 48) : highScales(h1);
+      flush2(to, a0, b0, a1, b1, scale, s0, s1);
+      flush2(to + 32, a2, b2, a3, b3, scale, s2, s3);
     }
   }
 }
 
-export function row3(
+export function row3<Scale>(
   w: usize,
   step: usize,
   scales: usize,
@@ -169,14 +206,16 @@ export function row3(
       }
       const scale = v128.load32_splat(x);
       const to = totals + quarter;
-      const at = scales + quarter;
-      flush(to, sum3(a0, b0, c0), sum3(a1, b1, c1), scale, v128.load(at), v128.load(at, 16));
+      const at = scalesAt<Scale>(scales, quarter);
+      const s0 = eightScales<Scale>(v128.load(at), quarter);
+      const s1 = eightScales<Scale>(v128.load(at, 16), quarter);
+      flush(to, sum3(a0, b0, c0), sum3(a1, b1, c1), scale, s0, s1);
     }
   }
 }
 
 /** Four rows of one part: 8 output rows at a time, so that two loads of weights serve eight dot products. */
-export function rows4(
+export function rows4<Scale>(
   w: usize,
   step: usize,
   scales: usize,
@@ -218,8 +257,9 @@ export function rows4(
         d0 = dot(v, s, d0);
         d1 = dot(u, s, d1);
       }
-      const s0 = v128.load(scales + quarter);
-      const s1 = v128.load(scales + quarter, 16);
+      const at = scalesAt<Scale>(scales, quarter);
+      const s0 = eightScales<Scale>(v128.load(at), quarter);
+      const s1 = eightScales<Scale>(v128.load(at, 16), quarter);
       let to = totals + quarter;
       let scale = v128.load32_splat(x0);
       flush1(to, a0, a1, scale, s0, s1);
@@ -244,7 +284,7 @@ export function rows4(
  * Paired: four rows of one or two parts, 16 output rows at a time. One part after the other goes to the same sums, which move up
  * 8 bits in between.
  */
-export function rows4x16(
+export function rows4x16<Scale>(
   w: usize,
   step: usize,
   scales: usize,
@@ -328,11 +368,13 @@ export function rows4x16(
           d3 = dot(v3, s, d3);
         }
       }
-      const at = scales + half;
-      const s0 = v128.load(at);
-      const s1 = v128.load(at, 16);
-      const s2 = v128.load(at, 32);
-      const s3 = v128.load(at, 48);
+      const at = scalesAt<Scale>(scales, half);
+      const h0 = v128.load(at);
+      const h1 = v128.load(at, 16);
+      const s0 = lowScales<Scale>(h0);
+      const s1 = lowScales<Scale>(h1);
+      const s2 = sizeof<Scale>() === 4 ? v128.load(at, 32) : highScales(h0);
+      const s3 = sizeof<Scale>() === 4 ? v128.load(at, 48) : highScales(h1);
       let to = totals + half;
       let scale = v128.load32_splat(x0);
       flush1(to, a0, a1, scale, s0, s1);
@@ -363,7 +405,7 @@ function next(sum: v128, offset: v128): v128 {
 }
 
 /** Three rows of two parts: twelve sums, two weights and a part of x are as many registers as there are. */
-export function rows3(
+export function rows3<Scale>(
   w: usize,
   step: usize,
   scales: usize,
@@ -414,8 +456,9 @@ export function rows3(
         f0 = dot(v, s, f0);
         f1 = dot(u, s, f1);
       }
-      const s0 = v128.load(scales + quarter);
-      const s1 = v128.load(scales + quarter, 16);
+      const at = scalesAt<Scale>(scales, quarter);
+      const s0 = eightScales<Scale>(v128.load(at), quarter);
+      const s1 = eightScales<Scale>(v128.load(at, 16), quarter);
       let to = totals + quarter;
       let scale = v128.load32_splat(x0);
       flush2(to, a0, b0, a1, b1, scale, s0, s1);

@@ -6,10 +6,25 @@
 // `wide` kernels need a machine whose relaxed dot product takes its second operand as unsigned bytes (probed by the host, see
 // backends/cpu/module.ts): weights are stored with 128 added, and the record says what that adds to the sums. `narrow` kernels
 // are for all others and take twice the instructions.
-import { dot, flush, flush1, flush2, row1, row2, row3, rows3, rows4, rows4x16, sum3 } from "./integer-rows";
+import {
+  dot,
+  eightScales,
+  flush,
+  flush1,
+  flush2,
+  row1,
+  row2,
+  row3,
+  rows3,
+  rows4,
+  rows4x16,
+  scalesAt,
+  sum3,
+} from "./integer-rows";
 import {
   GROUP_COLUMNS,
   INT8,
+  Q8_0,
   RECORD_FP4_SUMS,
   RECORD_INT8_SUMS,
   RECORD_PARTS,
@@ -25,9 +40,10 @@ import {
 import { paired, parts, recordBytes, scratch, tables, wide } from "./threads";
 import { lookup } from "./weights";
 
-/** Bytes of 32 rows × 32 columns, and of the 32 scales before them. */
+/** Bytes of 32 rows × 32 columns, and of the 32 scales before them, f32 or halves. */
 const INT8_BLOCK: usize = TILE * GROUP_COLUMNS;
 const INT8_SCALES: usize = 4 * TILE;
+const Q8_0_SCALES: usize = 2 * TILE;
 const FP4_BLOCK: usize = (TILE * GROUP_COLUMNS) / 2;
 const FP4_SCALES: usize = TILE;
 /** Of 8 output rows, which lie together. */
@@ -154,7 +170,15 @@ function narrowSums(w: usize, x: usize, to: usize): void {
   }
 }
 
-function narrowRow(w: usize, step: usize, scales: usize, scaleStep: usize, blocks: i32, x: usize, totals: usize): void {
+function narrowRow<Scale>(
+  w: usize,
+  step: usize,
+  scales: usize,
+  scaleStep: usize,
+  blocks: i32,
+  x: usize,
+  totals: usize,
+): void {
   const record = recordBytes;
   const sums = scratch + SCRATCH_SUMS;
   for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
@@ -168,9 +192,9 @@ function narrowRow(w: usize, step: usize, scales: usize, scaleStep: usize, block
       }
       for (let j: usize = 0; j < 64; j += 32) {
         const to = totals + half + j;
-        const at = scales + half + j;
-        const s0 = v128.load(at);
-        const s1 = v128.load(at, 16);
+        const at = scalesAt<Scale>(scales, half + j);
+        const s0 = eightScales<Scale>(v128.load(at), j);
+        const s1 = eightScales<Scale>(v128.load(at, 16), j);
         const p = sums + j;
         const a0 = v128.load(p);
         const a1 = v128.load(p, 16);
@@ -209,8 +233,11 @@ function unpackFp4(from: usize, blocks: i32, to: usize): void {
   }
 }
 
-/** All rows at the SCRATCH_ROWS pointers, plus `offset`, times some blocks of a tile: adds to totals f32 [rows, 32]. */
-function blockRows(
+/**
+ * All rows at the SCRATCH_ROWS pointers, plus `offset`, times some blocks of a tile: adds to totals f32 [rows, 32]. Scale: f32, or
+ * u16 for halves.
+ */
+function blockRows<Scale>(
   w: usize,
   step: usize,
   scales: usize,
@@ -226,30 +253,30 @@ function blockRows(
     const x = <usize>load<u32>(at) + offset;
     let n: usize = 1;
     if (!wide) {
-      narrowRow(w, step, scales, scaleStep, blocks, x, totals);
+      narrowRow<Scale>(w, step, scales, scaleStep, blocks, x, totals);
     } else if (paired && parts < 3 && at + 16 <= end) {
       const x1 = <usize>load<u32>(at, 4) + offset;
       const x2 = <usize>load<u32>(at, 8) + offset;
       const x3 = <usize>load<u32>(at, 12) + offset;
-      rows4x16(w, step, scales, scaleStep, blocks, x, x1, x2, x3, sums, totals);
+      rows4x16<Scale>(w, step, scales, scaleStep, blocks, x, x1, x2, x3, sums, totals);
       n = 4;
     } else if (parts === 2) {
       if (at + 12 <= end) {
         const x1 = <usize>load<u32>(at, 4) + offset;
         const x2 = <usize>load<u32>(at, 8) + offset;
-        rows3(w, step, scales, scaleStep, blocks, x, x1, x2, sums, totals);
+        rows3<Scale>(w, step, scales, scaleStep, blocks, x, x1, x2, sums, totals);
         n = 3;
-      } else row2(w, step, scales, scaleStep, blocks, x, sums, totals);
+      } else row2<Scale>(w, step, scales, scaleStep, blocks, x, sums, totals);
     } else if (parts === 1) {
       if (at + 16 <= end) {
         const x1 = <usize>load<u32>(at, 4) + offset;
         const x2 = <usize>load<u32>(at, 8) + offset;
         const x3 = <usize>load<u32>(at, 12) + offset;
-        rows4(w, step, scales, scaleStep, blocks, x, x1, x2, x3, sums, totals);
+        rows4<Scale>(w, step, scales, scaleStep, blocks, x, x1, x2, x3, sums, totals);
         n = 4;
-      } else row1(w, step, scales, scaleStep, blocks, x, sums, totals);
+      } else row1<Scale>(w, step, scales, scaleStep, blocks, x, sums, totals);
     } else {
-      row3(w, step, scales, scaleStep, blocks, x, sums, totals);
+      row3<Scale>(w, step, scales, scaleStep, blocks, x, sums, totals);
     }
     at += n << 2;
     totals += n * PANEL_ROW;
@@ -259,16 +286,21 @@ function blockRows(
 /** One tile of an INT8 or MXFP4 weight times the rows at the SCRATCH_ROWS pointers: adds to totals f32 [rows, 32]. */
 export function integerProduct(format: i32, tile: usize, columns: i32, group: i32, rows: i32, totals: usize): void {
   const blocks = columns / GROUP_COLUMNS;
+  if (format === Q8_0) {
+    const step = Q8_0_SCALES + INT8_BLOCK;
+    blockRows<u16>(tile + Q8_0_SCALES, step, tile, step, blocks, rows, 0, RECORD_INT8_SUMS, totals);
+    return;
+  }
   if (format === INT8) {
     if (group === GROUP_COLUMNS) {
       const step = INT8_SCALES + INT8_BLOCK;
-      blockRows(tile + INT8_SCALES, step, tile, step, blocks, rows, 0, RECORD_INT8_SUMS, totals);
+      blockRows<f32>(tile + INT8_SCALES, step, tile, step, blocks, rows, 0, RECORD_INT8_SUMS, totals);
       return;
     }
     const inGroup = group / GROUP_COLUMNS;
     for (let from = 0; from < blocks; from += inGroup) {
       const offset = <usize>from * recordBytes;
-      blockRows(tile + INT8_SCALES, INT8_BLOCK, tile, 0, inGroup, rows, offset, RECORD_INT8_SUMS, totals);
+      blockRows<f32>(tile + INT8_SCALES, INT8_BLOCK, tile, 0, inGroup, rows, offset, RECORD_INT8_SUMS, totals);
       tile += INT8_SCALES + <usize>inGroup * INT8_BLOCK;
     }
     return;
@@ -284,7 +316,17 @@ export function integerProduct(format: i32, tile: usize, columns: i32, group: i3
   for (let from = 0; from < blocks; from += SCRATCH_PANEL_BLOCKS) {
     const count = min(SCRATCH_PANEL_BLOCKS, blocks - from);
     unpackFp4(tile, count, panel);
-    blockRows(panel + INT8_SCALES, step, panel, step, count, rows, <usize>from * recordBytes, RECORD_FP4_SUMS, totals);
+    blockRows<f32>(
+      panel + INT8_SCALES,
+      step,
+      panel,
+      step,
+      count,
+      rows,
+      <usize>from * recordBytes,
+      RECORD_FP4_SUMS,
+      totals,
+    );
     tile += <usize>count * (FP4_SCALES + FP4_BLOCK);
   }
 }

@@ -38,13 +38,10 @@ export const F16 = 1;
 export const BF16 = 2;
 export const INT8 = 3;
 export const MXFP4 = 4;
+/** INT8 with a scale in F16 for each 32 columns, as GGUF has it. */
+export const Q8_0 = 5;
 /** Of a product only: INT8 with one scale a row, times rows of x in 8 bits, see w8a8.ts. */
-export const W8A8 = 5;
-
-// --- How the values to be packed lie in their file: planes of values and scales, or GGUF's blocks of 32 with their scale.
-export const PLANES = 0;
-export const BLOCKS_Q8_0 = 1;
-export const BLOCKS_MXFP4 = 2;
+export const W8A8 = 6;
 
 // --- Activations.
 export const SILU = 0;
@@ -53,8 +50,10 @@ export const SWIGLU_OAI = 2;
 
 // --- A program: a header, then one record per op. Offsets in bytes.
 export const PROGRAM_OPS = 0; // i32: how many
-export const PROGRAM_STATE = 4; // pointer to i32 [ops, 2], zero between runs: tasks claimed and tasks done of each op
-export const STATE_BYTES = 8;
+export const PROGRAM_STATE = 4; // pointer to i32 [ops, 16], zero between runs: of each op how many tasks are done, then how
+// many pieces of each region are claimed, see `claim` in threads.ts
+export const STATE_BYTES = 64;
+export const MAX_REGIONS = 15;
 export const PROGRAM_HEADER = 64;
 export const OP_BYTES = 128;
 export const OP_CODE = 0;

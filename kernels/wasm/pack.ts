@@ -1,7 +1,7 @@
 // pack: rows of a weight in their file's order become tiles (see weights.ts), a tile a task. Knows nothing of files.
-import { BF16, BLOCKS_MXFP4, F16, F32, GROUP_COLUMNS, INT8, MXFP4, PLANES, TILE } from "./layout";
+import { BF16, F16, F32, GROUP_COLUMNS, INT8, MXFP4, Q8_0, TILE } from "./layout";
 import { claim, reportUnpacked, share, wide } from "./threads";
-import { half, place, tileBytes } from "./weights";
+import { place, tileBytes } from "./weights";
 
 /** 4 × 4 lanes of 32 bits transposed: row r, given as vector r, ends `step` · column + 4 · r bytes after `to`. */
 function transpose4(a: v128, b: v128, c: v128, d: v128, to: usize, step: usize): void {
@@ -15,14 +15,7 @@ function transpose4(a: v128, b: v128, c: v128, d: v128, to: usize, step: usize):
   v128.store(to + 3 * step, v128.shuffle<i64>(high, higher, 1, 3));
 }
 
-/** Bit pattern of a half as f32, infinite and NaN included. */
-function scaleOf(bits: u32): f32 {
-  return (bits & 0x7c00) === 0x7c00
-    ? reinterpret<f32>(((bits & 0x8000) << 16) | 0x7f800000 | ((bits & 0x3ff) << 13))
-    : half(bits);
-}
-
-// --- INT8 and MXFP4: `from` is the first row's first block; rows are `rowBytes` and blocks `blockBytes` apart, missing rows 0.
+// --- INT8, Q8_0 and MXFP4: `from` is the first row's first block; rows are `rowBytes` and blocks `blockBytes` apart, missing rows 0.
 
 function load16(from: usize, row: i32, rows: i32, rowBytes: usize): v128 {
   return row < rows ? v128.load(from + <usize>row * rowBytes) : i32x4.splat(0);
@@ -70,29 +63,33 @@ function packFp4Block(from: usize, rowBytes: usize, rows: i32, planes: bool, to:
   }
 }
 
-function packInt8(encoding: i32, data: usize, scales: usize, rows: i32, columns: i32, group: i32, to: usize): void {
-  const blocks = encoding !== PLANES;
+function packInt8(data: usize, scales: usize, rows: i32, columns: i32, group: i32, to: usize): void {
   const groups = columns / group;
-  const blockBytes: usize = blocks ? GROUP_COLUMNS + 2 : GROUP_COLUMNS;
-  const rowBytes = <usize>(columns / GROUP_COLUMNS) * blockBytes;
   for (let g = 0; g < groups; g++) {
-    for (let r = 0; r < TILE; r++) {
-      let scale: f32 = 0;
-      if (r < rows) {
-        if (blocks) scale = scaleOf(load<u16>(data + <usize>r * rowBytes));
-        else scale = load<f32>(scales + ((<usize>(r * groups + g)) << 2));
-      }
-      store<f32>(to + ((<usize>r) << 2), scale);
+    for (let r = 0; r < rows; r++) {
+      store<f32>(to + ((<usize>r) << 2), load<f32>(scales + ((<usize>(r * groups + g)) << 2)));
     }
     to += 4 * TILE;
-    for (let k = 0; k < group; k += GROUP_COLUMNS, data += blockBytes, to += TILE * GROUP_COLUMNS) {
-      packInt8Block(blocks ? data + 2 : data, rowBytes, rows, to);
+    for (let k = 0; k < group; k += GROUP_COLUMNS, data += GROUP_COLUMNS, to += TILE * GROUP_COLUMNS) {
+      packInt8Block(data, columns, rows, to);
     }
   }
 }
 
-function packFp4(encoding: i32, data: usize, scales: usize, rows: i32, columns: i32, to: usize): void {
-  const blocks = encoding === BLOCKS_MXFP4;
+/** GGUF's blocks: a scale f16, then 32 bytes. */
+function packQ80(data: usize, rows: i32, columns: i32, to: usize): void {
+  const blockBytes: usize = 2 + GROUP_COLUMNS;
+  const rowBytes = <usize>(columns / GROUP_COLUMNS) * blockBytes;
+  for (const end = data + rowBytes; data < end; data += blockBytes, to += TILE * GROUP_COLUMNS) {
+    for (let r = 0; r < rows; r++) store<u16>(to + place(F16, r), load<u16>(data + <usize>r * rowBytes));
+    if (!allFinite(to, TILE)) reportUnpacked();
+    to += 2 * TILE;
+    packInt8Block(data + 2, rowBytes, rows, to);
+  }
+}
+
+/** `blocks`: GGUF's, a scale E8M0 and 16 bytes. */
+function packFp4(blocks: bool, data: usize, scales: usize, rows: i32, columns: i32, to: usize): void {
   const groups = columns / GROUP_COLUMNS;
   const blockBytes: usize = blocks ? 17 : 16;
   const rowBytes = <usize>groups * blockBytes;
@@ -183,12 +180,13 @@ function allFinite(halves: usize, count: usize): bool {
 }
 
 /**
- * `rows` rows → tiles at `to`, which are zero. `data`, `scales`: planes, or blocks with their scales at `data`, see
- * `encoding`. An F16 value that is infinite or NaN, which products for speed do not tell from a number, is reported.
+ * `rows` rows → tiles at `to`, which are zero. `data`, `scales`: planes as in safetensors, or `blocks`, GGUF's of 32 columns with
+ * their scale, at `data`; Q8_0 always is. An F16 value or scale that is infinite or NaN, which products for speed do not tell
+ * from a number, is reported.
  */
 export function pack(
   format: i32,
-  encoding: i32,
+  blocks: bool,
   data: usize,
   scales: usize,
   rows: i32,
@@ -199,8 +197,8 @@ export function pack(
   let rowBytes = <usize>columns;
   if (format === F32) rowBytes <<= 2;
   else if (format === F16 || format === BF16) rowBytes <<= 1;
-  else if (format === MXFP4) rowBytes = <usize>(columns / GROUP_COLUMNS) * (encoding === PLANES ? 16 : 17);
-  else if (encoding !== PLANES) rowBytes = <usize>(columns / GROUP_COLUMNS) * (GROUP_COLUMNS + 2);
+  else if (format === MXFP4) rowBytes = <usize>(columns / GROUP_COLUMNS) * (blocks ? 17 : 16);
+  else if (format === Q8_0) rowBytes = <usize>(columns / GROUP_COLUMNS) * (GROUP_COLUMNS + 2);
   const rowScales = (<usize>(columns / group)) << (format === INT8 ? 2 : 0);
   const bytes = tileBytes(format, columns, group);
   const tiles = (rows + TILE - 1) / TILE;
@@ -212,8 +210,9 @@ export function pack(
       const at = data + <usize>row * rowBytes;
       const scale = scales + <usize>row * rowScales;
       const tileAt = to + <usize>tile * bytes;
-      if (format === INT8) packInt8(encoding, at, scale, count, columns, group, tileAt);
-      else if (format === MXFP4) packFp4(encoding, at, scale, count, columns, tileAt);
+      if (format === INT8) packInt8(at, scale, count, columns, group, tileAt);
+      else if (format === Q8_0) packQ80(at, count, columns, tileAt);
+      else if (format === MXFP4) packFp4(blocks, at, scale, count, columns, tileAt);
       else if (format === F32) packFloats(at, count, columns, tileAt);
       else {
         if (format === F16 && !allFinite(at, <usize>(count * columns))) reportUnpacked();

@@ -177,7 +177,7 @@ function step(): void {
       quantizeRows(rows, p(0), p(1), p(2));
       break;
     case OP_PACK:
-      pack(p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7));
+      pack(p(0), p(1) !== 0, p(2), p(3), p(4), p(5), p(6), p(7));
       break;
     default:
       unreachable();

@@ -23,6 +23,7 @@ import {
   CONTROL_UNPACKED,
   CONTROL_WAKEUPS,
   CONTROL_WIDE,
+  MAX_REGIONS,
   SCRATCH_BYTES,
 } from "./layout";
 
@@ -33,10 +34,14 @@ const SLICE_NS: i64 = 100_000_000;
 const SLICE_MS: i32 = 100;
 
 let control: usize = 0;
-/** Of the current op: its state, how many tasks it has, how many of them this thread has claimed. */
+/** Of the current op: its state, how many tasks it has, how many of them this thread has claimed, in how many regions it found none left. */
 let state: usize = 0;
 let total: i32 = 0;
 let mine: i32 = 0;
+let done: i32 = 0;
+/** The region that this thread begins with, and how many there are. */
+let own: i32 = 0;
+let regions: i32 = 1;
 /** Of a helper: the last run it saw. */
 let seen: i32 = 0;
 /** This thread's SCRATCH_* areas. */
@@ -54,6 +59,8 @@ export let recordBytes: usize = 0;
 export function join(controlBlock: usize, thread: i32, count: i32): void {
   control = controlBlock;
   threads = count;
+  regions = min(count, MAX_REGIONS);
+  own = thread % regions;
   scratch = <usize>load<u32>(control, CONTROL_SCRATCH) + <usize>thread * SCRATCH_BYTES;
   tables = control + CONTROL_TABLES;
   parts = load<i32>(control, CONTROL_PARTS);
@@ -73,37 +80,52 @@ export function reportUnpacked(): void {
 export function begin(opState: usize): void {
   state = opState;
   mine = 0;
+  done = 0;
 }
 
 /**
  * The first of the next `n` of an op's `tasks`; at or above `tasks` when there are none left. Which thread does a task never
- * changes its result. Every op claims at least once, with the same `tasks` in all threads.
+ * changes its result. Every op claims at least once, with the same `n` and `tasks` in all threads.
+ *
+ * Each thread has a region of the tasks that it goes through first, so that it reads one long stream of weights; then it helps
+ * the others.
  */
 export function claim(n: i32, tasks: i32): i32 {
   // An op without tasks counts as one, so that exactly one thread finishes it.
   total = max(tasks, 1);
-  let first: i32;
-  if (ASC_FEATURE_THREADS) {
-    first = atomic.add<i32>(state, n);
-  } else {
-    first = load<i32>(state);
-    store<i32>(state, first + n);
+  const pieces = (total + n - 1) / n;
+  for (; done < regions; done++) {
+    const region = own + done < regions ? own + done : own + done - regions;
+    const from = (pieces * region) / regions;
+    const size = (pieces * (region + 1)) / regions - from;
+    const counter = state + ((<usize>region) << 2);
+    let piece: i32;
+    if (ASC_FEATURE_THREADS) {
+      if (atomic.load<i32>(counter, 4) >= size) continue;
+      piece = atomic.add<i32>(counter, 1, 4);
+    } else {
+      piece = load<i32>(counter, 4);
+      store<i32>(counter, piece + 1, 4);
+    }
+    if (piece >= size) continue;
+    const first = (from + piece) * n;
+    mine += min(n, total - first);
+    return first;
   }
-  mine += max(0, min(n, total - first));
-  return first;
+  return total;
 }
 
 /** The tasks that this thread claimed are done. */
 export function end(): void {
   if (!ASC_FEATURE_THREADS || mine === 0) return;
-  if (atomic.add<i32>(state, mine, 4) + mine !== total) return;
+  if (atomic.add<i32>(state, mine) + mine !== total) return;
   atomic.add<i32>(control, 1, CONTROL_FINISHED);
   if (atomic.load<i32>(control, CONTROL_SLEEPERS) !== 0) atomic.notify(control + CONTROL_FINISHED, -1);
 }
 
 /** How many of `tasks` to claim at once: small enough to even out, large enough that claiming costs nothing. */
 export function share(tasks: i32): i32 {
-  return max(1, tasks / (threads * 8));
+  return max(1, tasks / (threads * 16));
 }
 
 /** The same for tiles times some rows, which are long tasks where the rows are many. */

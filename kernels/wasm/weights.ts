@@ -3,7 +3,7 @@
 //
 // F32, F16, BF16: for each column the values of the 32 rows lie side by side. Of halves two vectors hold 16 rows: their low halves
 // are rows 0 … 7, their high ones 8 … 15, so that neighbouring vectors stay neighbours when they are unpacked.
-// INT8: for each group of columns 32 scales f32, then blocks of 32 columns. A block is two halves of 16 rows; in each, 8 steps of
+// INT8: for each group of columns 32 scales f32, then blocks of 32 columns. Q8_0: scales as a column of F16, one block. A block is two halves of 16 rows; in each, 8 steps of
 // 4 columns; in each, 4 vectors of 4 rows whose lane is one row's 4 bytes, as dot products take them. 128 is added where `wide`.
 // MXFP4: blocks of 32 columns: 32 scales E8M0, then 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows.
 // Low nibbles are columns 0 … 15 of the block, high nibbles 16 … 31.
@@ -14,6 +14,7 @@ import {
   GROUP_COLUMNS,
   INT8,
   MXFP4,
+  Q8_0,
   TABLE_F16_MASK,
   TABLE_F16_SCALE,
   TABLE_FP4,
@@ -32,6 +33,7 @@ export function columnBytes(format: i32): i32 {
 /** Bytes of the scales before each group of columns. */
 export function scaleBytes(format: i32): i32 {
   if (format === MXFP4) return TILE;
+  if (format === Q8_0) return 2 * TILE;
   return format >= INT8 ? 4 * TILE : 0;
 }
 
@@ -51,9 +53,9 @@ export function place(format: i32, r: i32): i32 {
   return ((r & 16) | ((r & 7) << 1) | ((r >> 3) & 1)) << 1;
 }
 
-/** Offset of row r, column k of a block of 32 × 32: bytes of INT8, pairs of nibbles of MXFP4. */
+/** Offset of row r, column k of a block of 32 × 32: bytes, or pairs of nibbles of MXFP4. */
 function placeInBlock(format: i32, r: i32, k: i32): i32 {
-  if (format === INT8) return ((r & 16) << 5) + ((k & 28) << 4) + ((r & 15) << 2) + (k & 3);
+  if (format !== MXFP4) return ((r & 16) << 5) + ((k & 28) << 4) + ((r & 15) << 2) + (k & 3);
   return ((r & 24) << 4) + ((k & 12) << 3) + ((r & 7) << 2) + (k & 3);
 }
 
@@ -87,8 +89,10 @@ export function unpackRow(
       const inGroup = k % group;
       const block = at + ahead + <usize>(inGroup / GROUP_COLUMNS) * (GROUP_COLUMNS * perColumn);
       const byte = <u32>load<u8>(block + placeInBlock(format, lane, inGroup % GROUP_COLUMNS));
-      if (format === INT8) {
-        value = <f32>(wide ? <i32>byte - 128 : <i32>(<i8>byte)) * load<f32>(at + ((<usize>lane) << 2));
+      if (format !== MXFP4) {
+        const scaleOf: f32 =
+          format === Q8_0 ? half(load<u16>(at + place(F16, lane))) : load<f32>(at + ((<usize>lane) << 2));
+        value = <f32>(wide ? <i32>byte - 128 : <i32>(<i8>byte)) * scaleOf;
       } else {
         const code = (inGroup & 16) !== 0 ? byte >> 4 : byte & 15;
         value = load<f32>(tables + (code << 2), TABLE_FP4) * reinterpret<f32>(e8m0(load<u8>(at + lane)));

@@ -189,6 +189,26 @@ describe.each(PRECISIONS)("%s products", (precision) => {
     },
   );
 
+  test.each([
+    [32, 33],
+    [96, 45],
+    [2880, 64],
+  ])("from blocks of Q8_0, whose scales stay halves, are those from planes: K %i, %i outputs", async (inner, width) => {
+    const random = new Random(inner);
+    const source = blockSource(random, "q8_0", [width, inner]);
+    const most = Math.max(...ROWS);
+    const x = hardRows(random, most, inner);
+    await onAll(backends, async (rig) => {
+      const [blocks, planes] = [(await rig.load(source)).weight, (await rig.load(planesOf(source))).weight];
+      expect(planes.byteLength - blocks.byteLength).toBe((64 * Math.ceil(width / 32) * inner) / 32);
+      for (const rows of ROWS) {
+        const some = rig.tensor([rows, inner], x.subarray(0, rows * inner));
+        const y = await rig.once((ops) => ops.linear(some, blocks));
+        expect(y, `${rows} rows`).toEqual(await rig.once((ops) => ops.linear(some, planes)));
+      }
+    });
+  });
+
   test.each([1, 4, 20, 48, 96])("INT8 with a scale for %i columns", async (group) => {
     const [inner, width, rows] = [96 * 5, 40, 10];
     const random = new Random(group);
@@ -372,13 +392,15 @@ describe.each(PRECISIONS)("%s products", (precision) => {
 
 // ---------------------------------------------------------------------------------------------- packing
 
+const finite = (half: number) => ((half & 0x7c00) === 0x7c00 ? half ^ 0x4000 : half);
+
 /** A weight with both views: planes, and the blocks that a GGUF file has. */
 function blockSource(random: Random, blocks: BlockEncoding, shape: readonly number[]): WeightSource {
   const count = shape.reduce((n, dim) => n * dim, 1) / BLOCK;
   const half = BLOCK / 2;
   if (blocks === "q8_0") {
-    // Any halves as scales, infinite ones and NaN included.
-    const scales = Uint16Array.from({ length: count }, () => random.bits() & 0xffff);
+    // Any finite halves as scales.
+    const scales = Uint16Array.from({ length: count }, () => finite(random.bits() & 0xffff));
     const data = random.bytes(count * BLOCK);
     const bytes = new Uint8Array(count * 34);
     for (let i = 0; i < count; i++) {
@@ -458,6 +480,16 @@ describe("packed weights come back bit for bit", () => {
     const rows = 1500; // of 2880 bytes: over 4 MiB
     const some = upTo(rows).filter((row) => row % 37 === 0 || row === rows - 1);
     await expectRows(backends, blockSource(new Random(1), "q8_0", [rows, 2880]), some);
+  });
+
+  test.each([0x7c00, 0xfc00, 0x7e01])("but not Q8_0 with a scale that is infinite or NaN (%i)", async (scale) => {
+    const whole = blockSource(new Random(3), "q8_0", [40, 96]);
+    const blocks = (await whole.read("blocks", 0, whole.byteLength("blocks"))).slice();
+    blocks.set([scale & 255, scale >> 8], 34 * (3 * 37 + 1));
+    const source = { ...memorySource(whole.name, [40, 96], "int8", { blocks }, BLOCK), blocks: "q8_0" } as const;
+    await onAll(backends, async (rig) => {
+      await expect(rig.load(source)).rejects.toThrow(/^test.q8_0: some of its int8 values or scales are infinite/);
+    });
   });
 
   test.each(["q8_0", "mxfp4"] as const)(
