@@ -48,6 +48,7 @@ interface Append {
   readonly reads: readonly (CpuTensor | CpuKv)[];
   readonly writes: readonly (CpuTensor | CpuKv)[];
   readonly args: readonly Arg[];
+  readonly stream?: CpuWeight;
 }
 
 /** How many threads there are, and how they lay out rows of x as integers (kernels/wasm/layout.ts). */
@@ -143,7 +144,7 @@ export class CpuOps implements BaseOps, FusedOps {
     const operand = this.#operand(from, w);
     const y = this.#make([rows, outs], w.name, from.live);
     const args = [operand, y, w.productCode, w, columns, w.group, outs, vector(bias, outs)];
-    this.#append(L.OP_LINEAR, { rows, live: from.live, reads: [operand], writes: [y], args });
+    this.#append(L.OP_LINEAR, { rows, live: from.live, reads: [operand], writes: [y], args, stream: w });
     return y;
   }
 
@@ -463,7 +464,7 @@ export class CpuOps implements BaseOps, FusedOps {
       ...[u.productCode, u, u.group, vector(options.upBias, outs)],
       ...unit(options),
     ];
-    this.#appendQuantizer(L.OP_GATE_UP, { rows, live: from.live, reads: operands, writes: [y], args }, y);
+    this.#appendQuantizer(L.OP_GATE_UP, { rows, live: from.live, reads: operands, writes: [y], args, stream: g }, y);
     return y;
   }
 
@@ -505,7 +506,7 @@ export class CpuOps implements BaseOps, FusedOps {
     const y = this.#make([rows], w.name, live, "i32");
     const operand = this.#operand(from, w);
     const args = [operand, partial, w.productCode, w, columns, w.group, outs, vector(bias, outs)];
-    this.#append(L.OP_LINEAR_ARGMAX, { rows, live, reads: [operand], writes: [partial], args });
+    this.#append(L.OP_LINEAR_ARGMAX, { rows, live, reads: [operand], writes: [partial], args, stream: w });
     this.#append(L.OP_ARGMAX_TILES, { rows, live, reads: [partial], writes: [y], args: [partial, tiles, y] });
     return y;
   }

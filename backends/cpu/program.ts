@@ -1,6 +1,9 @@
 // A recorded program: ops with their arguments as the kernels read them, cut into segments that each run in one bank, scratch
 // placed by lifetime, and barriers only between ops that touch each other's data. Knows nothing of what an op computes.
 import {
+  OP_AHEAD,
+  OP_AHEAD_TILE,
+  OP_AHEAD_TILES,
   OP_ARGS,
   OP_BARRIER,
   OP_BYTES,
@@ -39,6 +42,8 @@ export interface Op {
   /** Undefined: all rows are live. */
   readonly live?: Live;
   readonly args: readonly Arg[];
+  /** A matrix among the arguments that the op's tasks go through tile by tile. */
+  readonly stream?: CpuWeight;
   /** Must not be overwritten during the run: a late thread reads it before it learns that the op is done. */
   readonly keep?: CpuTensor;
   readonly reads: readonly (CpuTensor | CpuKv)[];
@@ -192,9 +197,14 @@ class Segment {
     };
     view.setInt32(PROGRAM_OPS, ops.length, true);
     view.setUint32(PROGRAM_STATE, this.#address + bytes, true);
-    for (let i = 0; i < ops.length; i++) {
-      const { code, live, rows, args } = ops[i];
+    let ahead: CpuWeight | undefined;
+    for (let i = ops.length - 1; i >= 0; i--) {
+      const { code, live, rows, args, stream } = ops[i];
       const at = PROGRAM_HEADER + i * OP_BYTES;
+      ahead = stream ?? ahead;
+      view.setUint32(at + OP_AHEAD, ahead?.addressIn(bank) ?? 0, true);
+      view.setInt32(at + OP_AHEAD_TILE, ahead?.tileBytes ?? 0, true);
+      view.setInt32(at + OP_AHEAD_TILES, ahead?.tiles ?? 0, true);
       view.setInt32(at + OP_CODE, code, true);
       view.setInt32(at + OP_BARRIER, this.#barriers[i] ? 1 : 0, true);
       view.setUint32(at + OP_LIVE, live === undefined ? 0 : address(live.count), true);

@@ -19,6 +19,7 @@ import {
   MXFP4,
   Q8_0,
   SEGMENT,
+  TILE,
   W8A8,
 } from "../../kernels/wasm/layout.ts";
 import {
@@ -149,6 +150,15 @@ export class CpuWeight implements Weight {
     this.address = address;
     this.code = code;
     this.group = group;
+  }
+
+  /** Of a matrix: its tiles of 32 rows, and what one takes. */
+  get tiles(): number {
+    return Math.ceil(this.shape[0] / TILE);
+  }
+
+  get tileBytes(): number {
+    return this.byteLength / this.tiles;
   }
 
   /** Its address for kernels in `bank`. A matrix lies in one bank only; a vector is copied to each that uses it. */

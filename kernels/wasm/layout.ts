@@ -54,6 +54,8 @@ export const PROGRAM_STATE = 4; // pointer to i32 [ops, 16], zero between runs: 
 // many pieces of each region are claimed, see `claim` in threads.ts
 export const STATE_BYTES = 64;
 export const MAX_REGIONS = 15;
+/** A waiting thread reads so many bytes of the weights that it needs next into its cache: an eighth of 1 MiB, as cores have today. */
+export const READ_AHEAD = 131072;
 export const PROGRAM_HEADER = 64;
 export const OP_BYTES = 128;
 export const OP_CODE = 0;
@@ -61,7 +63,10 @@ export const OP_BARRIER = 4; // 1: all ops before this one must be done
 export const OP_LIVE = 8; // pointer to i32 [1], the number of live rows; 0: all
 export const OP_ROWS = 12; // i32: row capacity
 export const OP_TIMES = 16; // i32: rows for each live row of the step, K behind a router
-export const OP_ARGS = 20; // i32 or f32 [27]
+export const OP_AHEAD = 20; // pointer to the weight that this op, or else the next to read one, goes through in tiles; 0: none
+export const OP_AHEAD_TILE = 24; // i32: bytes of one of its tiles
+export const OP_AHEAD_TILES = 28; // i32
+export const OP_ARGS = 32; // i32 or f32 [24]
 
 // --- The control block, shared by all threads of a backend. One cache line for each word that many threads write.
 export const CONTROL_START = 0; // i32: bumped to start a run

@@ -15,6 +15,9 @@ import {
   OP_ADD,
   OP_ADD_NORM,
   OP_ADVANCE,
+  OP_AHEAD,
+  OP_AHEAD_TILE,
+  OP_AHEAD_TILES,
   OP_ARGMAX,
   OP_ARGMAX_TILES,
   OP_ARGS,
@@ -61,7 +64,7 @@ import { addNorm, rmsNorm } from "./rms-norm";
 import { rope } from "./rope";
 import { group, route } from "./route";
 import { softcap } from "./softcap";
-import { awaitFinished, awaitStart, begin, close, end, enter, join, leave, open } from "./threads";
+import { awaitFinished, awaitReading, awaitStart, begin, close, end, enter, join, leave, open } from "./threads";
 import { quantizeRows } from "./w8a8";
 
 export { dotOfBytes } from "./integer-rows";
@@ -190,7 +193,14 @@ function walk(program: usize): bool {
   const state = <usize>load<u32>(program, PROGRAM_STATE);
   for (let i = 0; i < count; i++) {
     record = program + PROGRAM_HEADER + <usize>i * OP_BYTES;
-    if (load<i32>(record, OP_BARRIER) !== 0 && !awaitFinished(i)) return false;
+    if (load<i32>(record, OP_BARRIER) !== 0) {
+      const weight = <usize>load<u32>(record, OP_AHEAD);
+      const found =
+        weight === 0
+          ? awaitFinished(i)
+          : awaitReading(i, weight, load<i32>(record, OP_AHEAD_TILE), load<i32>(record, OP_AHEAD_TILES));
+      if (!found) return false;
+    }
     begin(state + <usize>i * STATE_BYTES);
     step();
     end();

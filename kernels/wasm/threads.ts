@@ -24,6 +24,7 @@ import {
   CONTROL_WAKEUPS,
   CONTROL_WIDE,
   MAX_REGIONS,
+  READ_AHEAD,
   SCRATCH_BYTES,
 } from "./layout";
 
@@ -134,6 +135,30 @@ export function shareOfTiles(tasks: i32, rows: i32): i32 {
 }
 
 // --- Waiting
+
+/** How far this thread has read ahead. */
+let ahead: usize = 0;
+
+/**
+ * `awaitFinished`, and meanwhile reads the first tiles of this thread's region of a weight, so that memory is not idle while
+ * another thread does something small.
+ */
+export function awaitReading(ops: i32, weight: usize, tileBytes: i32, tiles: i32): bool {
+  if (!ASC_FEATURE_THREADS) return true;
+  const n = share(tiles);
+  const first = ((((tiles + n - 1) / n) * own) / regions) * n;
+  const start = weight + <usize>first * tileBytes;
+  const end = start + min(<usize>(tiles - first) * tileBytes, READ_AHEAD);
+  for (let at = ahead > start && ahead <= end ? ahead : start; at < end; at += 256) {
+    if (atomic.load<i32>(control, CONTROL_FINISHED) >= ops) return true;
+    load<u8>(at);
+    load<u8>(at, 64);
+    load<u8>(at, 128);
+    load<u8>(at, 192);
+    ahead = at + 256;
+  }
+  return awaitFinished(ops);
+}
 
 /** Waits until `ops` ops of the run are done. False: a thread was lost. */
 export function awaitFinished(ops: i32): bool {
