@@ -81,18 +81,29 @@ export type Head =
   | { readonly kind: "logits" | "greedy"; readonly rows: number }
   | { readonly kind: "all" };
 
-/** The whole network. Outputs: `logits` [R, V] or `tokens` i32 [R] as the head asks. */
+/** Some layers of the network, with the embedding before the first of all and the head behind the last of all. */
+export interface Part {
+  readonly from: number;
+  /** The first layer that is not in it. */
+  readonly to: number;
+  /** [T, D], what the layers before it made; none before layer 0. */
+  readonly x?: Tensor;
+}
+
+/** The whole network, or a part. Outputs: `logits` [R, V] or `tokens` i32 [R] as the head asks; `x` [T, D] of a part before the last. */
 export function forward<C extends BaseConfig>(
   architecture: Architecture<C>,
   net: Net<C>,
   head: Head,
+  part: Part = { from: 0, to: net.config.numHiddenLayers },
 ): Record<string, Tensor> {
   const { ops, step, taps } = net;
-  let x = architecture.embed(net); // [T, D]
-  for (let i = 0; i < net.config.numHiddenLayers; i++) {
+  let x = part.x ?? architecture.embed(net); // [T, D]
+  for (let i = part.from; i < part.to; i++) {
     x = architecture.layer(net, i, taps.pass(`model.layers.${i}:in`, x, HIDDEN));
     taps.put(`model.layers.${i}:out`, x, HIDDEN);
   }
+  if (part.to < net.config.numHiddenLayers) return { x };
   if (head.kind === "none") return {};
   if (head.kind !== "all") x = ops.gatherRows(x, step.selected, head.rows); // [R, D]
   return unembed(net, architecture.norm(net, x), head);

@@ -16,7 +16,15 @@ import {
   type WeightSource,
 } from "./backend.ts";
 import { assert, OptionError, quote, UnsupportedModelError } from "./errors.ts";
-import { type Architecture, type BaseConfig, forward, type Head, type Net, type TensorSpec } from "./model.ts";
+import {
+  type Architecture,
+  type BaseConfig,
+  forward,
+  type Head,
+  type Net,
+  type Part,
+  type TensorSpec,
+} from "./model.ts";
 import { lower } from "./ops.ts";
 import { isDynamic, type RopeSpec, type RopeValues, ropeTable } from "./rope.ts";
 import { type Replace, type Tap, type TapLayout, Taps } from "./tap.ts";
@@ -88,6 +96,8 @@ export interface TraceOptions {
    * they read, and their taps mean nothing. Default: all.
    */
   readonly computes?: (block: string) => boolean;
+  /** How many layers are recorded, run and shown at once: so many taps need memory together. Default: all. */
+  readonly layersAtOnce?: number;
 }
 
 export interface Traced {
@@ -276,19 +286,41 @@ export class Runner {
   }
 
   /**
-   * One step of its own, observed: `see` gets all rows' logits and every tap that `wants` asks for. For precision work: the program
-   * is recorded for exactly these rows and released afterwards. Taps of one tensor share their values, which may lie in the
-   * device's memory: they are to be read only, and only until `see` is done or has the runner do anything but read.
+   * One step of its own, observed: `see` gets all rows' logits and every tap that `wants` asks for, of some layers after the other. For
+   * precision work: programs are recorded for exactly these rows and released afterwards. Taps of one tensor share their values,
+   * which may lie in the device's memory: they are to be read only, and only until `see` is done or has the runner do anything but
+   * read.
    */
   async trace(
     batch: Batch,
     options: TraceOptions,
-    see: (traced: readonly Traced[]) => void | Promise<void>,
+    see: (traced: readonly Traced[], part: Part) => void | Promise<void>,
   ): Promise<void> {
-    const { wants, keys, replace, fusion = this.#fusion, runs = 1, computes = () => true } = options;
     const rows = batch.tokens.length;
     assert(rows <= this.prefillChunk, "trace: more rows than a step can have");
     const step = this.#makeStep(rows);
+    const layers = this.config.numHiddenLayers;
+    const { layersAtOnce = layers } = options;
+    const between = layersAtOnce < layers ? this.backend.alloc([rows, this.config.hiddenSize], "f32", "x") : undefined;
+    this.#lastGreedy = undefined;
+    for (let from = 0; from === 0 || from < layers; from += layersAtOnce) {
+      const part = { from, to: Math.min(from + layersAtOnce, layers), x: from === 0 ? undefined : between };
+      await this.#tracePart(step, batch, options, part, see, between);
+    }
+    const { count, tokens, positions, sequences, ropeRows, selected } = step;
+    this.backend.free(count, tokens, positions, sequences, ropeRows, selected, ...(between ? [between] : []));
+  }
+
+  /** `between`: where the next part reads what this one made. */
+  async #tracePart(
+    step: Step,
+    batch: Batch,
+    options: TraceOptions,
+    part: Part,
+    see: (traced: readonly Traced[], part: Part) => void | Promise<void>,
+    between: Tensor | undefined,
+  ): Promise<void> {
+    const { wants, keys, replace, fusion = this.#fusion, runs = 1, computes = () => true } = options;
     const replaced: Tensor[] = [];
     const make: Replace = (key, like, layout) => {
       const tensor = this.backend.alloc(like.shape, like.dtype, `${key} replaced`);
@@ -297,16 +329,16 @@ export class Runner {
       return tensor;
     };
     const taps = new Taps((key) => key === ":logits" || wants(key), replace && { has: replace.has, make });
-    const program = await this.backend.record(`trace ${rows}`, (base) => {
+    const program = await this.backend.record(`trace ${step.rows}`, (base) => {
       const ops = lower(base, { taps, fusion, headNorms: this.#architecture.headNorms ?? "perHead", keys });
       const architecture: Architecture = {
         ...this.#architecture,
         layer: (net, i, x) => (computes(`model.layers.${i}`) ? this.#architecture.layer(net, i, x) : x),
       };
-      forward(architecture, this.#net(ops, step, taps), { kind: computes("lm_head") ? "all" : "none" });
-      return Object.fromEntries(taps.list.map((tap) => [tap.key, tap.tensor]));
+      const head: Head = { kind: computes("lm_head") ? "all" : "none" };
+      const outputs = forward(architecture, this.#net(ops, step, taps), head, part);
+      return { ...outputs, ...Object.fromEntries(taps.list.map((tap) => [tap.key, tap.tensor])) };
     });
-    this.#lastGreedy = undefined;
     for (let run = 0; run < runs; run++) {
       this.#write(step, batch);
       this.backend.run(program);
@@ -314,18 +346,15 @@ export class Runner {
       for (const { tensor } of taps.list) {
         if (!read.has(tensor)) read.set(tensor, await this.#look(tensor));
       }
-      await see(taps.list.map((tap) => ({ tap, values: read.get(tap.tensor)! })));
+      await see(
+        taps.list.map((tap) => ({ tap, values: read.get(tap.tensor)! })),
+        part,
+      );
     }
+    const { x } = program.outputs;
+    if (between !== undefined && x !== undefined) this.backend.write(between, await this.backend.read(x));
     this.backend.release(program);
-    this.backend.free(
-      step.count,
-      step.tokens,
-      step.positions,
-      step.sequences,
-      step.ropeRows,
-      step.selected,
-      ...replaced,
-    );
+    this.backend.free(...replaced);
   }
 
   /** Puts keys and values f32 [n, G·d] into one layer's cache, from position `from` on. For replaying a reference. */

@@ -140,6 +140,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
       forced,
       wants: (key, step) => tapped.has(step) && reference.has(`${step}/${key}`),
       replace: routing && ((step) => replacements(routing, step, () => true)),
+      atOnce: "few",
     },
     (step, tensors) => own.see(step, tensors),
   );

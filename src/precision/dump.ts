@@ -1,5 +1,6 @@
 // Runs a prompt and greedy decode steps and keeps every tapped tensor in Hugging Face's names and shapes: the dump format of
 // docs/numerics.md, equal to the PyTorch exporter's. Knows nothing of files; `vernier dump` writes what it returns.
+import type { Part } from "../model.ts";
 import type { Runner, Traced, TraceOptions } from "../runner.ts";
 import type { Tap, TapLayout } from "../tap.ts";
 import { argmaxRow } from "./metrics.ts";
@@ -34,6 +35,8 @@ export interface DumpOptions {
   readonly forced?: readonly number[];
   /** Values that the network reads in place of its own, by step. */
   readonly replace?: (step: number) => TraceOptions["replace"];
+  /** As for `watchStep`. */
+  readonly atOnce?: "all" | "few";
 }
 
 /** The runner must have room for `ids.length + decode` positions and for the prompt in one chunk. Uses sequence slot 0. */
@@ -45,22 +48,22 @@ export async function dump(runner: Runner, options: DumpOptions): Promise<Dump> 
   return { ...run, promptLength: options.ids.length, activations: runner.activations, tensors };
 }
 
-/** The same run, whose tensors are shown (as in `watchStep`), not kept. */
+/** The same run, whose tensors are shown (as in `watchStep`), not kept. The logits come last. */
 export async function watch(
   runner: Runner,
   options: DumpOptions,
   see: (step: number, tensors: readonly DumpTensor[]) => void | Promise<void>,
 ): Promise<Pick<Dump, "ids" | "greedy">> {
-  const { ids: prompt, decode, forced } = options;
+  const { ids: prompt, decode, forced, atOnce } = options;
   const ids = [...prompt];
   const greedy: number[] = [];
   for (let step = 0; step <= decode; step++) {
     const tokens = step === 0 ? prompt : ids.slice(-1);
     const wants = (key: string) => options.wants(key, step);
     const start = ids.length - tokens.length;
-    await watchStep(runner, { tokens, start, step, wants, replace: options.replace?.(step) }, (tensors) => {
-      const logits = tensors.find(({ key }) => key === ":logits")!.values;
-      greedy.push(argmaxRow(logits, logits.length - runner.vocabSize, runner.vocabSize));
+    await watchStep(runner, { tokens, start, step, wants, replace: options.replace?.(step), atOnce }, (tensors) => {
+      const logits = tensors.find(({ key }) => key === ":logits")?.values;
+      if (logits) greedy.push(argmaxRow(logits, logits.length - runner.vocabSize, runner.vocabSize));
       return see(step, tensors);
     });
     if (step < decode) ids.push(forced?.[step] ?? greedy[step]);
@@ -68,7 +71,7 @@ export async function watch(
   return { ids, greedy };
 }
 
-export interface StepOptions extends Omit<TraceOptions, "keys"> {
+export interface StepOptions extends Omit<TraceOptions, "keys" | "layersAtOnce"> {
   readonly tokens: readonly number[];
   /** Position of the first token. */
   readonly start: number;
@@ -76,6 +79,16 @@ export interface StepOptions extends Omit<TraceOptions, "keys"> {
   readonly step: number;
   /** How much further than its position each row is rotated. Default 0. */
   readonly rotation?: number;
+  /** `few`: the tensors of some layers are shown after the other, as many as take little memory together. Default `all`. */
+  readonly atOnce?: "all" | "few";
+}
+
+/** What the taps of some layers may take together, and about what those of one layer take for a row and channel (25 f32). */
+const FEW_BYTES = 32 * 2 ** 20;
+const LAYER_BYTES = 100;
+
+function layersAtOnce(runner: Runner, rows: number): number {
+  return Math.max(1, Math.floor(FEW_BYTES / (LAYER_BYTES * rows * runner.config.hiddenSize)));
 }
 
 /** One step in slot 0, its taps in Hugging Face's shapes and in the order of execution; keys without the step. */
@@ -97,13 +110,38 @@ export function owned(tensors: readonly DumpTensor[]): DumpTensor[] {
   });
 }
 
-/** The same, shown and not kept: values are to be read only, and only until `see` is done or the runner does anything else. */
+/**
+ * Memory for tensors that are only shown, taken again for what is shown next: new memory for every tensor of a large model costs
+ * more than what is done with it.
+ */
+class Scratch {
+  #values = new Float32Array(0);
+  #used = 0;
+
+  /** Not cleared. Valid until `reset`. */
+  take(length: number): Float32Array {
+    const end = this.#used + length;
+    if (end > this.#values.length) {
+      this.#values = new Float32Array(Math.max(end, 2 * this.#values.length));
+      this.#used = 0;
+    }
+    const taken = this.#values.subarray(this.#used, this.#used + length);
+    this.#used += length;
+    return taken;
+  }
+
+  reset(): void {
+    this.#used = 0;
+  }
+}
+
+/** The same, shown and not kept, at once or some layers after the other: values are to be read only, and only until `see` is done or the runner does anything else. */
 export async function watchStep(
   runner: Runner,
   options: StepOptions,
   see: (tensors: readonly DumpTensor[]) => void | Promise<void>,
 ): Promise<void> {
-  const { tokens, start, step, wants, rotation = 0 } = options;
+  const { tokens, start, step, wants, rotation = 0, atOnce = "all" } = options;
   const length = start + tokens.length;
   runner.assignPages(
     0,
@@ -117,21 +155,24 @@ export async function watchStep(
     selected: [],
     lengths: tokens.map(() => length),
   };
-  await runner.trace(batch, { ...options, keys: length }, async (traced) => {
+  const scratch = new Scratch();
+  const few = atOnce === "few" ? layersAtOnce(runner, tokens.length) : undefined;
+  await runner.trace(batch, { ...options, keys: length, layersAtOnce: few }, async (traced, part) => {
+    scratch.reset();
     // Taps that share values and layout share them in this shape too.
     const shaped = new Map<Traced["values"], { kind: TapLayout["kind"]; tensor: DumpTensor }>();
     const inShape = ({ tap, values }: Traced): DumpTensor => {
       const { kind } = tap.layout;
       const same = shaped.get(values);
       if (same?.kind === kind) return { ...same.tensor, key: tap.key };
-      const tensor = inHfShape(runner, tap, values, step, length);
+      const tensor = inHfShape(runner, scratch, tap, values, step, length);
       shaped.set(values, { kind, tensor });
       return tensor;
     };
     const tensors = executionOrder([
-      ...ropeTaps(runner, batch.positions, length, wants),
+      ...(part.from === 0 ? ropeTaps(runner, batch.positions, length, wants) : []),
       ...traced.map(inShape),
-      ...(await cacheTaps(runner, length, step, wants)),
+      ...(await cacheTaps(runner, scratch, part, length, step, wants)),
     ]);
     await see(tensors);
   });
@@ -154,6 +195,7 @@ function layerOf(key: string): number {
 /** A tap in the shape that the module has in Hugging Face (see TapLayout). */
 function inHfShape(
   runner: Runner,
+  scratch: Scratch,
   tap: Tap,
   values: Float32Array | Int32Array,
   step: number,
@@ -171,12 +213,12 @@ function inHfShape(
     case "perHead":
       return tensorOf(key, [1, rows, columns / layout.headDim, layout.headDim], values);
     case "heads":
-      return headsFirst(key, values as Float32Array, rows, layout.headDim);
+      return headsFirst(scratch, key, values as Float32Array, rows, layout.headDim);
     case "probs": {
       // [T, H, keys] → [1, H, T, keys that the cache still has]
       const [, heads, keys] = tap.tensor.shape;
       const first = firstKey(runner, layerOf(key), step, length);
-      const out = new Float32Array(heads * rows * (keys - first));
+      const out = scratch.take(heads * rows * (keys - first));
       for (let h = 0, o = 0; h < heads; h++) {
         for (let t = 0; t < rows; t++) {
           const row = (t * heads + h) * keys;
@@ -191,9 +233,9 @@ function inHfShape(
 }
 
 /** [T, n·d] → [1, n, T, d] */
-function headsFirst(key: string, values: Float32Array, rows: number, headDim: number): DumpTensor {
+function headsFirst(scratch: Scratch, key: string, values: Float32Array, rows: number, headDim: number): DumpTensor {
   const heads = values.length / rows / headDim;
-  const out = new Float32Array(values.length);
+  const out = scratch.take(values.length);
   for (let t = 0, i = 0; t < rows; t++) {
     for (let h = 0; h < heads; h++) {
       const row = (h * rows + t) * headDim;
@@ -206,19 +248,21 @@ function headsFirst(key: string, values: Float32Array, rows: number, headDim: nu
 /** `self_attn:k_cache`, `:v_cache` of every layer that is asked for. */
 async function cacheTaps(
   runner: Runner,
+  scratch: Scratch,
+  part: Part,
   length: number,
   step: number,
   wants: TraceOptions["wants"],
 ): Promise<DumpTensor[]> {
   const tensors: DumpTensor[] = [];
-  for (let layer = 0; layer < runner.config.numHiddenLayers; layer++) {
+  for (let layer = part.from; layer < part.to; layer++) {
     const at = `model.layers.${layer}.self_attn`;
     if (!wants(`${at}:k_cache`) && !wants(`${at}:v_cache`)) continue;
     const from = firstKey(runner, layer, step, length);
     const { headDim } = runner.architecture.kv(runner.config, layer);
     const { k, v } = await runner.readKv(layer, 0, from, length);
-    if (wants(`${at}:k_cache`)) tensors.push(headsFirst(`${at}:k_cache`, k, length - from, headDim));
-    if (wants(`${at}:v_cache`)) tensors.push(headsFirst(`${at}:v_cache`, v, length - from, headDim));
+    if (wants(`${at}:k_cache`)) tensors.push(headsFirst(scratch, `${at}:k_cache`, k, length - from, headDim));
+    if (wants(`${at}:v_cache`)) tensors.push(headsFirst(scratch, `${at}:v_cache`, v, length - from, headDim));
   }
   return tensors;
 }

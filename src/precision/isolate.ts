@@ -120,16 +120,17 @@ export async function isolate(
       const gate = isolatedGate(key === ":logits" ? "product" : kindOf(key), computeClass);
       return !failed({ verdict: verdictOf(metrics, metrics.nmse, gate) });
     });
-    let wrong: string[] = [];
+    const wrong: string[] = [];
     await replay.watch(
       {
         reads: (key) => isBlockInput(key) || isRouting(key),
         wants: (key) => replay.expected.has(`${step}/${key}`),
         computes: (block) => block !== "lm_head" || !headInOrder,
+        atOnce: "few",
       },
       (traced) => {
         // What a block reads is what the one before it made.
-        wrong = judgeAll(traced, (key) => !isBlockInput(key));
+        wrong.push(...judgeAll(traced, (key) => !isBlockInput(key)));
         if (step === 0) result.unstable ??= changed(traced, own.values, replay.expected);
       },
     );
@@ -234,6 +235,7 @@ export interface ReplayOptions {
   readonly reads: (key: string) => boolean;
   readonly wants: (key: string) => boolean;
   readonly fusion?: "off";
+  readonly atOnce?: "few";
   /** Which blocks compute at all (see TraceOptions). */
   readonly computes?: (block: string) => boolean;
 }
