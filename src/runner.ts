@@ -84,6 +84,8 @@ export interface TraceOptions {
   readonly keys: number;
   /** Values that the network reads in place of its own, where a tap has any: for isolated errors. */
   readonly replace?: {
+    /** Called before layers are recorded: what `values` will be asked for can be read now. */
+    prepare?(part: Part): Promise<void>;
     has(key: string): boolean;
     /** f32 or i32 in the tensor's own layout. */
     values(key: string, shape: Shape, layout: TapLayout): Float32Array | Int32Array;
@@ -321,6 +323,7 @@ export class Runner {
     between: Tensor | undefined,
   ): Promise<void> {
     const { wants, keys, replace, fusion = this.#fusion, runs = 1, computes = () => true } = options;
+    await replace?.prepare?.(part);
     const replaced: Tensor[] = [];
     const make: Replace = (key, like, layout) => {
       const tensor = this.backend.alloc(like.shape, like.dtype, `${key} replaced`);

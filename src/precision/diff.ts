@@ -4,7 +4,7 @@
 import type { Runner } from "../runner.ts";
 import { type Judged, judge, type Observe, type Sides } from "./compare.ts";
 import { compareConfigs } from "./config-diff.ts";
-import { type DumpTensor, watch } from "./dump.ts";
+import { type DumpTensor, layersToShow, watch } from "./dump.ts";
 import {
   accumulatedGate,
   type ComputeClass,
@@ -19,17 +19,15 @@ import {
   isKept,
   isNearTie,
   isolate,
-  isRouting,
-  preload,
   Replay,
   type Reported,
-  replacements,
   report,
+  routingOf,
   split,
   type Values,
 } from "./isolate.ts";
 import { klDivergence, top1Rows } from "./metrics.ts";
-import type { Reference, ReferenceTensor } from "./reference.ts";
+import type { Reference } from "./reference.ts";
 import { distrust, type WeightSample } from "./trust.ts";
 
 export interface DiffOptions {
@@ -44,6 +42,8 @@ export interface DiffOptions {
   readonly isolated?: boolean;
   /** Take the reference's choice of experts everywhere, so that a flipped near-tie does not hide the rest. */
   readonly forceRouting?: boolean;
+  /** How many layers run and are compared at once. Default: as many as take little memory. */
+  readonly layersAtOnce?: number;
   /** config.json, to be compared with that of the dump. */
   readonly configJson?: unknown;
   /** Sees the tensors of every comparison, which the report itself does not keep. */
@@ -113,6 +113,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     observe,
   } = options;
   const { manifest } = reference;
+  const { layersAtOnce = layersToShow(runner, manifest.prompt_len) } = options;
   const empty = {
     firstGuilty: null,
     guilty: [],
@@ -129,7 +130,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
 
   const prompt = manifest.ids.slice(0, manifest.prompt_len);
   const forced = manifest.ids.slice(manifest.prompt_len);
-  const routing = forceRouting ? await preload(reference, manifest.order.filter(isRouting)) : undefined;
+  const routing = forceRouting ? await routingOf(reference) : undefined;
   const own = new OwnRun(reference, computeClass, observe);
   const tapped = new Set(reference.tappedSteps);
   const { greedy } = await watch(
@@ -139,10 +140,13 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
       decode: forced.length,
       forced,
       wants: (key, step) => tapped.has(step) && reference.has(`${step}/${key}`),
-      replace: routing && ((step) => replacements(routing, step, () => true)),
-      atOnce: "few",
+      replace: routing,
+      layersAtOnce,
     },
-    (step, tensors) => own.see(step, tensors),
+    async (step, tensors) => {
+      await own.see(step, tensors);
+      reference.forget();
+    },
   );
   if (own.misshapen !== undefined) return { ...empty, verdict: "not-comparable", reason: own.misshapen };
   const taps = [...own.taps.values()];
@@ -159,7 +163,12 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   let isolation: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
   if (failing.length > 0 || everything) {
     const metrics = new Map(taps.map((tap) => [tap.key, tap.metrics]));
-    isolation = await isolate(runner, reference, computeClass, { metrics, values: own.values }, observe);
+    isolation = await isolate(
+      runner,
+      reference,
+      { computeClass, layersAtOnce, observe },
+      { metrics, values: own.values },
+    );
     notes.push(...isolation.notes);
   } else {
     isolation.unstable = (await (await Replay.open(runner, reference, 0)).end(computeClass)).unstable;
@@ -232,7 +241,7 @@ class OwnRun {
   readonly #order: ReadonlyMap<number, string[]>;
   /** Keys of the logits of all steps, and both sides of them where there are several. */
   readonly #logitKeys: readonly string[];
-  readonly #logits: { readonly mine: Values; readonly theirs: ReferenceTensor }[] = [];
+  readonly #logits: { readonly mine: Values; readonly theirs: Values; readonly width: number }[] = [];
   readonly #divergences: number[] = [];
   #sameTop = 0;
 
@@ -287,15 +296,15 @@ class OwnRun {
     const width = theirs.shape.at(-1)!;
     for (const divergence of klDivergence(mine, theirs.values, width)) this.#divergences.push(divergence);
     this.#sameTop += top1Rows(mine, theirs.values, width, accumulatedGate("logits", this.#computeClass).fail);
-    if (this.#logitKeys.length > 1) this.#logits.push({ mine: mine.slice(), theirs });
+    if (this.#logitKeys.length > 1) this.#logits.push({ mine: mine.slice(), theirs: theirs.values.slice(), width });
   }
 
   #judgeLogits(): Judged {
     const only = this.#logitKeys.length === 1 ? this.taps.get(this.#logitKeys[0]) : undefined;
     if (only !== undefined) return only;
     const actual = joined(this.#logits.map(({ mine }) => mine));
-    const expected = joined(this.#logits.map(({ theirs }) => theirs.values));
-    const width = this.#logits[0]?.theirs.shape.at(-1) ?? 1;
+    const expected = joined(this.#logits.map(({ theirs }) => theirs));
+    const width = this.#logits[0]?.width ?? 1;
     const shape = [expected.length / width, width];
     return judge({ actual, expected, shape }, accumulatedGate("logits", this.#computeClass));
   }

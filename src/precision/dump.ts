@@ -35,8 +35,8 @@ export interface DumpOptions {
   readonly forced?: readonly number[];
   /** Values that the network reads in place of its own, by step. */
   readonly replace?: (step: number) => TraceOptions["replace"];
-  /** As for `watchStep`. */
-  readonly atOnce?: "all" | "few";
+  /** How many layers run and are shown at once. Default: all. */
+  readonly layersAtOnce?: number;
 }
 
 /** The runner must have room for `ids.length + decode` positions and for the prompt in one chunk. Uses sequence slot 0. */
@@ -54,24 +54,28 @@ export async function watch(
   options: DumpOptions,
   see: (step: number, tensors: readonly DumpTensor[]) => void | Promise<void>,
 ): Promise<Pick<Dump, "ids" | "greedy">> {
-  const { ids: prompt, decode, forced, atOnce } = options;
+  const { ids: prompt, decode, forced, layersAtOnce } = options;
   const ids = [...prompt];
   const greedy: number[] = [];
   for (let step = 0; step <= decode; step++) {
     const tokens = step === 0 ? prompt : ids.slice(-1);
     const wants = (key: string) => options.wants(key, step);
     const start = ids.length - tokens.length;
-    await watchStep(runner, { tokens, start, step, wants, replace: options.replace?.(step), atOnce }, (tensors) => {
-      const logits = tensors.find(({ key }) => key === ":logits")?.values;
-      if (logits) greedy.push(argmaxRow(logits, logits.length - runner.vocabSize, runner.vocabSize));
-      return see(step, tensors);
-    });
+    await watchStep(
+      runner,
+      { tokens, start, step, wants, replace: options.replace?.(step), layersAtOnce },
+      (tensors) => {
+        const logits = tensors.find(({ key }) => key === ":logits")?.values;
+        if (logits) greedy.push(argmaxRow(logits, logits.length - runner.vocabSize, runner.vocabSize));
+        return see(step, tensors);
+      },
+    );
     if (step < decode) ids.push(forced?.[step] ?? greedy[step]);
   }
   return { ids, greedy };
 }
 
-export interface StepOptions extends Omit<TraceOptions, "keys" | "layersAtOnce"> {
+export interface StepOptions extends Omit<TraceOptions, "keys"> {
   readonly tokens: readonly number[];
   /** Position of the first token. */
   readonly start: number;
@@ -79,16 +83,15 @@ export interface StepOptions extends Omit<TraceOptions, "keys" | "layersAtOnce">
   readonly step: number;
   /** How much further than its position each row is rotated. Default 0. */
   readonly rotation?: number;
-  /** `few`: the tensors of some layers are shown after the other, as many as take little memory together. Default `all`. */
-  readonly atOnce?: "all" | "few";
 }
 
 /** What the taps of some layers may take together, and about what those of one layer take for a row and channel (25 f32). */
-const FEW_BYTES = 32 * 2 ** 20;
+const SHOWN_BYTES = 32 * 2 ** 20;
 const LAYER_BYTES = 100;
 
-function layersAtOnce(runner: Runner, rows: number): number {
-  return Math.max(1, Math.floor(FEW_BYTES / (LAYER_BYTES * rows * runner.config.hiddenSize)));
+/** How many layers of a step may be shown at once, so that new memory does not cost more than what is done with it. */
+export function layersToShow(runner: Runner, rows: number): number {
+  return Math.max(1, Math.floor(SHOWN_BYTES / (LAYER_BYTES * rows * runner.config.hiddenSize)));
 }
 
 /** One step in slot 0, its taps in Hugging Face's shapes and in the order of execution; keys without the step. */
@@ -141,7 +144,7 @@ export async function watchStep(
   options: StepOptions,
   see: (tensors: readonly DumpTensor[]) => void | Promise<void>,
 ): Promise<void> {
-  const { tokens, start, step, wants, rotation = 0, atOnce = "all" } = options;
+  const { tokens, start, step, wants, rotation = 0 } = options;
   const length = start + tokens.length;
   runner.assignPages(
     0,
@@ -156,8 +159,7 @@ export async function watchStep(
     lengths: tokens.map(() => length),
   };
   const scratch = new Scratch();
-  const few = atOnce === "few" ? layersAtOnce(runner, tokens.length) : undefined;
-  await runner.trace(batch, { ...options, keys: length, layersAtOnce: few }, async (traced, part) => {
+  await runner.trace(batch, { ...options, keys: length }, async (traced, part) => {
     scratch.reset();
     // Taps that share values and layout share them in this shape too.
     const shaped = new Map<Traced["values"], { kind: TapLayout["kind"]; tensor: DumpTensor }>();

@@ -49,7 +49,9 @@ export async function explain(
   const nothing = { tap, error: 0, where: null, cause: null, hypotheses: [], notes: [] };
   if (tap === null) return nothing;
   const { step, key } = split(tap);
-  const expected = await reference.read(tap);
+  const read = await reference.read(tap);
+  // Replays have the reference forget what it read.
+  const expected = { ...read, values: read.values.slice() };
   const actual = await replayed(runner, reference, { step, key });
   if (actual === undefined) return nothing;
   const sides = { actual, expected: expected.values, shape: expected.shape };

@@ -46,6 +46,13 @@ export function isKept(full: string): boolean {
   return (step === 0 && blockOf(key) === FIRST) || /\.mlp\.(router|gate):out\.\d$/.test(key);
 }
 
+export interface IsolateOptions {
+  readonly computeClass: ComputeClass;
+  /** As for `diff`. */
+  readonly layersAtOnce?: number;
+  readonly observe?: Observe;
+}
+
 export interface Isolation {
   /** Taps that are wrong by themselves, in the order of execution. */
   readonly guilty: string[];
@@ -83,39 +90,34 @@ const isHeadOutput = (key: string) => /^(model\.norm:out|lm_head:out|:logits)$/.
 export async function isolate(
   runner: Runner,
   reference: Reference,
-  computeClass: ComputeClass,
+  { computeClass, layersAtOnce, observe }: IsolateOptions,
   own: Own,
-  observe?: Observe,
 ): Promise<Isolation> {
   const result: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
   for (const step of reference.tappedSteps) {
     const replay = await Replay.open(runner, reference, step);
-    const judgeAll = (traced: readonly DumpTensor[], of: (key: string) => boolean) => {
+    const judgeAll = async (traced: readonly DumpTensor[], of: (key: string) => boolean) => {
       const wrong: string[] = [];
       const values = new Map(traced.map((tensor) => [tensor.key, tensor.values]));
       for (const { key, values: actual } of traced) {
         const full = `${step}/${key}`;
-        const expected = replay.expected.get(full);
-        if (!of(key) || expected === undefined) continue;
-        const input = isLayerOutput(key) ? replay.expected.get(full.replace(/:out$/, ":in"))?.values : undefined;
+        const expected = of(key) ? await replay.expected(key) : undefined;
+        if (expected === undefined) continue;
+        const input = isLayerOutput(key) ? (await replay.expected(inputOf(key)))?.values : undefined;
         const inputs = input && { actual: input, expected: input };
         const judged = report(full, actual, expected, isolatedGate(kindOf(key), computeClass), inputs);
         result.isolated.set(full, judged);
         observe?.("isolated", full, { actual, expected: expected.values, shape: expected.shape, inputs }, judged);
         const logits = key.replace(/out\.2$/, "out.0");
-        if (
-          failed(judged) &&
-          !isNearTie(actual, expected, values.get(logits), replay.expected.get(`${step}/${logits}`))
-        )
+        if (failed(judged) && !isNearTie(actual, expected, values.get(logits), await replay.expected(logits)))
           wrong.push(key);
       }
       return wrong;
     };
 
     // With the reference's experts: a flipped near-tie is not the layer's error.
-    const headInOrder = [...replay.expected.keys()].every((full) => {
-      const { key } = split(full);
-      const metrics = own.metrics.get(full);
+    const headInOrder = replay.keys.every((key) => {
+      const metrics = own.metrics.get(`${step}/${key}`);
       if (!isHeadOutput(key) || metrics === undefined) return true;
       const gate = isolatedGate(key === ":logits" ? "product" : kindOf(key), computeClass);
       return !failed({ verdict: verdictOf(metrics, metrics.nmse, gate) });
@@ -124,14 +126,14 @@ export async function isolate(
     await replay.watch(
       {
         reads: (key) => isBlockInput(key) || isRouting(key),
-        wants: (key) => replay.expected.has(`${step}/${key}`),
+        wants: (key) => replay.has(key),
         computes: (block) => block !== "lm_head" || !headInOrder,
-        atOnce: "few",
+        layersAtOnce,
       },
-      (traced) => {
+      async (traced) => {
         // What a block reads is what the one before it made.
-        wrong.push(...judgeAll(traced, (key) => !isBlockInput(key)));
-        if (step === 0) result.unstable ??= changed(traced, own.values, replay.expected);
+        wrong.push(...(await judgeAll(traced, (key) => !isBlockInput(key))));
+        if (step === 0) result.unstable ??= await changed(traced, own.values, replay);
       },
     );
     const end = await replay.end(computeClass);
@@ -143,7 +145,7 @@ export async function isolate(
     // Every operation of the blocks where anything is off, from its own reference input.
     const suspects = new Set(wrong.map(blockOf));
     const inside = (key: string) => suspects.has(blockOf(key));
-    let guilty: string[] = [];
+    const misses: string[] = [];
     if (suspects.size > 0) {
       await replay.watch(
         {
@@ -151,12 +153,15 @@ export async function isolate(
           wants: inside,
           fusion: "off",
           computes: (block) => suspects.has(block) || (block === "lm_head" && suspects.has("model.norm")),
+          layersAtOnce,
         },
-        (traced) => {
-          guilty = blame(judgeAll(traced, (key) => inside(key) && !isLayerOutput(key) && !isBlockInput(key)));
+        async (traced) => {
+          const leaves = (key: string) => inside(key) && !isLayerOutput(key) && !isBlockInput(key);
+          misses.push(...(await judgeAll(traced, leaves)));
         },
       );
     }
+    const guilty = blame(misses);
     const innocent = (key: string) => !guilty.some((leaf) => blockOf(leaf) === blockOf(key));
     for (const layer of wrong.filter(isLayerOutput).filter(innocent)) {
       guilty.push(layer);
@@ -168,7 +173,7 @@ export async function isolate(
       result.isolated.set(`${step}/${key}`, judged);
       result.notes.push(`${step}/${key}: its operations are right one by one; its fused kernels are not`);
     }
-    const position = new Map([...replay.expected.keys()].map((full, i) => [split(full).key, i]));
+    const position = new Map(replay.keys.map((key, i) => [key, i]));
     guilty.sort((x, y) => position.get(x)! - position.get(y)!);
     result.guilty.push(...guilty.map((key) => `${step}/${key}`));
   }
@@ -201,13 +206,14 @@ export function isNearTie(
  * The first tap of the prompt's layer 0 that a second run gave other bits. Embeddings are exact, so that layer has the same input
  * in a run from the token ids and in a replay; its experts have the reference's weights in one of them only.
  */
-function changed(
+async function changed(
   traced: readonly DumpTensor[],
   own: ReadonlyMap<string, Values>,
-  expected: ReadonlyMap<string, ReferenceTensor>,
-): string | null {
-  const input = `0/${FIRST}:in`;
-  const [mine, theirs] = [own.get(input), expected.get(input)];
+  replay: Replay,
+): Promise<string | null> {
+  if (!traced.some(({ key }) => blockOf(key) === FIRST)) return null;
+  const input = `${FIRST}:in`;
+  const [mine, theirs] = [own.get(`0/${input}`), await replay.expected(input)];
   if (mine !== undefined && theirs !== undefined && !sameBits(mine, theirs.values)) return null;
   for (const { key, values } of traced) {
     if (blockOf(key) !== FIRST) continue;
@@ -235,49 +241,68 @@ export interface ReplayOptions {
   readonly reads: (key: string) => boolean;
   readonly wants: (key: string) => boolean;
   readonly fusion?: "off";
-  readonly atOnce?: "few";
+  readonly layersAtOnce?: number;
   /** Which blocks compute at all (see TraceOptions). */
   readonly computes?: (block: string) => boolean;
 }
 
 /** One step of a reference, to be run again from its own values. */
 export class Replay {
-  /** The step's tensors in the order of execution. */
-  readonly expected: ReadonlyMap<string, ReferenceTensor>;
+  /** Of the step's tensors, in the order of execution, without the step. */
+  readonly keys: readonly string[];
+  readonly #has: ReadonlySet<string>;
   readonly #runner: Runner;
   readonly #reference: Reference;
   readonly #step: number;
 
   /** Gives the device the keys and values that the step begins with. */
   static async open(runner: Runner, reference: Reference, step: number): Promise<Replay> {
-    const order = reference.manifest.order.filter((full) => split(full).step === step);
     await restoreCache(runner, reference, step);
-    return new Replay(runner, reference, step, await preload(reference, order));
+    return new Replay(runner, reference, step);
   }
 
-  private constructor(
-    runner: Runner,
-    reference: Reference,
-    step: number,
-    expected: ReadonlyMap<string, ReferenceTensor>,
-  ) {
+  private constructor(runner: Runner, reference: Reference, step: number) {
     this.#runner = runner;
     this.#reference = reference;
     this.#step = step;
-    this.expected = expected;
+    this.keys = reference.manifest.order.map(split).flatMap((at) => (at.step === step ? [at.key] : []));
+    this.#has = new Set(this.keys);
+  }
+
+  has(key: string): boolean {
+    return this.#has.has(key);
+  }
+
+  /** Valid until the reference forgets: at the latest when a replay goes on to other layers. */
+  async expected(key: string): Promise<ReferenceTensor | undefined> {
+    return this.has(key) ? this.#reference.read(`${this.#step}/${key}`) : undefined;
   }
 
   run(options: ReplayOptions): Promise<DumpTensor[]> {
     return traceStep(this.#runner, this.#stepOptions(options));
   }
 
-  /** The same, shown and not kept (see `watchStep`). */
-  watch(options: ReplayOptions, see: (traced: readonly DumpTensor[]) => void): Promise<void> {
-    return watchStep(this.#runner, this.#stepOptions(options), see);
+  /** The same, shown and not kept (see `watchStep`); the reference's values neither. */
+  watch(options: ReplayOptions, see: (traced: readonly DumpTensor[]) => Promise<void>): Promise<void> {
+    return watchStep(this.#runner, this.#stepOptions(options), async (traced) => {
+      await see(traced);
+      this.#reference.forget();
+    });
   }
 
   #stepOptions({ reads, ...options }: ReplayOptions): StepOptions {
-    const replace = replacements(this.expected, this.#step, reads);
+    const keys = this.keys.filter(reads);
+    let tensors: ReadonlyMap<string, ReferenceTensor> = new Map();
+    const replace: StepOptions["replace"] = {
+      prepare: async ({ from, to }) => {
+        const atEnd = from === 0 || to === this.#runner.config.numHiddenLayers;
+        const inPart = (layer: number) => (Number.isNaN(layer) ? atEnd : layer >= from && layer < to);
+        const read = keys.filter((key) => inPart(layerOf(key))).map((key) => `${this.#step}/${key}`);
+        tensors = await preload(this.#reference, read);
+      },
+      has: (key) => reads(key) && this.has(key),
+      values: (key, _, layout) => inLayout(tensors.get(`${this.#step}/${key}`)!, layout),
+    };
     return { ...options, ...this.#rows(), step: this.#step, replace };
   }
 
@@ -288,16 +313,15 @@ export class Replay {
   async end(computeClass: ComputeClass): Promise<{ judged: Map<string, Reported>; unstable: string | null }> {
     const { tokens, start } = this.#rows();
     const rows = Math.min(tokens.length, Math.max(2, Math.ceil(tokens.length / END_SHARE)));
-    const last = ({ values, shape }: ReferenceTensor) => values.subarray(values.length - rows * shape.at(-1)!);
-    const expectedAt = (key: string) => this.expected.get(`${this.#step}/${key}`);
+    const last = await this.#lastRows(rows);
     const twice: StepOptions = {
       tokens: tokens.slice(-rows),
       start: start + tokens.length - rows,
       step: this.#step,
       wants: (key) => isLayerOutput(key) || isHeadOutput(key),
       replace: {
-        has: (key) => isBlockInput(key) && expectedAt(key) !== undefined,
-        values: (key) => last(expectedAt(key)!),
+        has: (key) => isBlockInput(key) && last.has(key),
+        values: (key) => last.get(key)!,
       },
       runs: 2,
     };
@@ -309,14 +333,26 @@ export class Replay {
     });
     const judged = new Map<string, Reported>();
     for (const { key, values: actual, shape } of first ?? []) {
-      const [output, input] = [expectedAt(key), expectedAt(inputOf(key))];
-      if (output === undefined || input === undefined) continue;
-      const inputs = isLayerOutput(key) ? { actual: last(input), expected: last(input) } : undefined;
+      const [expected, input] = [last.get(key), last.get(inputOf(key))];
+      if (expected === undefined || input === undefined) continue;
+      const inputs = isLayerOutput(key) ? { actual: input, expected: input } : undefined;
       const gate = isolatedGate(kindOf(key), computeClass);
-      const one = judge({ actual, expected: last(output), shape, inputs }, gate);
+      const one = judge({ actual, expected, shape, inputs }, gate);
       judged.set(key, { ...one, worst: `${placeOf(key, shape, one.metrics)} of the last ${rows} tokens` });
     }
     return { judged, unstable: unstable === undefined ? null : `${this.#step}/${unstable.key}` };
+  }
+
+  /** What the ends of blocks are in the reference. */
+  async #lastRows(rows: number): Promise<ReadonlyMap<string, Values>> {
+    const last = new Map<string, Values>();
+    for (const key of this.keys) {
+      if (!isBlockInput(key) && !isLayerOutput(key) && !isHeadOutput(key)) continue;
+      const { values, shape } = (await this.expected(key))!;
+      last.set(key, values.slice(values.length - rows * shape.at(-1)!));
+      if (isLayerOutput(key)) this.#reference.forget();
+    }
+    return last;
   }
 
   #rows(): { tokens: readonly number[]; start: number } {
@@ -378,35 +414,43 @@ function blame(failed: readonly string[]): string[] {
   });
 }
 
-export async function preload(reference: Reference, keys: readonly string[]): Promise<Map<string, ReferenceTensor>> {
+async function preload(reference: Reference, keys: readonly string[]): Promise<Map<string, ReferenceTensor>> {
   const tensors = new Map<string, ReferenceTensor>();
   for (const key of keys) tensors.set(key, await reference.read(key));
   return tensors;
 }
 
-/** Reference values in the runner's layout, for the taps of one step that `isInput` names. */
-export function replacements(
-  tensors: ReadonlyMap<string, ReferenceTensor>,
-  step: number,
-  isInput: (key: string) => boolean,
-): NonNullable<TraceOptions["replace"]> {
-  return {
-    has: (key: string) => isInput(key) && tensors.has(`${step}/${key}`),
-    values(key: string, _shape: readonly number[], layout: TapLayout): Float32Array | Int32Array {
-      const { values, shape } = tensors.get(`${step}/${key}`)!;
-      if (layout.kind !== "heads") return values;
-      // [1, n, T, d] → [T, n·d]
-      const [, heads, rows, d] = shape;
-      const out = new Float32Array(values.length);
-      for (let h = 0, i = 0; h < heads; h++) {
-        for (let t = 0; t < rows; t++) {
-          const row = (t * heads + h) * d;
-          for (let c = 0; c < d; c++, i++) out[row + c] = values[i];
-        }
-      }
-      return out;
-    },
-  };
+/** The reference's choices of experts, for all steps. */
+export async function routingOf(reference: Reference): Promise<(step: number) => NonNullable<TraceOptions["replace"]>> {
+  const choices = new Map<string, Values>();
+  for (const full of reference.manifest.order.filter(isRouting)) {
+    choices.set(full, (await reference.read(full)).values.slice());
+    reference.forget();
+  }
+  return (step) => ({
+    has: (key) => choices.has(`${step}/${key}`),
+    values: (key) => choices.get(`${step}/${key}`)!,
+  });
+}
+
+/** Reference values as a tap has them. */
+function inLayout({ values, shape }: ReferenceTensor, layout: TapLayout): Values {
+  if (layout.kind !== "heads") return values;
+  // [1, n, T, d] → [T, n·d]
+  const [, heads, rows, d] = shape;
+  const out = new Float32Array(values.length);
+  for (let h = 0, i = 0; h < heads; h++) {
+    for (let t = 0; t < rows; t++) {
+      const row = (t * heads + h) * d;
+      for (let c = 0; c < d; c++, i++) out[row + c] = values[i];
+    }
+  }
+  return out;
+}
+
+/** NaN outside of layers. */
+function layerOf(key: string): number {
+  return Number(/^model\.layers\.(\d+)/.exec(key)?.[1]);
 }
 
 /** Gives the device the keys and values that the reference had before a decode step. */
@@ -433,5 +477,6 @@ async function restoreCache(runner: Runner, reference: Reference, step: number):
       const to = Math.min(keys - 1, from + runner.prefillChunk);
       await runner.writeKv(layer, 0, length - keys + from, rows(k, from, to), rows(v, from, to));
     }
+    reference.forget();
   }
 }

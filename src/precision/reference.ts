@@ -1,7 +1,7 @@
 // What a device is compared with: a dump on disk (`<base>.json` + `<base>.safetensors`, docs/numerics.md), read on demand, or
 // the dump that another device just made. Knows nothing of devices and gates.
 
-import type { ModelFile, ModelFiles } from "../../weights/files.ts";
+import { allocate, type ModelFile, type ModelFiles } from "../../weights/files.ts";
 import { readJson } from "../../weights/json.ts";
 import { readHeader, type SafetensorsHeader, type SafetensorsTensor } from "../../weights/safetensors.ts";
 import { sizeOf } from "../backend.ts";
@@ -39,26 +39,46 @@ export interface Manifest {
 
 const MANIFEST_LIMIT = 64 * 2 ** 20;
 
+/** How a dump is read. */
+export interface Memory {
+  /** A file of up to so many bytes may stay in memory. */
+  readonly keepBytes: number;
+  /** Bytes that are read at once. */
+  readonly pieceBytes: number;
+}
+
+/** One read of 4 MiB costs no more than one of a small tensor. */
+const MEMORY: Memory = { keepBytes: 2 ** 30, pieceBytes: 4 * 2 ** 20 };
+
 type Values = Float32Array | Int32Array;
 
 export class Reference implements AsyncDisposable {
   readonly manifest: Manifest;
   readonly #read: (key: string) => Promise<Values>;
-  /** What was asked for before: a diff reads each tensor several times. */
+  /** What was asked for before: neighbours in a layer are read several times. */
   readonly #tensors = new Map<string, Promise<ReferenceTensor>>();
+  readonly #forget: () => void;
   readonly #close: () => Promise<void>;
 
-  /** @param name base name of the two files in `files`. Throws ModelFileError REF_* with what is wrong. */
-  static async open(files: ModelFiles, name: string): Promise<Reference> {
+  /**
+   * Throws ModelFileError REF_* with what is wrong.
+   * @param name base name of the two files in `files`.
+   */
+  static async open(files: ModelFiles, name: string, memory: Memory = MEMORY): Promise<Reference> {
     const json = await readJson(files, `${name}.json`, { limitBytes: MANIFEST_LIMIT });
     const manifest = checkManifest(json, `${name}.json`);
     const file = await files.open(`${name}.safetensors`);
     try {
       const header = await readHeader(file);
       checkTensors(manifest, header, file.name);
-      const stored = new Stored(file, header);
+      const stored = new Stored(file, header, memory);
       const read = (key: string) => stored.read(manifest.tensors[key].alias_of ?? key);
-      return new Reference(manifest, read, () => file.close());
+      return new Reference(
+        manifest,
+        read,
+        () => stored.forget(),
+        () => file.close(),
+      );
     } catch (error) {
       await file.close();
       throw error;
@@ -80,13 +100,20 @@ export class Reference implements AsyncDisposable {
     return new Reference(
       manifest,
       async (key) => values.get(key)!,
+      () => {},
       async () => {},
     );
   }
 
-  private constructor(manifest: Manifest, read: (key: string) => Promise<Values>, close: () => Promise<void>) {
+  private constructor(
+    manifest: Manifest,
+    read: (key: string) => Promise<Values>,
+    forget: () => void,
+    close: () => Promise<void>,
+  ) {
     this.manifest = manifest;
     this.#read = read;
+    this.#forget = forget;
     this.#close = close;
   }
 
@@ -114,6 +141,7 @@ export class Reference implements AsyncDisposable {
     return [...outputs, "0/model.norm:out", ...logits];
   }
 
+  /** A tensor; its values are valid until `forget`. */
   read(key: string): Promise<ReferenceTensor> {
     let tensor = this.#tensors.get(key);
     if (tensor === undefined) {
@@ -128,6 +156,12 @@ export class Reference implements AsyncDisposable {
     return { key, shape: this.manifest.tensors[key].shape, values: await this.#read(key) };
   }
 
+  /** Values that were read are void from here on: those of a large dump give their memory to what is read next. */
+  forget(): void {
+    this.#tensors.clear();
+    this.#forget();
+  }
+
   close(): Promise<void> {
     return this.#close();
   }
@@ -137,24 +171,26 @@ export class Reference implements AsyncDisposable {
   }
 }
 
-/** Bytes that are read at once: one read of so many costs no more than one of a small tensor. */
-const PIECE = 4 * 2 ** 20;
-
 /**
- * The tensors of a file by name. Read in pieces of neighbours and kept, since a diff compares each of them several times; the next
- * piece is read while this one is looked at.
+ * The tensors of a file by name. Read in pieces of neighbours and kept, as far as there is room, since a diff compares each of them
+ * several times; the next piece is read while one is looked at.
  */
 class Stored {
   readonly #file: ModelFile;
+  readonly #memory: Memory;
   readonly #pieces = new Map<string, Piece>();
   readonly #values = new Map<string, Values>();
+  /** Pieces that are there, and buffers of those that were. */
+  readonly #filled = new Map<Piece, ArrayBuffer>();
+  readonly #spare: ArrayBuffer[] = [];
 
-  constructor(file: ModelFile, header: SafetensorsHeader) {
+  constructor(file: ModelFile, header: SafetensorsHeader, memory: Memory) {
     this.#file = file;
+    this.#memory = memory;
     let last: Piece | undefined;
     for (const [name, tensor] of [...header.tensors].sort(([, a], [, b]) => a.byteOffset - b.byteOffset)) {
       const end = tensor.byteOffset + tensor.byteLength;
-      if (last === undefined || end - last.from > PIECE) {
+      if (last === undefined || end - last.from > memory.pieceBytes) {
         const piece: Piece = { from: tensor.byteOffset, to: end, tensors: new Map() };
         if (last !== undefined) last.next = piece;
         last = piece;
@@ -173,13 +209,27 @@ class Stored {
     return this.#values.get(name)!;
   }
 
+  /** Nothing, as long as the whole file may stay. */
+  forget(): void {
+    if (this.#file.size <= this.#memory.keepBytes) return;
+    for (const [piece, buffer] of this.#filled) {
+      for (const name of piece.tensors.keys()) this.#values.delete(name);
+      piece.loaded = undefined;
+      this.#spare.push(buffer);
+    }
+    this.#filled.clear();
+  }
+
   #load(piece: Piece): Promise<void> {
     piece.loaded ??= this.#fill(piece);
     return piece.loaded;
   }
 
-  async #fill({ from, to, tensors }: Piece): Promise<void> {
-    const bytes = await this.#file.read(from, to - from);
+  async #fill(piece: Piece): Promise<void> {
+    const { from, to, tensors } = piece;
+    const bytes = this.#take(to - from);
+    await this.#file.read(from, to - from, bytes);
+    this.#filled.set(piece, bytes.buffer);
     for (const [name, { byteOffset, byteLength, dtype }] of tensors) {
       const own = bytes.subarray(byteOffset - from, byteOffset - from + byteLength);
       // Other dtypes have been refused, unless nobody reads them.
@@ -189,6 +239,14 @@ class Stored {
       const values = dtype === "I32" ? new Int32Array(buffer, at, length) : new Float32Array(buffer, at, length);
       this.#values.set(name, values);
     }
+  }
+
+  /** A spare buffer, or a new one that fits most pieces. */
+  #take(byteLength: number): Uint8Array<ArrayBuffer> {
+    const i = this.#spare.findIndex((buffer) => buffer.byteLength >= byteLength);
+    if (i >= 0) return new Uint8Array(this.#spare.splice(i, 1)[0], 0, byteLength);
+    const size = Math.max(byteLength, Math.min(this.#memory.pieceBytes, this.#file.size));
+    return allocate(size, this.#file.name).subarray(0, byteLength);
   }
 }
 

@@ -57,30 +57,55 @@ export async function distrust(
     return `the dump has ${manifest.ids.length} positions, this run has room for ${runner.contextLength}`;
   const beyond = manifest.order.find((key) => Number(/layers\.(\d+)\b/.exec(key)?.[1] ?? 0) >= config.numHiddenLayers);
   if (beyond !== undefined) return `the dump has ${beyond}, this model has ${config.numHiddenLayers} layers`;
-  return (await implausible(reference)) ?? (await otherWeights(reference, samples));
+  const seen: Seen = { digests: new Map(), ports: new Map() };
+  for (const keys of byLayer(manifest.order)) {
+    const reason = (await implausible(reference, keys, seen)) ?? (await otherWeights(reference, keys, samples));
+    if (reason !== undefined) return reason;
+    reference.forget();
+  }
+  return undefined;
+}
+
+/** Runs of keys of one step and layer, or of none. */
+function byLayer(order: readonly string[]): string[][] {
+  const layerOf = (key: string) => /^\d+\/(model\.layers\.\d+\b)?/.exec(key)![0];
+  const runs: string[][] = [];
+  for (const key of order) {
+    const run = runs.at(-1);
+    if (run !== undefined && layerOf(run[0]) === layerOf(key)) run.push(key);
+    else runs.push([key]);
+  }
+  return runs;
+}
+
+/** What is known of tensors whose values were forgotten. */
+interface Seen {
+  /** SHA-256 by stored name: entries of a dump share bytes. */
+  readonly digests: Map<string, string>;
+  /** Keys by port and first values. */
+  readonly ports: Map<string, string[]>;
 }
 
 /** A dump that did not dump: other ids or bytes than it says, constant tensors, one tensor for two, missing rows. */
-async function implausible(reference: Reference): Promise<string | undefined> {
+async function implausible(
+  reference: Reference,
+  keys: readonly string[],
+  { digests, ports }: Seen,
+): Promise<string | undefined> {
   const { manifest } = reference;
   const { ids, prompt_len } = manifest;
-  const fed = "0/model.embed_tokens:in";
-  if (reference.has(fed)) {
-    const { values } = await reference.read(fed);
-    if (values.length !== prompt_len || values.some((id, i) => id !== ids[i])) {
-      return "the ids that the dump's manifest lists are not those that its embedding was fed";
-    }
-  }
-  /** Tensors of the same port, by port. */
-  const alike = new Map<string, ReferenceTensor[]>();
-  /** By values: entries of a dump share them. */
-  const hashes = new Map<ReferenceTensor["values"], string>();
-  for (const key of manifest.order) {
+  for (const key of keys) {
     const tensor = await reference.read(key);
-    const { sha256 } = manifest.tensors[key];
+    if (key === "0/model.embed_tokens:in") {
+      const { values } = tensor;
+      if (values.length !== prompt_len || values.some((id, i) => id !== ids[i])) {
+        return "the ids that the dump's manifest lists are not those that its embedding was fed";
+      }
+    }
+    const { sha256, alias_of: name = key } = manifest.tensors[key];
     if (sha256 !== undefined) {
-      const own = hashes.get(tensor.values) ?? hashOf(tensor);
-      hashes.set(tensor.values, own);
+      const own = digests.get(name) ?? hashOf(tensor);
+      digests.set(name, own);
       if (own !== sha256)
         return `${key} has other bytes than the manifest's sha256: the dump was changed or is damaged`;
     }
@@ -92,11 +117,14 @@ async function implausible(reference: Reference): Promise<string | undefined> {
     if (!describesValues(key) || tensor.values.length < 8) continue;
     if (tensor.values.every((value) => value === tensor.values[0]))
       return `${key} is constant: the dump did not record it`;
-    const port = key.replace(/layers\.\d+/, "layers.*");
-    const others = alike.get(port) ?? [];
-    const twin = others.find((other) => other.values.every((value, i) => value === tensor.values[i]));
-    if (twin !== undefined) return `${key} and ${twin.key} are the same numbers: the dump recorded one of them twice`;
-    alike.set(port, [...others, tensor]);
+    const port = `${key.replace(/layers\.\d+/, "layers.*")} ${tensor.values.subarray(0, 8)}`;
+    const others = ports.get(port) ?? [];
+    for (const other of others) {
+      const { values } = await reference.read(other);
+      if (values.every((value, i) => value === tensor.values[i]))
+        return `${key} and ${other} are the same numbers: the dump recorded one of them twice`;
+    }
+    ports.set(port, [...others, key]);
   }
   return undefined;
 }
@@ -113,10 +141,10 @@ function hashOf({ values }: ReferenceTensor): string {
 /** Linear layers whose output in the dump is not what this checkpoint's weight makes of the dump's input. */
 async function otherWeights(
   reference: Reference,
+  keys: readonly string[],
   samples: ReadonlyMap<string, WeightSample>,
 ): Promise<string | undefined> {
-  const keys = reference.manifest.order.filter((key) => /^0\/.*(_proj|lm_head):out$/.test(key));
-  for (const key of keys) {
+  for (const key of keys.filter((key) => /^0\/.*(_proj|lm_head):out$/.test(key))) {
     const module = key.slice(2, -":out".length);
     const input = `0/${module}:in`;
     const sample = samples.get(module);

@@ -36,6 +36,25 @@ describe("a defect is found", () => {
     if (defect.where !== undefined) expect(where).toMatch(defect.where);
   });
 
+  test("by a reference that keeps nothing in memory, and layer by layer, just the same", async () => {
+    const judged = async (defect: Defect, keep: boolean, layersAtOnce?: number) => {
+      await using pair = await openPair(defect.model, alteredBackend(defect), defect, keep);
+      const report = await diffOf(pair.runner, pair.reference, { ...pair, layersAtOnce });
+      return { report, explanation: await explain(pair.runner, pair.reference, report, pair) };
+    };
+    for (const defect of DEFECTS) {
+      const expected = await judged(defect, true);
+      expect(await judged(defect, false), defect.name).toEqual(expected);
+      // What alters operations may count those of a recording.
+      if (defect.ops === undefined) expect(await judged(defect, false, 1), defect.name).toEqual(expected);
+    }
+    for (const model of ["llama", "gpt_oss", "qwen3_moe", "gemma3_text", "phi3"]) {
+      const expected = await judged({ name: "none", model, guilty: /^/ }, true);
+      expect(expected.report.verdict).toBe("pass");
+      expect(await judged({ name: "none", model, guilty: /^/ }, false, 1), model).toEqual(expected);
+    }
+  }, 60_000);
+
   test("also when only what failed is replayed, unless it is too small for that", async () => {
     const missed: string[] = [];
     for (const defect of DEFECTS) {

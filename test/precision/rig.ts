@@ -27,15 +27,21 @@ export interface Opened extends AsyncDisposable {
   readonly checkpoint: Checkpoint;
 }
 
-/** A reference model and its dump, on a backend. Two positions more than the dump needs: some damage counts wrong. */
+/**
+ * A reference model and its dump, on a backend. Two positions more than the dump needs: some damage counts wrong.
+ * @param keep false: nothing of the dump stays in memory once it was forgotten, and what is read next takes its place.
+ */
 export async function openPair(
   model: string | Pick<Case, "model" | "dumps" | "base">,
   backend: Backend,
   damage: Damage = {},
+  keep = true,
 ): Promise<Opened> {
   const one = typeof model === "string" ? { model: MODELS + model, dumps: MODELS + model, base: "dump.f32" } : model;
   const folder = one.model;
-  const reference = await Reference.open(await openDirectory(one.dumps), one.base);
+  const files = await openDirectory(one.dumps);
+  const memory = keep ? undefined : { keepBytes: 0, pieceBytes: 4096 };
+  const reference = await Reference.open(files, one.base, memory);
   const { checkpoint, architecture, config: read } = await openModel(folder);
   const config = damage.config?.(read) ?? read;
   const { ids, prompt_len } = reference.manifest;
