@@ -91,7 +91,19 @@ function block(format: WeightFormat): Uint8Array {
   }
 }
 
-/** @param group int8: columns that share a scale; default all. */
+/** Blocks of Q8_0: 32 random bytes after a scale of 0.01. */
+function q8Blocks(count: number): Uint8Array {
+  const values = block("int8");
+  const bytes = new Uint8Array(34 * count);
+  for (let i = 0; i < count; i++) {
+    const from = (32 * i) % values.length;
+    bytes.set([0x1f, 0x21], 34 * i);
+    bytes.set(values.subarray(from, from + 32), 34 * i + 2);
+  }
+  return bytes;
+}
+
+/** @param group int8: columns that share a scale; default all. 32: as blocks of Q8_0. */
 function source(format: WeightFormat, shape: Shape, group = shape.at(-1)!): WeightSource {
   const values = block(format);
   const count = sizeOf(shape);
@@ -101,8 +113,10 @@ function source(format: WeightFormat, shape: Shape, group = shape.at(-1)!): Weig
     shape,
     format,
     group: format === "int8" ? group : undefined,
-    byteLength: (plane) => ({ data: sizeOf(shape) * BYTES[format], scales, blocks: 0 })[plane],
+    blocks: format === "int8" && group === 32 ? "q8_0" : undefined,
+    byteLength: (plane) => ({ data: sizeOf(shape) * BYTES[format], scales, blocks: (34 * count) / 32 })[plane],
     async read(plane, _, byteLength, into) {
+      if (plane === "blocks") return placed(q8Blocks(byteLength / 34), into);
       const bytes = new Uint8Array(byteLength);
       if (plane === "data") {
         for (let at = 0; at < byteLength; at += values.length) {

@@ -35,7 +35,10 @@ const SLICE_NS: i64 = 100_000_000;
 const SLICE_MS: i32 = 100;
 
 let control: usize = 0;
-/** Of the current op: its state, how many tasks it has, how many of them this thread has claimed, in how many regions it found none left. */
+/**
+ * Of the current op: its state, how many tasks it has, how many of them this thread has claimed, in how many regions it found none
+ * left.
+ */
 let state: usize = 0;
 let total: i32 = 0;
 let mine: i32 = 0;
@@ -149,7 +152,7 @@ export function awaitReading(ops: i32, weight: usize, tileBytes: i32, tiles: i32
   const first = ((((tiles + n - 1) / n) * own) / regions) * n;
   const start = weight + <usize>first * tileBytes;
   const end = start + min(<usize>(tiles - first) * tileBytes, READ_AHEAD);
-  for (let at = ahead > start && ahead <= end ? ahead : start; at < end; at += 256) {
+  for (let at = ahead > start && ahead <= end ? ahead : start; at + 256 <= end; at += 256) {
     if (atomic.load<i32>(control, CONTROL_FINISHED) >= ops) return true;
     load<u8>(at);
     load<u8>(at, 64);

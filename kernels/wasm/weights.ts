@@ -3,8 +3,9 @@
 //
 // F32, F16, BF16: for each column the values of the 32 rows lie side by side. Of halves two vectors hold 16 rows: their low halves
 // are rows 0 … 7, their high ones 8 … 15, so that neighbouring vectors stay neighbours when they are unpacked.
-// INT8: for each group of columns 32 scales f32, then blocks of 32 columns. Q8_0: scales as a column of F16, one block. A block is two halves of 16 rows; in each, 8 steps of
+// INT8: for each group of columns 32 scales f32, then blocks of 32 columns. A block is two halves of 16 rows; in each, 8 steps of
 // 4 columns; in each, 4 vectors of 4 rows whose lane is one row's 4 bytes, as dot products take them. 128 is added where `wide`.
+// Q8_0: the same, a block in each group; scales lie as a column of F16 does.
 // MXFP4: blocks of 32 columns: 32 scales E8M0, then 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows.
 // Low nibbles are columns 0 … 15 of the block, high nibbles 16 … 31.
 import {

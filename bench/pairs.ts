@@ -1,0 +1,116 @@
+// Two or more checkouts of this repository on the same model, in one process and taking turns: tells a difference of a few per cent
+// where one run and the next differ by half. Each checkout needs its dependencies and kernels (`npm ci`, or a link to node_modules
+// and `npm run build:kernels`). A ratio is the median of those of single turns, with their quartiles.
+//
+//   npm run bench:pairs -- <model> <checkout> <checkout> ... [--threads 2] [--rounds 60] [--batch 1] [--context 0]
+//     [--prefill n: prompts of n tokens in place of decoding] [--precision exact|high|fast] [--kv-cache f32|f16|int8]
+import { resolve } from "node:path";
+import { pathToFileURL } from "node:url";
+import { parseArgs } from "node:util";
+import { median } from "../src/bench/measure.ts";
+
+const { values: flags, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    threads: { type: "string", default: "2" },
+    rounds: { type: "string", default: "60" },
+    batch: { type: "string", default: "1" },
+    context: { type: "string", default: "0" },
+    prefill: { type: "string", default: "0" },
+    precision: { type: "string", default: "high" },
+    "kv-cache": { type: "string", default: "f32" },
+  },
+});
+const [path, ...checkouts] = positionals;
+if (checkouts.length < 2) throw new Error("bench:pairs: give a model and at least two checkouts");
+const [threads, rounds, batch, context, prefill] = [
+  ...[flags.threads, flags.rounds, flags.batch, flags.context, flags.prefill].map(Number),
+];
+/** Steps of one turn, and positions that a sequence has beyond its context. */
+const STEPS = 8;
+const ROOM = Math.max(64, prefill);
+
+/** One turn of a checkout: a prompt, or some greedy steps. */
+async function open(root: string): Promise<() => Promise<void>> {
+  // Whatever the checkout's modules are: the names below have not changed for long.
+  const load = (file: string) => import(pathToFileURL(resolve(root, file)).href);
+  const [{ openModel }, { createBackend }, { Runner }] = await Promise.all(
+    ["src/inspect.ts", "src/devices.ts", "src/runner.ts"].map(load),
+  );
+  const model = await openModel({ kind: "path", path });
+  const { backend } = await createBackend("cpu", { threads, precision: flags.precision, allowV8Flags: true });
+  const length = context + ROOM;
+  const runner = await Runner.create({
+    ...model,
+    ...{ backend, contextLength: length, maxSequences: batch, kvTokens: batch * (length + 63) },
+    ...{ prefillChunk: Math.max(batch, prefill, 1), kvCache: flags["kv-cache"] },
+  });
+  await model.checkpoint.close();
+  const pages = Math.ceil(length / 64);
+  for (let s = 0; s < batch; s++) {
+    runner.assignPages(
+      s,
+      Array.from({ length: pages }, (_, i) => s * pages + i),
+    );
+  }
+  const upTo = (n: number) => Array.from({ length: n }, (_, i) => i);
+  const step = async (tokens: ArrayLike<number>, positions: number[], sequences: number[], selected: number[]) => {
+    const program = await runner.step({ tokens, positions, sequences, selected }, "greedy");
+    return runner.read(program.outputs.tokens, selected.length);
+  };
+  if (prefill > 0) {
+    const positions = upTo(prefill);
+    const ids = positions.map((i) => (977 * i + 13) % runner.vocabSize);
+    return async () => {
+      await step(
+        ids,
+        positions,
+        positions.map(() => 0),
+        [prefill - 1],
+      );
+    };
+  }
+  const rows = upTo(batch);
+  return async () => {
+    let tokens: ArrayLike<number> = rows.map((row) => 7 * row + 5);
+    for (let i = 0; i < STEPS; i++)
+      tokens = await step(
+        tokens,
+        rows.map(() => context + i),
+        rows,
+        rows,
+      );
+  };
+}
+
+const turns: (() => Promise<void>)[] = [];
+for (const checkout of checkouts) turns.push(await open(checkout));
+const times = turns.map((): number[] => []);
+for (let warm = 0; warm < 3; warm++) for (const turn of turns) await turn();
+for (let round = 0; round < rounds; round++) {
+  const order = [...turns.keys()];
+  for (const i of round % 2 === 0 ? order : order.reverse()) {
+    const start = performance.now();
+    await turns[i]();
+    times[i].push(performance.now() - start);
+  }
+}
+const tokens = prefill > 0 ? prefill : batch * STEPS;
+const rows = times.map((own, i) => {
+  const ratios = own.map((time, round) => times[0][round] / time).toSorted((a, b) => a - b);
+  const quartiles = [ratios[ratios.length >> 2], ratios[(3 * ratios.length) >> 2]];
+  return {
+    checkout: checkouts[i],
+    tokensPerSecond: (1000 * tokens) / median(own),
+    timesTheFirst: median(ratios),
+    quartiles,
+  };
+});
+for (const { checkout, tokensPerSecond, timesTheFirst, quartiles } of rows) {
+  const range = quartiles.map((ratio) => ratio.toFixed(3)).join(" … ");
+  console.log(
+    `${tokensPerSecond.toFixed(1).padStart(8)} tokens/s  × ${timesTheFirst.toFixed(3)} (${range})  ${checkout}`,
+  );
+}
+console.log(JSON.stringify({ bench: "pairs", model: path, node: process.version, ...flags, rows }));
+process.exit();
