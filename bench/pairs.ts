@@ -2,8 +2,8 @@
 // where one run and the next differ by half. Each checkout needs its dependencies and kernels (`npm ci`, or a link to node_modules
 // and `npm run build:kernels`). A ratio is the median of those of single turns, with their quartiles.
 //
-//   npm run bench:pairs -- <model> <checkout> <checkout> ... [--threads 2] [--rounds 60] [--batch 1] [--context 0]
-//     [--prefill n: prompts of n tokens in place of decoding] [--precision exact|high|fast] [--kv-cache f32|f16|int8]
+//   npm run bench:pairs -- <model> <checkout> <checkout> ... [--threads 2] [--rounds 60] [--batch 1]
+//     [--prefill n: prompts of n tokens in place of decoding] [--precision exact|high|fast]
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
@@ -15,20 +15,16 @@ const { values: flags, positionals } = parseArgs({
     threads: { type: "string", default: "2" },
     rounds: { type: "string", default: "60" },
     batch: { type: "string", default: "1" },
-    context: { type: "string", default: "0" },
     prefill: { type: "string", default: "0" },
     precision: { type: "string", default: "high" },
-    "kv-cache": { type: "string", default: "f32" },
   },
 });
 const [path, ...checkouts] = positionals;
 if (checkouts.length < 2) throw new Error("bench:pairs: give a model and at least two checkouts");
-const [threads, rounds, batch, context, prefill] = [
-  ...[flags.threads, flags.rounds, flags.batch, flags.context, flags.prefill].map(Number),
-];
-/** Steps of one turn, and positions that a sequence has beyond its context. */
+const [threads, rounds, batch, prefill] = [flags.threads, flags.rounds, flags.batch, flags.prefill].map(Number);
+/** Steps of one turn, and positions of a sequence. */
 const STEPS = 8;
-const ROOM = Math.max(64, prefill);
+const LENGTH = Math.max(STEPS, prefill);
 
 /** One turn of a checkout: a prompt, or some greedy steps. */
 async function open(root: string): Promise<() => Promise<void>> {
@@ -39,14 +35,13 @@ async function open(root: string): Promise<() => Promise<void>> {
   );
   const model = await openModel({ kind: "path", path });
   const { backend } = await createBackend("cpu", { threads, precision: flags.precision, allowV8Flags: true });
-  const length = context + ROOM;
   const runner = await Runner.create({
     ...model,
-    ...{ backend, contextLength: length, maxSequences: batch, kvTokens: batch * (length + 63) },
-    ...{ prefillChunk: Math.max(batch, prefill, 1), kvCache: flags["kv-cache"] },
+    ...{ backend, contextLength: LENGTH, maxSequences: batch, kvTokens: batch * (LENGTH + 63) },
+    prefillChunk: Math.max(batch, prefill),
   });
   await model.checkpoint.close();
-  const pages = Math.ceil(length / 64);
+  const pages = Math.ceil(LENGTH / 64);
   for (let s = 0; s < batch; s++) {
     runner.assignPages(
       s,
@@ -61,25 +56,18 @@ async function open(root: string): Promise<() => Promise<void>> {
   if (prefill > 0) {
     const positions = upTo(prefill);
     const ids = positions.map((i) => (977 * i + 13) % runner.vocabSize);
+    const zeros = positions.map(() => 0);
     return async () => {
-      await step(
-        ids,
-        positions,
-        positions.map(() => 0),
-        [prefill - 1],
-      );
+      await step(ids, positions, zeros, [prefill - 1]);
     };
   }
   const rows = upTo(batch);
   return async () => {
     let tokens: ArrayLike<number> = rows.map((row) => 7 * row + 5);
-    for (let i = 0; i < STEPS; i++)
-      tokens = await step(
-        tokens,
-        rows.map(() => context + i),
-        rows,
-        rows,
-      );
+    for (let i = 0; i < STEPS; i++) {
+      const positions = rows.map(() => i);
+      tokens = await step(tokens, positions, rows, rows);
+    }
   };
 }
 
