@@ -90,7 +90,10 @@ export interface Part {
   readonly x?: Tensor;
 }
 
-/** The whole network, or a part. Outputs: `logits` [R, V] or `tokens` i32 [R] as the head asks; `x` [T, D] of a part before the last. */
+/**
+ * The whole network, or a part. Outputs: `logits` [R, V] or `tokens` i32 [R] as the head asks; `x` [T, D] of a part before the
+ * last.
+ */
 export function forward<C extends BaseConfig>(
   architecture: Architecture<C>,
   net: Net<C>,

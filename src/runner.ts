@@ -288,10 +288,10 @@ export class Runner {
   }
 
   /**
-   * One step of its own, observed: `see` gets all rows' logits and every tap that `wants` asks for, of some layers after the other. For
-   * precision work: programs are recorded for exactly these rows and released afterwards. Taps of one tensor share their values,
-   * which may lie in the device's memory: they are to be read only, and only until `see` is done or has the runner do anything but
-   * read.
+   * One step of its own, observed: `see` gets all rows' logits and every tap that `wants` asks for, at once or some layers after the
+   * other. For precision work: programs are recorded for exactly these rows and released afterwards. Taps of one tensor share their
+   * values, which may lie in the device's memory: they are to be read only, and only until `see` is done or has the runner do
+   * anything but read.
    */
   async trace(
     batch: Batch,
@@ -303,25 +303,26 @@ export class Runner {
     const step = this.#makeStep(rows);
     const layers = this.config.numHiddenLayers;
     const { layersAtOnce = layers } = options;
-    const between = layersAtOnce < layers ? this.backend.alloc([rows, this.config.hiddenSize], "f32", "x") : undefined;
+    assert(layersAtOnce >= 1, "trace: no layers at once");
     this.#lastGreedy = undefined;
-    for (let from = 0; from === 0 || from < layers; from += layersAtOnce) {
-      const part = { from, to: Math.min(from + layersAtOnce, layers), x: from === 0 ? undefined : between };
-      await this.#tracePart(step, batch, options, part, see, between);
+    const x = this.backend.alloc([rows, this.config.hiddenSize], "f32", "x between parts");
+    for (let from = 0; from < layers; from += layersAtOnce) {
+      const part = { from, to: Math.min(from + layersAtOnce, layers), x: from === 0 ? undefined : x };
+      const made = await this.#tracePart(step, batch, options, part, see);
+      if (made !== undefined) this.backend.write(x, made);
     }
     const { count, tokens, positions, sequences, ropeRows, selected } = step;
-    this.backend.free(count, tokens, positions, sequences, ropeRows, selected, ...(between ? [between] : []));
+    this.backend.free(count, tokens, positions, sequences, ropeRows, selected, x);
   }
 
-  /** `between`: where the next part reads what this one made. */
+  /** The bytes that the next part reads; undefined after the last. */
   async #tracePart(
     step: Step,
     batch: Batch,
     options: TraceOptions,
     part: Part,
     see: (traced: readonly Traced[], part: Part) => void | Promise<void>,
-    between: Tensor | undefined,
-  ): Promise<void> {
+  ): Promise<Uint8Array | undefined> {
     const { wants, keys, replace, fusion = this.#fusion, runs = 1, computes = () => true } = options;
     await replace?.prepare?.(part);
     const replaced: Tensor[] = [];
@@ -355,9 +356,10 @@ export class Runner {
       );
     }
     const { x } = program.outputs;
-    if (between !== undefined && x !== undefined) this.backend.write(between, await this.backend.read(x));
+    const made = x && (await this.backend.read(x));
     this.backend.release(program);
     this.backend.free(...replaced);
+    return made;
   }
 
   /** Puts keys and values f32 [n, G·d] into one layer's cache, from position `from` on. For replaying a reference. */

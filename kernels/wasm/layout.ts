@@ -50,9 +50,9 @@ export const SWIGLU_OAI = 2;
 
 // --- A program: a header, then one record per op. Offsets in bytes.
 export const PROGRAM_OPS = 0; // i32: how many
-export const PROGRAM_STATE = 4; // pointer to i32 [ops, 16], zero between runs: of each op how many tasks are done, then how
-// many pieces of each region are claimed, see `claim` in threads.ts
+export const PROGRAM_STATE = 4; // pointer to i32 [ops, 16], zero between runs: tasks done of each op, and claimed of its regions
 export const STATE_BYTES = 64;
+/** See `claim` in threads.ts. */
 export const MAX_REGIONS = 15;
 /** A waiting thread reads so many bytes of the weights that it needs next into its cache: an eighth of 1 MiB, as cores have today. */
 export const READ_AHEAD = 131072;

@@ -100,8 +100,8 @@ export function claim(n: i32, tasks: i32): i32 {
   const pieces = (total + n - 1) / n;
   for (; done < regions; done++) {
     const region = own + done < regions ? own + done : own + done - regions;
-    const from = (pieces * region) / regions;
-    const size = (pieces * (region + 1)) / regions - from;
+    const from = regionStart(pieces, region);
+    const size = regionStart(pieces, region + 1) - from;
     const counter = state + ((<usize>region) << 2);
     let piece: i32;
     if (ASC_FEATURE_THREADS) {
@@ -117,6 +117,11 @@ export function claim(n: i32, tasks: i32): i32 {
     return first;
   }
   return total;
+}
+
+/** The first of a region's pieces. */
+function regionStart(pieces: i32, region: i32): i32 {
+  return (pieces * region) / regions;
 }
 
 /** The tasks that this thread claimed are done. */
@@ -149,7 +154,7 @@ let ahead: usize = 0;
 export function awaitReading(ops: i32, weight: usize, tileBytes: i32, tiles: i32): bool {
   if (!ASC_FEATURE_THREADS) return true;
   const n = share(tiles);
-  const first = ((((tiles + n - 1) / n) * own) / regions) * n;
+  const first = regionStart((tiles + n - 1) / n, own) * n;
   const start = weight + <usize>first * tileBytes;
   const end = start + min(<usize>(tiles - first) * tileBytes, READ_AHEAD);
   for (let at = ahead > start && ahead <= end ? ahead : start; at + 256 <= end; at += 256) {

@@ -138,7 +138,10 @@ class Scratch {
   }
 }
 
-/** The same, shown and not kept, at once or some layers after the other: values are to be read only, and only until `see` is done or the runner does anything else. */
+/**
+ * The same, shown and not kept, some layers after the other if `layersAtOnce` says so: values are to be read only, and only until
+ * `see` is done or the runner does anything else.
+ */
 export async function watchStep(
   runner: Runner,
   options: StepOptions,

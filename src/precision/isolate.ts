@@ -292,16 +292,16 @@ export class Replay {
 
   #stepOptions({ reads, ...options }: ReplayOptions): StepOptions {
     const keys = this.keys.filter(reads);
-    let tensors: ReadonlyMap<string, ReferenceTensor> = new Map();
+    const tensors = new Map<string, ReferenceTensor>();
     const replace: StepOptions["replace"] = {
       prepare: async ({ from, to }) => {
         const atEnd = from === 0 || to === this.#runner.config.numHiddenLayers;
         const inPart = (layer: number) => (Number.isNaN(layer) ? atEnd : layer >= from && layer < to);
-        const read = keys.filter((key) => inPart(layerOf(key))).map((key) => `${this.#step}/${key}`);
-        tensors = await preload(this.#reference, read);
+        tensors.clear();
+        for (const key of keys) if (inPart(layerOf(key))) tensors.set(key, (await this.expected(key))!);
       },
       has: (key) => reads(key) && this.has(key),
-      values: (key, _, layout) => inLayout(tensors.get(`${this.#step}/${key}`)!, layout),
+      values: (key, _, layout) => inLayout(tensors.get(key)!, layout),
     };
     return { ...options, ...this.#rows(), step: this.#step, replace };
   }
@@ -412,12 +412,6 @@ function blame(failed: readonly string[]): string[] {
     }
     return !sources.some(has);
   });
-}
-
-async function preload(reference: Reference, keys: readonly string[]): Promise<Map<string, ReferenceTensor>> {
-  const tensors = new Map<string, ReferenceTensor>();
-  for (const key of keys) tensors.set(key, await reference.read(key));
-  return tensors;
 }
 
 /** The reference's choices of experts, for all steps. */

@@ -241,9 +241,9 @@ class Stored {
     }
   }
 
-  /** A spare buffer, or a new one that fits most pieces. */
+  /** The spare buffer that was used last, or a new one that fits most pieces. */
   #take(byteLength: number): Uint8Array<ArrayBuffer> {
-    const i = this.#spare.findIndex((buffer) => buffer.byteLength >= byteLength);
+    const i = this.#spare.findLastIndex((buffer) => buffer.byteLength >= byteLength);
     if (i >= 0) return new Uint8Array(this.#spare.splice(i, 1)[0], 0, byteLength);
     const size = Math.max(byteLength, Math.min(this.#memory.pieceBytes, this.#file.size));
     return allocate(size, this.#file.name).subarray(0, byteLength);

@@ -68,7 +68,7 @@ export async function distrust(
 
 /** Runs of keys of one step and layer, or of none. */
 function byLayer(order: readonly string[]): string[][] {
-  const layerOf = (key: string) => /^\d+\/(model\.layers\.\d+\b)?/.exec(key)![0];
+  const layerOf = (key: string) => /^\d+\/(model\.layers\.\d+\b)?/.exec(key)?.[0];
   const runs: string[][] = [];
   for (const key of order) {
     const run = runs.at(-1);

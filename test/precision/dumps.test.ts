@@ -117,6 +117,15 @@ const cases: [what: string, change: (dump: Editable) => unknown, verdict: string
     /no tap/,
   ],
   [
+    "a tensor of no step",
+    (dump) => {
+      dump.order.splice(5, 0, "elsewhere");
+      dump.tensors.set("elsewhere", { shape: [2], dtype: "float32", values: Float32Array.of(1, 2) });
+    },
+    "incomplete",
+    /elsewhere/,
+  ],
+  [
     "a constant tensor",
     (dump) => dump.tensors.get("0/model.layers.1.mlp.up_proj:out")!.values.fill(0),
     "not-comparable",
