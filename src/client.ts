@@ -57,8 +57,12 @@ export class Client {
     });
   }
 
-  /** Many answers, then one last. See `Stream`. */
-  stream<Item, Last>(method: string, argument: unknown, options: RequestOptions = {}): Stream<Item, Last> {
+  /** Many answers, then one last; one that is `cancelled` from the start only says how it ended. See `Stream`. */
+  stream<Item, Last>(
+    method: string,
+    argument: unknown,
+    { cancelled = false, ...options }: RequestOptions & { cancelled?: boolean } = {},
+  ): Stream<Item, Last> {
     return new Stream<Item, Last>((pending) => {
       const id = this.#open({ ...options, ...pending }, (id) => ({
         kind: "stream",
@@ -66,6 +70,7 @@ export class Client {
         method,
         argument,
         credit: CREDIT,
+        cancelled,
       }));
       return {
         pay: (count) => this.#post(id, { kind: "credit", id, count }),

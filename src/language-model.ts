@@ -227,6 +227,7 @@ export class Model implements AsyncDisposable {
         const stream = this.#client.stream<Piece, GenerationEnd>("generate", request, {
           onNote: (note: HostNote) => this.#note(note),
           onAsk: async ({ logits, ids }: LogitsQuestion) => (await logitsProcessor?.(logits, ids)) ?? logits,
+          cancelled: signal?.aborted,
         });
         const stop = () => {
           stream.cancel();
@@ -234,7 +235,6 @@ export class Model implements AsyncDisposable {
         };
         signal?.addEventListener("abort", stop, { once: true });
         release = () => signal?.removeEventListener("abort", stop);
-        if (signal?.aborted) stop();
         if (cache !== undefined) this.#turns.set(cache, stream);
         started = true;
         return stream;

@@ -4,13 +4,17 @@ import type { ErrorData } from "./errors.ts";
 
 export type ToWorker =
   | { readonly kind: "call"; readonly id: number; readonly method: string; readonly argument: unknown }
-  /** Like `call`, but answered with items; `credit` of them may be sent before more is given. */
+  /**
+   * Like `call`, but answered with items; `credit` of them may be sent before more is given. `cancelled`: before it began,
+   * so that the method need not do what a `cancel` behind it would come too late for.
+   */
   | {
       readonly kind: "stream";
       readonly id: number;
       readonly method: string;
       readonly argument: unknown;
       readonly credit: number;
+      readonly cancelled: boolean;
     }
   | { readonly kind: "credit"; readonly id: number; readonly count: number }
   /** The request shall end soon; it is still answered with `done` or `error`. */

@@ -47,6 +47,7 @@ export function serve(port: Port<FromWorker, ToWorker>, methods: Methods): void 
     const { id, method, argument } = message;
     const credit = message.kind === "stream" ? message.credit : 0;
     const request: Active = { abort: new AbortController(), credit, questions: new Map() };
+    if (message.kind === "stream" && message.cancelled) request.abort.abort();
     active.set(id, request);
     const context: CallContext = {
       signal: request.abort.signal,

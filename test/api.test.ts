@@ -353,9 +353,11 @@ describe("streams", () => {
     const logitsProcessor = () => void steps++;
     const pieces = tiny.generate(IDS, { ...GREEDY, logitsProcessor })[Symbol.asyncIterator]();
     await pieces.next();
-    await sleep(300);
-    const before = steps;
-    await sleep(300);
+    let before: number;
+    do {
+      before = steps;
+      await sleep(300);
+    } while (steps > before && steps < 50);
     expect(steps).toBe(before);
     expect(steps).toBeLessThan(50);
     await pieces.return();
@@ -414,7 +416,7 @@ describe("aborts", () => {
     await expect(tiny.generate(IDS, { signal }).result()).rejects.toThrow("early");
     const { finishReason, tokens } = await tiny.generate(IDS, { signal, stopOnAbort: true }).result();
     expect(finishReason).toBe("abort");
-    expect(tokens.length).toBeLessThanOrEqual(2);
+    expect(tokens).toEqual([]);
   });
 
   test("of load", async () => {
@@ -486,7 +488,9 @@ describe("chat", () => {
     await chat.dispose();
     await expect(pieces.next()).rejects.toBeInstanceOf(DisposedError);
     expect(() => chat.send("Hello")).toThrow(DisposedError);
-    expect(await demo.generate("Once", { maxNewTokens: 2 }).result()).toMatchObject({ finishReason: "length" });
+    expect(await demo.generate("Once", { temperature: 0, maxNewTokens: 2 }).result()).toMatchObject({
+      finishReason: "length",
+    });
   });
 });
 

@@ -177,6 +177,13 @@ describe("streams", () => {
     expect(stream.last).toMatch(/^cancelled/);
   });
 
+  test("one that is cancelled from the start only says how it ended", async () => {
+    const { client } = rig({ countTo });
+    const stream = client.stream<number, string>("countTo", 1_000_000, { cancelled: true });
+    expect(await stream.next()).toBeUndefined();
+    expect(stream.last).toBe("cancelled at 0");
+  });
+
   test("an error in the middle is thrown from the pull", async () => {
     const { client } = rig({
       async *fail() {

@@ -181,9 +181,12 @@ describe("threads", () => {
     const { rig, program } = await busy(backend);
     backend.run(program);
     const pause = () => new Promise((resolve) => setTimeout(resolve, 150));
-    await pause();
-    const before = backend.pool.wakeups;
-    await pause();
+    let before: number;
+    let pauses = 0;
+    do {
+      before = backend.pool.wakeups;
+      await pause();
+    } while (backend.pool.wakeups > before && ++pauses < 5);
     expect(backend.pool.wakeups).toBe(before);
     // And they do wake up.
     for (let i = 0; i < 50 && backend.pool.wakeups === before; i++) {
