@@ -11,6 +11,7 @@ import {
   PROBABILITY_LEVELS,
   putParts,
   QUERY_LEVELS,
+  scaledKeys,
   segmentOf,
   slotOf,
   valueScales,
@@ -32,7 +33,7 @@ import {
   SCRATCH_BYTES,
   SEGMENT,
 } from "./layout";
-import { exp2, madd, powers, sum4, tanh2 } from "./math";
+import { exp2, madd, power4, powers, tanh2 } from "./math";
 import { softcap4 } from "./softcap";
 import { claim, scratch, threads } from "./threads";
 
@@ -260,10 +261,7 @@ function prepare(query: i32, q: usize, d: i32): void {
 
 /** 2^(x − peak) */
 function power(x: f32, peak: f32): f32 {
-  const at = scratch + NOWHERE;
-  v128.store(at, f32x4.splat(x));
-  powers(at, at + 16, peak);
-  return load<f32>(at);
+  return f32x4.extract_lane(power4(f32x4.splat(x), f32x4.splat(peak)), 0);
 }
 
 function largest4(x: v128): f32 {
@@ -385,14 +383,34 @@ function softmax(query: i32, segment: usize, start: i32, from: i32, to: i32): vo
   const end = scores + ((<usize>((to + 15) & -16)) << 2);
   const old = load<f32>(state, PEAK);
   const factor = v128.load32_splat(state, SCALE);
-  // pmax is one instruction, where max is nine; a NaN that it loses is still in the sum of probabilities.
+  // pmax is one instruction, where max is nine; a NaN that it loses is still in the sum of probabilities. Two vectors a turn are
+  // what V8 can join into one.
   let most = f32x4.splat(old);
-  for (let at = begin, by = keyScales(cache, segment) + (begin - scores); at < end; at += 16, by += 16) {
-    let s = f32x4.mul(v128.load(at), factor);
-    if (type === INT8) s = f32x4.mul(s, v128.load(by));
-    if (cap !== 0) s = f32x4.mul(softcap4(s, cap), f32x4.splat(LOG2E));
-    most = f32x4.pmax(s, most);
-    v128.store(at, s);
+  if (type === INT8) {
+    let also = most;
+    for (let at = begin, by = keyScales(cache, segment) + (begin - scores); at < end; at += 32, by += 32) {
+      const s = f32x4.mul(scaledKeys(v128.load(at), by), factor);
+      const t = f32x4.mul(scaledKeys(v128.load(at, 16), by + 16), factor);
+      most = f32x4.pmax(s, most);
+      also = f32x4.pmax(t, also);
+      v128.store(at, s);
+      v128.store(at, t, 16);
+    }
+    most = f32x4.pmax(also, most);
+  } else {
+    for (let at = begin; at < end; at += 16) {
+      const s = f32x4.mul(v128.load(at), factor);
+      most = f32x4.pmax(s, most);
+      v128.store(at, s);
+    }
+  }
+  if (cap !== 0) {
+    most = f32x4.splat(old);
+    for (let at = begin; at < end; at += 16) {
+      const s = f32x4.mul(softcap4(v128.load(at), cap), f32x4.splat(LOG2E));
+      most = f32x4.pmax(s, most);
+      v128.store(at, s);
+    }
   }
   const first = scores + ((<usize>max(from, load<i32>(state, FIRST) - start)) << 2);
   const last = scores + ((<usize>min(to, load<i32>(state, LAST) + 1 - start)) << 2);
@@ -405,18 +423,23 @@ function softmax(query: i32, segment: usize, start: i32, from: i32, to: i32): vo
 
   const peak = largest4(most);
   const alpha = power(old, peak);
-  const sum = sum4(powers(begin, end, peak));
+  const sum = powers(begin, end, peak);
   if (type === INT8) {
     const zero = f32x4.splat(0);
     let heaviest = zero;
-    for (let at = begin, by = valueScales(cache, segment) + (begin - scores); at < end; at += 16, by += 16) {
+    let also = zero;
+    for (let at = begin, by = valueScales(cache, segment) + (begin - scores); at < end; at += 32, by += 32) {
       const p = v128.load(at);
+      const q = v128.load(at, 16);
       // Where nothing is seen, the scale may be anything.
       const weight = v128.and(f32x4.mul(p, v128.load(by)), f32x4.ne(p, zero));
+      const next = v128.and(f32x4.mul(q, v128.load(by, 16)), f32x4.ne(q, zero));
       heaviest = f32x4.pmax(weight, heaviest);
+      also = f32x4.pmax(next, also);
       v128.store(at, weight);
+      v128.store(at, next, 16);
     }
-    const unit = largest4(heaviest) / PROBABILITY_LEVELS;
+    const unit = largest4(f32x4.pmax(also, heaviest)) / PROBABILITY_LEVELS;
     const level: f32 = unit === 0 ? 0 : 1 / unit;
     const parts = probabilitiesOf(query) - (scores >> 1);
     for (let at = begin; at < end; at += 64) putParts(at, level, false, parts + (at >> 1));

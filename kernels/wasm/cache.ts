@@ -55,6 +55,15 @@ export function valueScales(cache: usize, segment: usize): usize {
   return keyScales(cache, segment) + 8 * SEGMENT;
 }
 
+/**
+ * Products of a query with four keys of INT8, whose scales are at `scales`, from the integers that `multiplyKeys` left. That does
+ * not begin with what stands here: a pass that reads its segment in order gets a fifth more out of memory.
+ */
+export function scaledKeys(products: v128, scales: usize): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) products = i32x4.add(products, v128.load(scales, 4 * SEGMENT));
+  return f32x4.mul(f32x4.convert_i32x4_s(products), v128.load(scales));
+}
+
 // --- Elements
 
 /** Where a lane's half is among those of a step: the low halves of eight words, then the high ones. */
@@ -171,8 +180,8 @@ export const QUERY_LEVELS: f32 = 8191;
 export const PROBABILITY_LEVELS: f32 = 16383;
 
 /**
- * Slots from … to − 1 of a segment, both multiples of 16: q·key for two queries a and b at once → toA, toB, f32 [64].
- * Queries are f32 [width], of f16 times HALF_QUERY, or for INT8 what `putParts` made of them.
+ * Slots from … to − 1 of a segment, both multiples of 16: q·key for two queries a and b at once → toA, toB, f32 [64], or
+ * of INT8 integers for `scaledKeys`. Queries are f32 [width], of f16 times HALF_QUERY, or for INT8 what `putParts` made of them.
  */
 export function multiplyKeys(
   cache: usize,
@@ -193,10 +202,7 @@ export function multiplyKeys(
   toB += skipped;
   if (type === F32) productsF32(data, (<usize>width) << 6, groups, width, a, b, toA, toB, 0, 0);
   else if (type === F16) productsF16(data, (<usize>width) << 5, groups, width, a, b, toA, toB, 0, 0);
-  else {
-    const bias = keyScales(cache, segment) + 4 * SEGMENT + skipped;
-    productsInt8(data, (<usize>width) << 3, 2 * groups, width, a, b, bias, toA, toB, 0, 0);
-  }
+  else productsInt8(data, (<usize>width) << 3, 2 * groups, width, a, b, toA, toB, 0, 0);
 }
 
 /**
@@ -224,7 +230,7 @@ export function multiplyValues(
     to = (to + 15) & -16;
     const skipped = (<usize>from) << 1;
     data += place(INT8, 0, from, SEGMENT);
-    productsInt8(data, SEGMENT << 3, 2 * groups, to - from, a + skipped, b + skipped, 0, toA, toB, byA, byB);
+    productsInt8(data, SEGMENT << 3, 2 * groups, to - from, a + skipped, b + skipped, toA, toB, byA, byB);
     return;
   }
   data += place(type, 0, from, SEGMENT);
@@ -346,8 +352,8 @@ function productsF16(
 }
 
 /**
- * Exact integers; sums of `a` and `b` begin with `bias`, i32 [8] a group, or 0 for none. Relaxed dot products agree everywhere
- * while their second operand is 0 … 127, so that is where the two parts are: the signed bytes of the cache come first.
+ * Exact integers, and that is what is stored where `byA` and `byB` are 0. Relaxed dot products agree everywhere while their
+ * second operand is 0 … 127, so that is where the two parts are: the signed bytes of the cache come first.
  */
 function productsInt8(
   data: usize,
@@ -356,7 +362,6 @@ function productsInt8(
   steps: i32,
   a: usize,
   b: usize,
-  bias: usize,
   toA: usize,
   toB: usize,
   byA: usize,
@@ -372,14 +377,9 @@ function productsInt8(
         bh0 = zero,
         bh1 = zero,
         al0 = zero,
-        al1 = zero;
-      if (bias !== 0) {
-        al0 = v128.load(bias);
-        al1 = v128.load(bias, 16);
-        bias += 32;
-      }
-      let bl0 = al0,
-        bl1 = al1;
+        al1 = zero,
+        bl0 = zero,
+        bl1 = zero;
       for (let x = a, y = b, at = data; x < end; x += 8, y += 8, at += 32) {
         const v0 = v128.load(at);
         const v1 = v128.load(at, 16);
@@ -396,8 +396,8 @@ function productsInt8(
         bl0 = i32x4.relaxed_dot_i8x16_i7x16_add_s(v0, s, bl0);
         bl1 = i32x4.relaxed_dot_i8x16_i7x16_add_s(v1, s, bl1);
       }
-      put(toA, joined(ah0, al0), joined(ah1, al1), byA);
-      put(toB, joined(bh0, bl0), joined(bh1, bl1), byB);
+      putIntegers(toA, joined(ah0, al0), joined(ah1, al1), byA);
+      putIntegers(toB, joined(bh0, bl0), joined(bh1, bl1), byB);
     } else {
       // Each holds two sums of two lanes.
       let a0 = zero,
@@ -424,21 +424,30 @@ function productsInt8(
         a3 = i32x4.add(a3, i32x4.dot_i16x8_s(v, s));
         b3 = i32x4.add(b3, i32x4.dot_i16x8_s(v, t));
       }
-      put(toA, sumPairs(a0, a1), sumPairs(a2, a3), byA);
-      put(toB, sumPairs(b0, b1), sumPairs(b2, b3), byB);
+      putIntegers(toA, sumPairs(a0, a1), sumPairs(a2, a3), byA);
+      putIntegers(toB, sumPairs(b0, b1), sumPairs(b2, b3), byB);
     }
   }
 }
 
+/** to = the sums of eight lanes, as they are, or to · by[0] + sums · by[1] in f32. */
+function putIntegers(to: usize, low: v128, high: v128, by: usize): void {
+  if (by !== 0) {
+    low = f32x4.convert_i32x4_s(low);
+    high = f32x4.convert_i32x4_s(high);
+  }
+  put(to, low, high, by);
+}
+
 /** A sum of two parts of 7 bits. */
 function joined(high: v128, low: v128): v128 {
-  return f32x4.convert_i32x4_s(i32x4.add(i32x4.shl(high, 7), low));
+  return i32x4.add(i32x4.shl(high, 7), low);
 }
 
 function sumPairs(a: v128, b: v128): v128 {
   const even = v128.shuffle<i32>(a, b, 0, 2, 4, 6);
   const odd = v128.shuffle<i32>(a, b, 1, 3, 5, 7);
-  return f32x4.convert_i32x4_s(i32x4.add(even, odd));
+  return i32x4.add(even, odd);
 }
 
 /**

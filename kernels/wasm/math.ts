@@ -45,32 +45,41 @@ export function exp4(x: v128): v128 {
 }
 
 /**
- * f32 x in [from, end), a multiple of 16 bytes, become 2^(x − peak), within 1 ulp and 0 below 2^-126; no x is above `peak`.
- * Returns their sums, lane by lane. Coefficients of Cephes' exp2f, in TABLE_POWERS.
+ * f32 x in [from, end), a multiple of 32 bytes, become 2^(x − peak), within 1 ulp and 0 below 2^-126; no x is above `peak`.
+ * Returns the sum of all.
  */
-export function powers(from: usize, end: usize, peak: f32): v128 {
-  const table = tables + TABLE_POWERS;
+export function powers(from: usize, end: usize, peak: f32): f32 {
   const most = f32x4.splat(peak);
-  let sum = f32x4.splat(0);
-  for (; from < end; from += 16) {
-    const x = f32x4.sub(v128.load(from), most);
-    // The nearest integer stands in the low bits of `shifted`; what is left is between −1/2 and 1/2.
-    const round = v128.load32_splat(tables, TABLE_ROUND);
-    const lowest = v128.load32_splat(table);
-    const clamped = f32x4.pmax(x, lowest);
-    const shifted = f32x4.add(clamped, round);
-    const r = f32x4.sub(clamped, f32x4.sub(shifted, round));
-    let p = madd(v128.load32_splat(table, 4), r, v128.load32_splat(table, 8));
-    p = madd(p, r, v128.load32_splat(table, 12));
-    p = madd(p, r, v128.load32_splat(table, 16));
-    p = madd(p, r, v128.load32_splat(table, 20));
-    p = madd(p, r, v128.load32_splat(table, 24));
-    p = madd(p, r, v128.load32_splat(table, 28));
-    p = v128.andnot(i32x4.add(p, i32x4.shl(shifted, 23)), f32x4.lt(x, lowest));
+  let low = f32x4.splat(0);
+  let high = low;
+  for (; from < end; from += 32) {
+    const p = power4(v128.load(from), most);
+    const q = power4(v128.load(from, 16), most);
     v128.store(from, p);
-    sum = f32x4.add(sum, p);
+    v128.store(from, q, 16);
+    low = f32x4.add(low, p);
+    high = f32x4.add(high, q);
   }
-  return sum;
+  return sum4(f32x4.add(low, high));
+}
+
+/** 2^(x − peak) for x ≤ peak. Coefficients of Cephes' exp2f, in TABLE_POWERS. */
+export function power4(x: v128, peak: v128): v128 {
+  const table = tables + TABLE_POWERS;
+  x = f32x4.sub(x, peak);
+  // The nearest integer stands in the low bits of `shifted`; what is left is between −1/2 and 1/2.
+  const round = v128.load32_splat(tables, TABLE_ROUND);
+  const lowest = v128.load32_splat(table);
+  const clamped = f32x4.pmax(x, lowest);
+  const shifted = f32x4.add(clamped, round);
+  const r = f32x4.sub(clamped, f32x4.sub(shifted, round));
+  let p = madd(v128.load32_splat(table, 4), r, v128.load32_splat(table, 8));
+  p = madd(p, r, v128.load32_splat(table, 12));
+  p = madd(p, r, v128.load32_splat(table, 16));
+  p = madd(p, r, v128.load32_splat(table, 20));
+  p = madd(p, r, v128.load32_splat(table, 24));
+  p = madd(p, r, v128.load32_splat(table, 28));
+  return v128.andnot(i32x4.add(p, i32x4.shl(shifted, 23)), f32x4.lt(x, lowest));
 }
 
 /** e^x in f64 for |x| ≤ 700, within 1e-14: Taylor to degree 11 on |r| ≤ ln 2 / 2. */
