@@ -67,7 +67,8 @@ export function eightScales<Scale>(v: v128, offset: usize): v128 {
 }
 
 // --- Products. They work on `blocks` blocks of 32 columns, `step` bytes apart, of a tile; their scales are `scaleStep` bytes apart: 0
-// if they share them. `sums`: where in a record the offsets of the sums are.
+// if they share them. `sums`: where in a record the offsets of the sums are. Scales lie before their block and are loaded before
+// it where there are registers: memory is fastest in order.
 
 export function row1<Scale>(
   w: usize,
@@ -82,6 +83,9 @@ export function row1<Scale>(
   const record = recordBytes;
   for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
     for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+      const at = scalesAt<Scale>(scales, half);
+      const h0 = v128.load(at);
+      const h1 = v128.load(at, 16);
       const c = v128.load32_splat(x + sums);
       let a0 = c,
         a1 = c,
@@ -98,9 +102,6 @@ export function row1<Scale>(
       }
       const scale = v128.load32_splat(x);
       const to = totals + half;
-      const at = scalesAt<Scale>(scales, half);
-      const h0 = v128.load(at);
-      const h1 = v128.load(at, 16);
       const s0 = lowScales<Scale>(h0);
       const s1 = lowScales<Scale>(h1);
       const s2 = sizeof<Scale>() === 4 ? v128.load(at, 32) : highScales(h0);
@@ -124,6 +125,9 @@ export function row2<Scale>(
   const record = recordBytes;
   for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
     for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+      const at = scalesAt<Scale>(scales, half);
+      const h0 = v128.load(at);
+      const h1 = v128.load(at, 16);
       const c = v128.load32_splat(x + sums);
       const d = v128.load32_splat(x + sums, 4);
       let a0 = c,
@@ -154,9 +158,6 @@ export function row2<Scale>(
       }
       const scale = v128.load32_splat(x);
       const to = totals + half;
-      const at = scalesAt<Scale>(scales, half);
-      const h0 = v128.load(at);
-      const h1 = v128.load(at, 16);
       const s0 = lowScales<Scale>(h0);
       const s1 = lowScales<Scale>(h1);
       const s2 = sizeof<Scale>() === 4 ? v128.load(at, 32) : highScales(h0);
@@ -301,6 +302,9 @@ export function rows4x16<Scale>(
   const last = (<usize>parts) << 2;
   for (; blocks > 0; blocks--, w += step, scales += scaleStep) {
     for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+      const at = scalesAt<Scale>(scales, half);
+      const h0 = v128.load(at);
+      const h1 = v128.load(at, 16);
       const zero = i32x4.splat(0);
       let a0 = zero,
         a1 = zero,
@@ -368,9 +372,6 @@ export function rows4x16<Scale>(
           d3 = dot(v3, s, d3);
         }
       }
-      const at = scalesAt<Scale>(scales, half);
-      const h0 = v128.load(at);
-      const h1 = v128.load(at, 16);
       const s0 = lowScales<Scale>(h0);
       const s1 = lowScales<Scale>(h1);
       const s2 = sizeof<Scale>() === 4 ? v128.load(at, 32) : highScales(h0);
