@@ -3,6 +3,7 @@
 // and `npm run build:kernels`). A ratio is the median of those of single turns, with their quartiles.
 //
 //   npm run bench:pairs -- <model> <checkout> <checkout> ... [--threads 2] [--rounds 60] [--batch 1]
+//     [--context n: positions in the cache when decoding begins] [--kv-cache f32|f16|int8]
 //     [--prefill n: prompts of n tokens in place of decoding] [--precision exact|high|fast]
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -15,16 +16,21 @@ const { values: flags, positionals } = parseArgs({
     threads: { type: "string", default: "2" },
     rounds: { type: "string", default: "60" },
     batch: { type: "string", default: "1" },
+    context: { type: "string", default: "0" },
+    "kv-cache": { type: "string", default: "f32" },
     prefill: { type: "string", default: "0" },
     precision: { type: "string", default: "high" },
   },
 });
 const [path, ...checkouts] = positionals;
 if (checkouts.length < 2) throw new Error("bench:pairs: give a model and at least two checkouts");
-const [threads, rounds, batch, prefill] = [flags.threads, flags.rounds, flags.batch, flags.prefill].map(Number);
-/** Steps of one turn, and positions of a sequence. */
+const { threads, rounds, batch, prefill, context } = Object.fromEntries(
+  (["threads", "rounds", "batch", "prefill", "context"] as const).map((name) => [name, Number(flags[name])]),
+);
+/** Steps of one turn, positions of a sequence, and how many are put into the cache at once. */
 const STEPS = 8;
-const LENGTH = Math.max(STEPS, prefill);
+const LENGTH = Math.max(context + STEPS, prefill);
+const CHUNK = 256;
 
 /** One turn of a checkout: a prompt, or some greedy steps. */
 async function open(root: string): Promise<() => Promise<void>> {
@@ -38,7 +44,8 @@ async function open(root: string): Promise<() => Promise<void>> {
   const runner = await Runner.create({
     ...model,
     ...{ backend, contextLength: LENGTH, maxSequences: batch, kvTokens: batch * (LENGTH + 63) },
-    prefillChunk: Math.max(batch, prefill),
+    kvCache: flags["kv-cache"],
+    prefillChunk: Math.max(batch, prefill, CHUNK),
   });
   await model.checkpoint.close();
   const pages = Math.ceil(LENGTH / 64);
@@ -47,6 +54,17 @@ async function open(root: string): Promise<() => Promise<void>> {
       s,
       Array.from({ length: pages }, (_, i) => s * pages + i),
     );
+  }
+  // Memory that was never written is fast to read.
+  for (let layer = 0; layer < model.config.numHiddenLayers; layer++) {
+    const { kvHeads, headDim } = runner.architecture.kv(model.config, layer);
+    const values = Float32Array.from({ length: CHUNK * kvHeads * headDim }, (_, i) => Math.sin(i));
+    for (let s = 0; s < batch; s++) {
+      for (let from = 0; from < context; from += CHUNK) {
+        const some = values.subarray(0, Math.min(CHUNK, context - from) * kvHeads * headDim);
+        await runner.writeKv(layer, s, from, some, some);
+      }
+    }
   }
   const upTo = (n: number) => Array.from({ length: n }, (_, i) => i);
   const step = async (tokens: ArrayLike<number>, positions: number[], sequences: number[], selected: number[]) => {
@@ -65,7 +83,7 @@ async function open(root: string): Promise<() => Promise<void>> {
   return async () => {
     let tokens: ArrayLike<number> = rows.map((row) => 7 * row + 5);
     for (let i = 0; i < STEPS; i++) {
-      const positions = rows.map(() => i);
+      const positions = rows.map(() => context + i);
       tokens = await step(tokens, positions, rows, rows);
     }
   };

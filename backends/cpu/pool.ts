@@ -1,5 +1,6 @@
 // The threads that compute in one memory: the caller's own, which is thread 0 and computes too, and workers that sleep in
 // WebAssembly between runs. Knows nothing of what a program does.
+import { EXP64 } from "../../kernels/exp64.ts";
 import {
   CONTROL_BYTES,
   CONTROL_FAILED,
@@ -20,6 +21,7 @@ import {
   SCRATCH_BYTES,
   TABLE_BYTES,
   TABLE_EXP,
+  TABLE_EXP64,
   TABLE_F16_MASK,
   TABLE_F16_SCALE,
   TABLE_FP4,
@@ -222,6 +224,9 @@ function writeTables(bytes: Uint8Array<ArrayBufferLike>): void {
   });
   POWERS.forEach((value, i) => {
     view.setFloat32(TABLE_POWERS + 4 * i, value, true);
+  });
+  EXP64.forEach((value, i) => {
+    view.setFloat64(TABLE_EXP64 + 8 * i, value, true);
   });
 }
 

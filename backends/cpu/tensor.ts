@@ -250,6 +250,9 @@ export class CpuKv implements KvCache {
     const count = (to - from) * kvHeads * headDim;
     const planes = () => (dtype === "f16" ? new Uint16Array(count) : new Float32Array(count));
     const [k, v] = [planes(), planes()];
+    const channels = Array.from({ length: headDim }, (_, c) => c);
+    const inKey = Int32Array.from(channels, (c) => place(dtype, 0, c, this.width));
+    const inValue = Int32Array.from(channels, (c) => place(dtype, c, 0, SEGMENT));
     let out = 0;
     for (let position = from; position < to; position++) {
       const slot =
@@ -263,9 +266,11 @@ export class CpuKv implements KvCache {
         const scales = (keys + SEGMENT * this.width) / 4 + lane;
         const keyScale = dtype === "int8" ? floats[scales] : 1;
         const valueScale = dtype === "int8" ? floats[scales + 2 * SEGMENT] : 1;
+        const key = keys / size + place(dtype, lane, 0, this.width);
+        const value = values / size + place(dtype, 0, lane, SEGMENT);
         for (let c = 0; c < headDim; c++, out++) {
-          k[out] = keyScale * elements[keys / size + place(dtype, lane, c, this.width)];
-          v[out] = valueScale * elements[values / size + place(dtype, c, lane, SEGMENT)];
+          k[out] = keyScale * elements[key + inKey[c]];
+          v[out] = valueScale * elements[value + inValue[c]];
         }
       }
     }

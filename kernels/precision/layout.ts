@@ -1,5 +1,5 @@
 // Where measure.ts keeps its sums, for it and for the host: f64 each, at these byte offsets of a block of STATE_BYTES. The host
-// sets them to 0 before the first rows of a tensor, and SMALL to what it is.
+// sets them to 0 before the first rows of a tensor, and SMALL to what it is. Constants follow the first such block.
 
 /** Of the reference alone: Σr², Σ|r|, max|r|. */
 export const MAGNITUDE_ENERGY = 0;
@@ -27,4 +27,13 @@ export const OVER_THOUSANDTH = 120;
 export const OVER_FIVE = 128;
 /** Of `worst`: the largest ratio. */
 export const WORST = 136;
-export const STATE_BYTES = 144;
+/** Of a row of logits: Σ e^(r − max), Σ e^(r − max) d, Σ e^(r − max) (e^d − 1), max|d|; d = a − r. */
+export const WEIGHT = 144;
+export const SHIFT = 152;
+export const GROWTH = 160;
+export const SHIFT_MAX = 168;
+export const STATE_BYTES = 176;
+
+/** f64 [17]: `EXP64`, once and for all. */
+export const EXP64 = STATE_BYTES;
+export const CONSTANTS_BYTES = 136;

@@ -1,8 +1,11 @@
 // The sums behind all metrics of a tensor against its reference, in f64 and two columns at a time. Every sum has the order of a
 // plain loop over rows and columns, so that its bits depend on nothing else. Knows no metrics: src/precision/measure.ts has them.
+import { exp2, expm1Near0 } from "../wasm/math64";
 import {
   DOT,
   ERROR,
+  EXP64,
+  GROWTH,
   LARGE,
   LARGEST,
   LARGEST_AT,
@@ -16,8 +19,11 @@ import {
   RELATIVE,
   RELATIVE_MAX,
   SEEN,
+  SHIFT,
+  SHIFT_MAX,
   SMALL,
   TOTAL,
+  WEIGHT,
   WORST,
 } from "./layout";
 
@@ -189,4 +195,49 @@ export function worst(state: usize, errors: usize, energies: usize, count: i32):
   }
   store<f64>(state + WORST, value);
   return index;
+}
+
+/**
+ * Adds some logits of a row to what their divergence is made of: with d = a − r, Σ e^(r − max), Σ e^(r − max) d,
+ * Σ e^(r − max) (e^d − 1) and max|d|. Right to 1e-13 while |d| ≤ 700.
+ * @param a f32 [count], and r
+ */
+export function divergence(state: usize, a: usize, r: usize, count: i32, max: f64): void {
+  const largest = f64x2.splat(max);
+  const near = f64x2.splat(1.0 / 64);
+  let weights = f64x2.splat(0);
+  let shifts = f64x2.splat(0);
+  let growths = f64x2.splat(0);
+  let furthest = f64x2.splat(load<f64>(state + SHIFT_MAX));
+  for (let i = 0; i < count; i += 4, a += 16, r += 16) {
+    const here = i32x4.lt_s(i32x4(0, 1, 2, 3), i32x4.splat(count - i));
+    const mine = v128.and(v128.load(a), here);
+    const theirs = v128.and(v128.load(r), here);
+    const r0 = f64x2.promote_low_f32x4(theirs);
+    const r1 = f64x2.promote_low_f32x4(v128.shuffle<f32>(theirs, theirs, 2, 3, 2, 3));
+    const d0 = f64x2.sub(f64x2.promote_low_f32x4(mine), r0);
+    const d1 = f64x2.sub(f64x2.promote_low_f32x4(v128.shuffle<f32>(mine, mine, 2, 3, 2, 3)), r1);
+    const w0 = v128.and(exp2(f64x2.sub(r0, largest), EXP64), v128.shuffle<i32>(here, here, 0, 0, 1, 1));
+    const w1 = v128.and(exp2(f64x2.sub(r1, largest), EXP64), v128.shuffle<i32>(here, here, 2, 2, 3, 3));
+    let g0 = expm1Near0(d0, EXP64);
+    let g1 = expm1Near0(d1, EXP64);
+    const far0 = f64x2.gt(f64x2.abs(d0), near);
+    const far1 = f64x2.gt(f64x2.abs(d1), near);
+    if (v128.any_true(v128.or(far0, far1))) {
+      g0 = v128.bitselect(f64x2.sub(exp2(d0, EXP64), f64x2.splat(1)), g0, far0);
+      g1 = v128.bitselect(f64x2.sub(exp2(d1, EXP64), f64x2.splat(1)), g1, far1);
+    }
+    weights = f64x2.add(f64x2.add(weights, w0), w1);
+    shifts = f64x2.add(f64x2.add(shifts, f64x2.mul(w0, d0)), f64x2.mul(w1, d1));
+    growths = f64x2.add(f64x2.add(growths, f64x2.mul(w0, g0)), f64x2.mul(w1, g1));
+    furthest = f64x2.pmax(f64x2.pmax(furthest, f64x2.abs(d0)), f64x2.abs(d1));
+  }
+  add(state + WEIGHT, weights);
+  add(state + SHIFT, shifts);
+  add(state + GROWTH, growths);
+  store<f64>(state + SHIFT_MAX, larger(furthest));
+}
+
+function add(to: usize, x: v128): void {
+  store<f64>(to, load<f64>(to) + f64x2.extract_lane(x, 0) + f64x2.extract_lane(x, 1));
 }

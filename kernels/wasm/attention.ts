@@ -32,10 +32,12 @@ import {
   SCRATCH_ATTENTION,
   SCRATCH_BYTES,
   SEGMENT,
+  TABLE_EXP64,
 } from "./layout";
-import { exp2, madd, power4, powers, tanh2 } from "./math";
+import { madd, power4, powers } from "./math";
+import { exp2, tanh2 } from "./math64";
 import { softcap4 } from "./softcap";
-import { claim, scratch, threads } from "./threads";
+import { claim, scratch, tables, threads } from "./threads";
 
 /** Scores are multiplied by it, so that their exponentials are powers of 2. */
 const LOG2E: f32 = <f32>Math.LOG2E;
@@ -497,7 +499,10 @@ function scores64(keys: usize, q: usize, d: i32, scaleBy: f64, capAt: f64, to: u
   v128.store(to, a7, 112);
   for (const end = to + 128; to < end; to += 16) {
     const s = f64x2.mul(v128.load(to), f64x2.splat(scaleBy));
-    v128.store(to, capAt === 0 ? s : f64x2.mul(f64x2.splat(capAt), tanh2(f64x2.div(s, f64x2.splat(capAt)))));
+    v128.store(
+      to,
+      capAt === 0 ? s : f64x2.mul(f64x2.splat(capAt), tanh2(f64x2.div(s, f64x2.splat(capAt)), tables + TABLE_EXP64)),
+    );
   }
 }
 
@@ -585,5 +590,5 @@ export function attentionProbs(
 /** e^x, e^y; 0 of −∞. */
 function exps(x: f64, y: f64): v128 {
   const both = f64x2.replace_lane(f64x2.splat(x), 1, y);
-  return v128.andnot(exp2(both), f64x2.eq(both, f64x2.splat(-Infinity)));
+  return v128.andnot(exp2(both, tables + TABLE_EXP64), f64x2.eq(both, f64x2.splat(-Infinity)));
 }

@@ -1,16 +1,17 @@
 // glu, gluPacked: gated units, in f64 (see math.ts), but for silu, whose exponential has the gate itself as its argument.
 // 1 / (1 + e^−x) is used throughout, also for gelu_tanh, whose 0.5 · (1 + tanh u) equals it at x = 2u and would cancel for
 // negative u.
-import { GELU_TANH, SILU } from "./layout";
-import { exp2, exp4, high2, low2, narrow } from "./math";
-import { claim } from "./threads";
+import { GELU_TANH, SILU, TABLE_EXP64 } from "./layout";
+import { exp4 } from "./math";
+import { exp2, high2, low2, narrow } from "./math64";
+import { claim, tables } from "./threads";
 
 /** Elements of one task. */
 const CHUNK: i32 = 1024;
 
 function sigmoid2(x: v128): v128 {
   const one = f64x2.splat(1);
-  return f64x2.div(one, f64x2.add(one, exp2(f64x2.neg(x))));
+  return f64x2.div(one, f64x2.add(one, exp2(f64x2.neg(x), tables + TABLE_EXP64)));
 }
 
 /** gate, up f64x2 → the unit's value. */

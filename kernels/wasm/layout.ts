@@ -99,8 +99,9 @@ export const TABLE_FP4_BIASED = 144; // u8 [16]: 12 more
 export const TABLE_ROUND = 160; // f32: 1.5 · 2^23; adding it rounds to an integer, which stands in the low bits
 export const TABLE_EXP = 164; // f32 [12]: see exp4
 export const TABLE_POWERS = 212; // f32 [8]: see powers
-export const TABLE_BYTES = 244;
-export const CONTROL_BYTES = 564;
+export const TABLE_EXP64 = 244; // f64 [17]: EXP64
+export const TABLE_BYTES = 380;
+export const CONTROL_BYTES = 700;
 
 // --- A KV cache descriptor: i32 words.
 export const CACHE_DATA = 0; // pointer: segments [G, segments], each as in cache.ts

@@ -1,15 +1,10 @@
-// The arithmetic that kernels share: multiply-add, exponentials and tanh. Knows nothing of tensors.
+// The arithmetic that kernels share: multiply-add and exponentials. Knows nothing of tensors.
 //
-// `exp4` is for arguments that are exact in f32. Other gated units compute in f64, since the rounding of an f32 argument of size
-// a alone costs a half ulps in its exponential. Softmax has `powers`.
+// `exp4` is for arguments that are exact in f32. Other gated units compute in f64 (math64.ts), since the rounding of an f32
+// argument of size a alone costs a half ulps in its exponential. Softmax has `powers`.
 
 import { TABLE_EXP, TABLE_POWERS, TABLE_ROUND } from "./layout";
 import { tables } from "./threads";
-
-/** log2(e), and ln 2 in two parts, of which n times the first is exact (fdlibm). */
-const LOG2E: f64 = Math.LOG2E;
-const LN2_HIGH: f64 = reinterpret<f64>(((<u64>0x3fe62e42) << 32) | 0xfee00000);
-const LN2_LOW: f64 = reinterpret<f64>(((<u64>0x3dea39ef) << 32) | 0x35793c76);
 
 /** a · b + c: one rounding in the relaxed variants (where the machine has a fused multiply-add), two in the others. */
 export function madd(a: v128, b: v128, c: v128): v128 {
@@ -80,48 +75,4 @@ export function power4(x: v128, peak: v128): v128 {
   p = madd(p, r, v128.load32_splat(table, 24));
   p = madd(p, r, v128.load32_splat(table, 28));
   return v128.andnot(i32x4.add(p, i32x4.shl(shifted, 23)), f32x4.lt(x, lowest));
-}
-
-/** e^x in f64 for |x| ≤ 700, within 1e-14: Taylor to degree 11 on |r| ≤ ln 2 / 2. */
-export function exp2(x: v128): v128 {
-  const clamped = f64x2.max(f64x2.min(x, f64x2.splat(700)), f64x2.splat(-700));
-  // Adding 1.5 · 2^52 rounds to an integer and leaves it in the low bits.
-  const shifted = f64x2.add(f64x2.mul(clamped, f64x2.splat(LOG2E)), f64x2.splat(6755399441055744.0));
-  const n = f64x2.sub(shifted, f64x2.splat(6755399441055744.0));
-  let r = f64x2.sub(clamped, f64x2.mul(n, f64x2.splat(LN2_HIGH)));
-  r = f64x2.sub(r, f64x2.mul(n, f64x2.splat(LN2_LOW)));
-  let p = f64x2.splat(1.0 / 39916800.0);
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 3628800.0));
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 362880.0));
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 40320.0));
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 5040.0));
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 720.0));
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 120.0));
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 24.0));
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1.0 / 6.0));
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(0.5));
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1));
-  p = f64x2.add(f64x2.mul(p, r), f64x2.splat(1));
-  return i64x2.add(p, i64x2.shl(shifted, 52));
-}
-
-/** tanh in f64: two terms of its series below 0.001, where 1 − 2 / (e^2x + 1) would cancel. */
-export function tanh2(x: v128): v128 {
-  const one = f64x2.splat(1);
-  const e = exp2(f64x2.add(x, x));
-  const far = f64x2.sub(one, f64x2.div(f64x2.splat(2), f64x2.add(e, one)));
-  const near = f64x2.mul(x, f64x2.sub(one, f64x2.mul(f64x2.mul(x, x), f64x2.splat(1.0 / 3.0))));
-  return v128.bitselect(near, far, f64x2.lt(f64x2.abs(x), f64x2.splat(0.001)));
-}
-
-/** The low and the high two lanes of an f32x4 as f64x2. */
-export function low2(x: v128): v128 {
-  return f64x2.promote_low_f32x4(x);
-}
-export function high2(x: v128): v128 {
-  return f64x2.promote_low_f32x4(v128.shuffle<f32>(x, x, 2, 3, 0, 1));
-}
-/** Two f64x2 as one f32x4. */
-export function narrow(low: v128, high: v128): v128 {
-  return v128.shuffle<f32>(f32x4.demote_f64x2_zero(low), f32x4.demote_f64x2_zero(high), 0, 1, 4, 5);
 }

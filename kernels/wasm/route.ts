@@ -1,10 +1,10 @@
 // route: the K experts of each row and their weights. group: the same choice, sorted by expert.
-import { SCRATCH_MISC } from "./layout";
-import { exp2 } from "./math";
-import { claim, scratch } from "./threads";
+import { SCRATCH_MISC, TABLE_EXP64 } from "./layout";
+import { exp2 } from "./math64";
+import { claim, scratch, tables } from "./threads";
 
 function expF64(x: f64): f64 {
-  return f64x2.extract_lane(exp2(f64x2.splat(x)), 0);
+  return f64x2.extract_lane(exp2(f64x2.splat(x), tables + TABLE_EXP64), 0);
 }
 
 /**

@@ -1,13 +1,14 @@
 // softcap: cap · tanh(x / cap), element by element.
 import { CHUNK } from "./add";
-import { high2, low2, narrow, tanh2 } from "./math";
-import { claim } from "./threads";
+import { TABLE_EXP64 } from "./layout";
+import { high2, low2, narrow, tanh2 } from "./math64";
+import { claim, tables } from "./threads";
 
 /** cap · tanh(x / cap). */
 export function softcap4(x: v128, cap: f64): v128 {
   const c = f64x2.splat(cap);
-  const low = f64x2.mul(c, tanh2(f64x2.div(low2(x), c)));
-  const high = f64x2.mul(c, tanh2(f64x2.div(high2(x), c)));
+  const low = f64x2.mul(c, tanh2(f64x2.div(low2(x), c), tables + TABLE_EXP64));
+  const high = f64x2.mul(c, tanh2(f64x2.div(high2(x), c), tables + TABLE_EXP64));
   return narrow(low, high);
 }
 

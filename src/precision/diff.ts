@@ -26,7 +26,8 @@ import {
   split,
   type Values,
 } from "./isolate.ts";
-import { klDivergence, top1Rows } from "./metrics.ts";
+import { divergences } from "./measure.ts";
+import { top1Rows } from "./metrics.ts";
 import type { Reference } from "./reference.ts";
 import { distrust, type WeightSample } from "./trust.ts";
 
@@ -294,7 +295,7 @@ class OwnRun {
   async #addLogits(full: string, mine: Values): Promise<void> {
     const theirs = await this.#reference.read(full);
     const width = theirs.shape.at(-1)!;
-    for (const divergence of klDivergence(mine, theirs.values, width)) this.#divergences.push(divergence);
+    for (const divergence of divergences(mine, theirs.values, width)) this.#divergences.push(divergence);
     this.#sameTop += top1Rows(mine, theirs.values, width, accumulatedGate("logits", this.#computeClass).fail);
     if (this.#logitKeys.length > 1) this.#logits.push({ mine: mine.slice(), theirs: theirs.values.slice(), width });
   }

@@ -138,6 +138,8 @@ class Scratch {
   }
 }
 
+const scratches = new WeakMap<Runner, Scratch>();
+
 /**
  * The same, shown and not kept, some layers after the other if `layersAtOnce` says so: values are to be read only, and only until
  * `see` is done or the runner does anything else.
@@ -161,7 +163,8 @@ export async function watchStep(
     selected: [],
     lengths: tokens.map(() => length),
   };
-  const scratch = new Scratch();
+  const scratch = scratches.get(runner) ?? new Scratch();
+  scratches.set(runner, scratch);
   await runner.trace(batch, { ...options, keys: length }, async (traced, part) => {
     scratch.reset();
     // Taps that share values and layout share them in this shape too.

@@ -2,9 +2,10 @@
 // section 2: f64 throughout). The sums are made in WebAssembly (kernels/precision), three times as fast as here and as fast the
 // first time. What the reference alone says is kept with it. metrics.ts has them one by one. Node only.
 import { readFileSync } from "node:fs";
+import { EXP64 } from "../../kernels/exp64.ts";
 import * as layout from "../../kernels/precision/layout.ts";
 import { DeviceError } from "../errors.ts";
-import { type At, smallValueAt } from "./metrics.ts";
+import { type At, argmaxRow, klDivergence, smallValueAt } from "./metrics.ts";
 
 /** Tensors as they are read back. Ids and indices stay below 2²⁴, so f32 holds them too. */
 export type TensorValues = Float32Array | Int32Array;
@@ -104,7 +105,8 @@ function summaryOf(expected: TensorValues, width: number): Summary {
 function summarize(r: TensorValues, width: number): Summary {
   const rows = Math.ceil(r.length / width);
   const at = reserve(rows, width);
-  f64.fill(0, 0, (at.columnEnergy + 8 * width) / 8);
+  f64.fill(0, 0, layout.STATE_BYTES / 8);
+  f64.fill(0, at.columnEnergy / 8, at.columnEnergy / 8 + width);
   for (let row = 0; row < rows; row += at.rows) {
     const count = Math.min(at.rows, rows - row);
     put(r, row * width, count * width, at.theirs);
@@ -169,6 +171,31 @@ function cosine(dot: number, own: number, energy: number): number {
   return own === 0 || energy === 0 ? 0 : dot / Math.sqrt(own * energy);
 }
 
+/** `klDivergence`, within 1e-9 of it. */
+export function divergences(actual: TensorValues, expected: TensorValues, width: number): number[] {
+  const rows: number[] = [];
+  const at = reserve(1, Math.min(BLOCK, width));
+  for (let from = 0; from < expected.length; from += width) {
+    const max = expected[from + argmaxRow(expected, from, width)];
+    f64.fill(0, 0, layout.STATE_BYTES / 8);
+    for (let i = 0; i < width; i += BLOCK) {
+      const count = Math.min(BLOCK, width - i);
+      put(actual, from + i, count, at.mine);
+      put(expected, from + i, count, at.theirs);
+      kernels.divergence(0, at.mine, at.theirs, count, max);
+    }
+    const [weight, shift, growth, furthest] = [layout.WEIGHT, layout.SHIFT, layout.GROWTH, layout.SHIFT_MAX].map(
+      (offset) => f64[offset / 8],
+    );
+    if (Number.isFinite(shift) && furthest < FURTHEST) rows.push(Math.log1p(growth / weight) - shift / weight);
+    else rows.push(...klDivergence(actual.subarray(from, from + width), expected.subarray(from, from + width), width));
+  }
+  return rows;
+}
+
+/** Where the kernel's exponential ends. */
+const FURTHEST = 700;
+
 // ---------------------------------------------------------------------------------------------- what is no number
 
 /** Numbers in place of what is none: 0 on both sides where they agree, infinity against 0 where they do not. */
@@ -197,6 +224,7 @@ interface Kernels {
     columnError: number,
   ): void;
   worst(state: number, errors: number, energies: number, count: number): number;
+  divergence(state: number, a: number, r: number, count: number, max: number): void;
 }
 
 const PAGE = 65536;
@@ -206,6 +234,7 @@ const BLOCK = 16384;
 const memory = new WebAssembly.Memory({ initial: 4 });
 const kernels = instantiate();
 let f64 = new Float64Array(memory.buffer);
+f64.set(EXP64, layout.EXP64 / 8);
 let f32 = new Float32Array(memory.buffer);
 
 function instantiate(): Kernels {
@@ -221,7 +250,7 @@ function instantiate(): Kernels {
 /** Where the sums of a tensor are kept, and so many of its rows at once. The state of the kernels is at 0. */
 function reserve(rows: number, width: number) {
   const block = Math.max(1, Math.min(rows, Math.floor(BLOCK / width)));
-  let end = layout.STATE_BYTES;
+  let end = layout.EXP64 + layout.CONSTANTS_BYTES;
   const take = (bytes: number) => {
     const address = end;
     end += Math.ceil(bytes / 16) * 16;

@@ -47,8 +47,11 @@ export interface Memory {
   readonly pieceBytes: number;
 }
 
-/** One read of 4 MiB costs no more than one of a small tensor. */
-const MEMORY: Memory = { keepBytes: 2 ** 30, pieceBytes: 4 * 2 ** 20 };
+/**
+ * One read of 4 MiB costs no more than one of a small tensor, and reading again what the system still has costs less than new
+ * memory for it.
+ */
+const MEMORY: Memory = { keepBytes: 64 * 2 ** 20, pieceBytes: 4 * 2 ** 20 };
 
 type Values = Float32Array | Int32Array;
 

@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { columnName, judge, placeOf } from "../../src/precision/compare.ts";
 import { accumulatedGate } from "../../src/precision/gates.ts";
-import { measure, updateError } from "../../src/precision/measure.ts";
+import { divergences, measure, updateError } from "../../src/precision/measure.ts";
 import {
   closeness,
   cosine,
@@ -254,6 +254,36 @@ test("KL divergence is its definition, and does not cancel for logits that nearl
   );
   expect((larger / small) * 1e-4).toBeCloseTo(1, 3);
   expect(klDivergence(r, r, 200)).toEqual([0]);
+});
+
+describe("divergences in one pass", () => {
+  const rows = 3;
+  const logits = (width: number, by: number) => {
+    const r = Float32Array.from({ length: rows * width }, (_, i) => 9 * Math.sin(i * 1.7));
+    return { r, a: r.map((x, i) => x + by * Math.sin(i * 3.1)) };
+  };
+
+  test.each([1, 2, 201, 16384, 40001])("equal KL divergence, %i wide", (width) => {
+    for (const by of [0, 1e-6, 1e-3, 0.01, 0.02, 1, 60]) {
+      const { r, a } = logits(width, by);
+      const plain = klDivergence(a, r, width);
+      const fast = divergences(a, r, width);
+      expect(fast).toHaveLength(rows);
+      // Beside it, a rounding of the differences.
+      for (const [i, kl] of plain.entries()) expect(Math.abs(fast[i] - kl)).toBeLessThanOrEqual(1e-9 * kl + 2e-16 * by);
+    }
+  });
+
+  test.each([Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, Number.NaN, 800, -800, 3e38])(
+    "are what they were where a logit is %d",
+    (value) => {
+      for (const side of ["a", "r"] as const) {
+        const both = logits(201, 0.01);
+        both[side][250] = value;
+        expect(divergences(both.a, both.r, 201)[1]).toEqual(klDivergence(both.a, both.r, 201)[1]);
+      }
+    },
+  );
 });
 
 describe("top-1 agreement", () => {
