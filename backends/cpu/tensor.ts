@@ -279,7 +279,7 @@ export class CpuKv implements KvCache {
   }
 }
 
-/** Index of an element in a matrix of `steps` steps, see kernels/wasm/cache.ts. */
+/** Index of an element in a matrix of `steps` steps, see kernels/wasm/cache.ts: what the lane adds and what the step adds. */
 function place(dtype: KvType, lane: number, step: number, steps: number): number {
   if (dtype === "int8") return (((lane >> 3) * (steps >> 2) + (step >> 2)) * 8 + (lane & 7)) * 4 + (step & 3);
   const within = dtype === "f16" ? ((lane & 7) << 1) | ((lane >> 3) & 1) : lane & 15;

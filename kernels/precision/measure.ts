@@ -1,5 +1,6 @@
-// The sums behind all metrics of a tensor against its reference, in f64 and two columns at a time. Every sum has the order of a
-// plain loop over rows and columns, so that its bits depend on nothing else. Knows no metrics: src/precision/measure.ts has them.
+// The sums behind all metrics of a tensor against its reference, in f64 and two columns at a time. Every sum but those of
+// `divergence` has the order of a plain loop over rows and columns, so that its bits depend on nothing else. Knows no metrics:
+// src/precision/measure.ts has them.
 import { exp2, expm1Near0 } from "../wasm/math64";
 import {
   DOT,
