@@ -57,7 +57,7 @@ export function valueScales(cache: usize, segment: usize): usize {
 
 /**
  * Products of a query with four keys of INT8, whose scales are at `scales`, from the integers that `multiplyKeys` left. That does
- * not begin with what stands here: a pass that reads its segment in order gets a fifth more out of memory.
+ * not begin with what stands here: memory is fastest when a pass reads its segment in order (docs/log.md).
  */
 export function scaledKeys(products: v128, scales: usize): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) products = i32x4.add(products, v128.load(scales, 4 * SEGMENT));

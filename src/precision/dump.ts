@@ -138,6 +138,7 @@ class Scratch {
   }
 }
 
+/** A runner shows one step at a time. */
 const scratches = new WeakMap<Runner, Scratch>();
 
 /**
