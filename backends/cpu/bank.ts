@@ -59,6 +59,8 @@ export interface BankOptions {
   /** 8-bit parts of an activation in integer products, 1 … 3. */
   readonly parts: number;
   readonly paired?: boolean;
+  /** For tests, see PoolOptions. */
+  readonly streams?: number;
   /** Size of one bank, a multiple of 64 KiB. Default 4 GiB. */
   readonly bankBytes?: number;
   /** Weights and caches go to so many banks in turn, instead of one bank after the other. */
@@ -74,9 +76,9 @@ export class Bank {
   /** Names of the weights that lie here. */
   readonly weights: string[] = [];
 
-  constructor({ module, shared, threads, parts, paired, bankBytes }: BankOptions, budget: Budget) {
+  constructor({ module, shared, threads, parts, paired, streams, bankBytes }: BankOptions, budget: Budget) {
     this.heap = new Heap(shared, budget, bankBytes);
-    this.pool = new Pool(this.heap, module, { threads, parts, paired });
+    this.pool = new Pool(this.heap, module, { threads, parts, paired, streams });
     this.arena = new Arena(this.heap);
     this.loader = new Loader(this.heap, this.pool);
   }

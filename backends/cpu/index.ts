@@ -41,6 +41,8 @@ export interface CpuOptions {
   readonly precision?: Precision;
   /** For tests: the size of one memory, a multiple of 64 KiB. Default 4 GiB, all that a kernel can address. */
   readonly bankBytes?: number;
+  /** For tests: how many tiles a thread reads in turn in products of one row, 1 or 4. Default: whichever turns out to be faster. */
+  readonly streams?: number;
   /** For tests: weights and caches go to so many memories in turn. Default: one memory is filled after the other. */
   readonly spread?: number;
 }
@@ -56,8 +58,8 @@ export async function createCpuBackend(options: CpuOptions = {}): Promise<CpuBac
   const { threads, shared, arithmetic, paired } = choice;
   if (paired) await pairVectors();
   const module = await loadModule(shared, arithmetic);
-  const { precision = "exact", bankBytes = MAX_HEAP_BYTES, spread } = options;
-  const banks = new Banks({ module, shared, threads, parts: PARTS[precision], paired, bankBytes, spread });
+  const { precision = "exact", bankBytes = MAX_HEAP_BYTES, streams, spread } = options;
+  const banks = new Banks({ module, shared, threads, parts: PARTS[precision], paired, streams, bankBytes, spread });
   try {
     await banks.ready();
   } catch (error) {

@@ -11,6 +11,7 @@ import {
   CONTROL_SPINS,
   CONTROL_START,
   CONTROL_STOP,
+  CONTROL_STREAMS,
   CONTROL_TABLES,
   CONTROL_TIMEOUT_MS,
   CONTROL_UNPACKED,
@@ -35,6 +36,7 @@ import {
 import { assert, DeviceError } from "../../src/errors.ts";
 import type { Heap } from "./heap.ts";
 import type { Kernels } from "./module.ts";
+import { StreamChoice } from "./streams.ts";
 
 /** What a worker is started with. */
 export interface ThreadData {
@@ -59,6 +61,8 @@ export interface PoolOptions {
   readonly parts: number;
   /** Whether V8 was told to join pairs of vectors in registers of 256 bits. Default false. */
   readonly paired?: boolean;
+  /** For tests: how many tiles a thread reads in turn, 1 or STREAMS. Default: what the first steps find to be faster. */
+  readonly streams?: number;
   /** How long a thread waits for the others before the device counts as lost. Default 30 s. */
   readonly timeoutMs?: number;
 }
@@ -94,6 +98,7 @@ export class Pool {
   readonly ready: Promise<void>;
   readonly #heap: Heap;
   readonly #control: number;
+  readonly #streams: StreamChoice;
   #kernels: Kernels | undefined;
   #workers: Thread[] = [];
   #lost = false;
@@ -103,6 +108,7 @@ export class Pool {
   constructor(heap: Heap, module: WebAssembly.Module, options: PoolOptions) {
     this.threads = options.threads;
     this.#heap = heap;
+    this.#streams = new StreamChoice(options.streams);
     this.#control = heap.alloc(CONTROL_BYTES, "thread control");
     const scratch = heap.alloc(SCRATCH_BYTES * options.threads, "thread scratch");
     const words = heap.i32(this.#control, CONTROL_TABLES / 4);
@@ -120,6 +126,7 @@ export class Pool {
     // A machine whose dot product is that of AVX-VNNI has registers of 256 bits.
     words[CONTROL_PAIRED / 4] = wide && options.paired ? 1 : 0;
     this.#wide = wide;
+    words[CONTROL_STREAMS / 4] = 1;
     words[CONTROL_RECORD / 4] = this.recordBytes;
     this.#kernels.join(this.#control, 0, this.threads);
     this.ready = this.#start(module);
@@ -157,6 +164,14 @@ export class Pool {
     const found = words[CONTROL_UNPACKED / 4] !== 0;
     words[CONTROL_UNPACKED / 4] = 0;
     return found;
+  }
+
+  /** A step of one row. Throws as `run` does. */
+  runRow(program: number): void {
+    this.#heap.i32(this.#control, CONTROL_TABLES / 4)[CONTROL_STREAMS / 4] = this.#streams.next(program);
+    const start = performance.now();
+    this.run(program);
+    this.#streams.took(performance.now() - start);
   }
 
   /** Throws DeviceError DEVICE_THREAD when a thread has died. */

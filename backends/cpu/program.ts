@@ -158,11 +158,14 @@ class Segment {
   readonly #part: Part;
   readonly #barriers: readonly boolean[];
   readonly #address: number;
+  /** Whether a step has one row. */
+  readonly #single: boolean;
 
   constructor(label: string, part: Part, scratchBytes: number) {
     const { ops, bank } = part;
     this.label = label;
     this.#part = part;
+    this.#single = ops.every(({ rows, live }) => rows === (live?.times ?? 1));
     this.#barriers = findBarriers(ops, bank);
     this.#address = bank.heap.alloc(PROGRAM_HEADER + ops.length * (OP_BYTES + STATE_BYTES), `program ${label}`);
     try {
@@ -176,7 +179,8 @@ class Segment {
   run(): void {
     const { bank, copies, written } = this.#part;
     for (const { from, to } of copies) copyLive(from, to);
-    bank.pool.run(this.#address);
+    if (this.#single) bank.pool.runRow(this.#address);
+    else bank.pool.run(this.#address);
     for (const tensor of written) spread(tensor, bank);
   }
 

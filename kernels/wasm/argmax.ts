@@ -1,7 +1,7 @@
 // argmax: the largest entry of each row, the lowest index on a tie. linearArgmax: the same of a product that is never stored.
 import { ROW_BLOCK, SCRATCH_TOTALS, TILE } from "./layout";
-import { addBias, rowBlocks, rowBytes, tileProduct, useRows } from "./linear";
-import { claim, scratch, shareOfTiles } from "./threads";
+import { addBias, rowBlocks, rowBytes, tilesProduct, useRows, useTiles } from "./linear";
+import { claim, scratch, shareOfTiles, streamsOf } from "./threads";
 import { tileBytes } from "./weights";
 
 let best: f32 = 0;
@@ -53,23 +53,30 @@ export function linearArgmax(
   const tiles = (outs + TILE - 1) / TILE;
   const tasks = tiles * rowBlocks(rows);
   const each = shareOfTiles(tasks, rows);
+  const streams = streamsOf(rows);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
   for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
-    for (let task = from, to = min(from + each, tasks); task < to; task++) {
-      const tile = task % tiles;
+    let n = 0;
+    for (let task = from, to = min(from + each, tasks); task < to; task += n) {
+      n = min(streams, to - task);
       const first = (task / tiles) * ROW_BLOCK;
       const count = min(ROW_BLOCK, rows - first);
       useRows(x, rowBytes(format, columns), first, count);
-      tileProduct(format, weight + <usize>tile * bytes, columns, group, count, totals);
-      addBias(totals, count, bias === 0 ? 0 : bias + ((<usize>tile * TILE) << 2));
-      for (let i = 0; i < count; i++) {
-        best = -Infinity;
-        index = 0;
-        look(totals + ((<usize>i * TILE) << 2), min(TILE, outs - tile * TILE), tile * TILE);
-        const at = partial + ((<usize>((first + i) * tiles + tile)) << 3);
-        store<f32>(at, best);
-        store<i32>(at, index, 4);
+      useTiles(weight + <usize>(task % tiles) * bytes, bytes, n);
+      tilesProduct(format, n, columns, group, 0, count, totals);
+      for (let j = 0; j < n; j++) {
+        const tile = (task % tiles) + j;
+        const sums = totals + ((<usize>(j * count * TILE)) << 2);
+        addBias(sums, count, bias === 0 ? 0 : bias + ((<usize>tile * TILE) << 2));
+        for (let i = 0; i < count; i++) {
+          best = -Infinity;
+          index = 0;
+          look(sums + ((<usize>i * TILE) << 2), min(TILE, outs - tile * TILE), tile * TILE);
+          const at = partial + ((<usize>((first + i) * tiles + tile)) << 3);
+          store<f32>(at, best);
+          store<i32>(at, index, 4);
+        }
       }
     }
   }

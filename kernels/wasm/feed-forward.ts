@@ -3,11 +3,11 @@
 
 import { combineRun } from "./combine";
 import { gluRun } from "./glu";
-import { ROW_BLOCK, SCRATCH_TOTALS, SCRATCH_TOTALS_UP, TILE } from "./layout";
-import { addBias, putRow, rowBlocks, rowBytes, tileProduct, useRows } from "./linear";
+import { ROW_BLOCK, SCRATCH_TILES, SCRATCH_TOTALS, SCRATCH_TOTALS_UP, TILE } from "./layout";
+import { addBias, putRow, rowBlocks, rowBytes, tilesProduct, useRows, useTiles } from "./linear";
 import { count, expert, expertCount, slotAt, useExpert, useSlots } from "./linear-experts";
 import { quantizeBlock } from "./quantize";
-import { claim, recordBytes, scratch, share, shareOfTiles } from "./threads";
+import { claim, recordBytes, scratch, share, shareOfTiles, streamsOf } from "./threads";
 import { tileBytes } from "./weights";
 
 const TOTAL: usize = 4 * TILE;
@@ -38,27 +38,35 @@ export function gateUp(
   const tiles = (outs + TILE - 1) / TILE;
   const tasks = tiles * rowBlocks(rows);
   const each = shareOfTiles(tasks, rows);
+  const streams = streamsOf(rows);
   const gateBytes = tileBytes(gateFormat, columns, gateGroup);
   const upBytes = tileBytes(upFormat, columns, upGroup);
   const gates = scratch + SCRATCH_TOTALS;
   const ups = scratch + SCRATCH_TOTALS_UP;
   for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
-    for (let task = from, to = min(from + each, tasks); task < to; task++) {
-      const tile = task % tiles;
+    let n = 0;
+    for (let task = from, to = min(from + each, tasks); task < to; task += n) {
+      n = min(streams, to - task);
       const first = (task / tiles) * ROW_BLOCK;
-      const n = min(ROW_BLOCK, rows - first);
-      useRows(gateX, rowBytes(gateFormat, columns), first, n);
-      tileProduct(gateFormat, gate + <usize>tile * gateBytes, columns, gateGroup, n, gates);
-      addBias(gates, n, gateBias === 0 ? 0 : gateBias + <usize>tile * TOTAL);
-      if (upX !== gateX) useRows(upX, rowBytes(upFormat, columns), first, n);
-      tileProduct(upFormat, up + <usize>tile * upBytes, columns, upGroup, n, ups);
-      addBias(ups, n, upBias === 0 ? 0 : upBias + <usize>tile * TOTAL);
-      const width = min(TILE, outs - tile * TILE);
-      for (let i = 0; i < n; i++) {
-        const at = <usize>i * TOTAL;
-        const y0 = y + ((<usize>(first + i) * outs + <usize>tile * TILE) << 2);
-        gluRun(gates + at, ups + at, 1, y0, width, activation, limit);
-        if (records !== 0) quantizeBlock(y0, records + <usize>((first + i) * tiles + tile) * recordBytes);
+      const some = min(ROW_BLOCK, rows - first);
+      useRows(gateX, rowBytes(gateFormat, columns), first, some);
+      useTiles(gate + <usize>(task % tiles) * gateBytes, gateBytes, n);
+      tilesProduct(gateFormat, n, columns, gateGroup, 0, some, gates);
+      if (upX !== gateX) useRows(upX, rowBytes(upFormat, columns), first, some);
+      useTiles(up + <usize>(task % tiles) * upBytes, upBytes, n);
+      tilesProduct(upFormat, n, columns, upGroup, 0, some, ups);
+      for (let j = 0; j < n; j++) {
+        const tile = (task % tiles) + j;
+        const sums = <usize>(j * some) * TOTAL;
+        addBias(gates + sums, some, gateBias === 0 ? 0 : gateBias + <usize>tile * TOTAL);
+        addBias(ups + sums, some, upBias === 0 ? 0 : upBias + <usize>tile * TOTAL);
+        const width = min(TILE, outs - tile * TILE);
+        for (let i = 0; i < some; i++) {
+          const at = sums + <usize>i * TOTAL;
+          const y0 = y + ((<usize>(first + i) * outs + <usize>tile * TILE) << 2);
+          gluRun(gates + at, ups + at, 1, y0, width, activation, limit);
+          if (records !== 0) quantizeBlock(y0, records + <usize>((first + i) * tiles + tile) * recordBytes);
+        }
       }
     }
   }
@@ -96,26 +104,34 @@ export function expertsUp(
   const totals = scratch + SCRATCH_TOTALS;
   const ups = scratch + SCRATCH_TOTALS_UP;
   for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
-    for (let task = from, to = min(from + each, tasks); task < to; task++) {
-      const tile = task % tiles;
+    let n = 0;
+    for (let task = from, to = min(from + each, tasks); task < to; task += n) {
+      const first = task % tiles;
       useExpert(task / tiles, chosen, experts, groups);
-      const at = weight + <usize>(expert * weightTiles + tile) * bytes;
-      const b: usize = bias === 0 ? 0 : bias + ((<usize>(expert * biasStride + tile * TILE)) << 2);
-      const outs = min(perTile, width - tile * perTile);
+      n = min(streamsOf(count), min(to - task, tiles - first));
+      const at = weight + <usize>(expert * weightTiles + first) * bytes;
       for (let s = 0; s < count; s += ROW_BLOCK) {
-        const n = min(ROW_BLOCK, count - s);
-        useSlots(x, rowBytes(format, columns), perRow, s, n);
-        tileProduct(format, at, columns, group, n, totals);
-        addBias(totals, n, b);
+        const some = min(ROW_BLOCK, count - s);
+        useSlots(x, rowBytes(format, columns), perRow, s, some);
+        useTiles(at, bytes, n);
+        tilesProduct(format, n, columns, group, 0, some, totals);
         if (interleaved === 0) {
-          tileProduct(format, at + <usize>tiles * bytes, columns, group, n, ups);
-          addBias(ups, n, b === 0 ? 0 : b + ((<usize>width) << 2));
+          useTiles(at + <usize>tiles * bytes, bytes, n);
+          tilesProduct(format, n, columns, group, 0, some, ups);
         }
-        for (let i = 0; i < n; i++) {
-          const gate = totals + <usize>i * TOTAL;
-          const y0 = y + ((<usize>slotAt(s + i) * width + <usize>(tile * perTile)) << 2);
-          if (interleaved !== 0) gluRun(gate, gate + 4, 2, y0, outs, activation, limit);
-          else gluRun(gate, ups + <usize>i * TOTAL, 1, y0, outs, activation, limit);
+        for (let j = 0; j < n; j++) {
+          const tile = first + j;
+          const sums = <usize>(j * some) * TOTAL;
+          const b: usize = bias === 0 ? 0 : bias + ((<usize>(expert * biasStride + tile * TILE)) << 2);
+          addBias(totals + sums, some, b);
+          if (interleaved === 0) addBias(ups + sums, some, b === 0 ? 0 : b + ((<usize>width) << 2));
+          const outs = min(perTile, width - tile * perTile);
+          for (let i = 0; i < some; i++) {
+            const gate = totals + sums + <usize>i * TOTAL;
+            const y0 = y + ((<usize>slotAt(s + i) * width + <usize>(tile * perTile)) << 2);
+            if (interleaved !== 0) gluRun(gate, gate + 4, 2, y0, outs, activation, limit);
+            else gluRun(gate, ups + sums + <usize>i * TOTAL, 1, y0, outs, activation, limit);
+          }
         }
       }
     }
@@ -140,17 +156,26 @@ export function expertsDown(
 ): void {
   const tiles = rows === 0 ? 0 : (outs + TILE - 1) / TILE;
   const each = share(tiles);
+  const streams = streamsOf(1);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
   const sum = scratch + SCRATCH_TOTALS_UP;
   for (let from = claim(each, tiles); from < tiles; from = claim(each, tiles)) {
     for (let tile = from, to = min(from + each, tiles); tile < to; tile++) {
+      // The experts' tiles are what is read in turn.
+      let n = 0;
+      for (let j = 0; j < k; j += n) {
+        n = min(streams, k - j);
+        useRows(x, rowBytes(format, columns), j, n);
+        for (let i = 0; i < n; i++) {
+          const e = load<i32>(chosen + ((<usize>(j + i)) << 2));
+          store<u32>(scratch + SCRATCH_TILES + ((<usize>i) << 2), <u32>(weight + <usize>(e * tiles + tile) * bytes));
+        }
+        tilesProduct(format, n, columns, group, 1, 1, totals + <usize>j * TOTAL);
+      }
       for (let j = 0; j < k; j++) {
         const e = load<i32>(chosen + ((<usize>j) << 2));
-        useRows(x, rowBytes(format, columns), j, 1);
-        const at = totals + <usize>j * TOTAL;
-        tileProduct(format, weight + <usize>(e * tiles + tile) * bytes, columns, group, 1, at);
-        addBias(at, 1, bias === 0 ? 0 : bias + ((<usize>(e * biasStride + tile * TILE)) << 2));
+        addBias(totals + <usize>j * TOTAL, 1, bias === 0 ? 0 : bias + ((<usize>(e * biasStride + tile * TILE)) << 2));
       }
       combineRun(totals, TOTAL, weights, k, TILE, sum);
       putRow(sum, min(TILE, outs - tile * TILE), y + <usize>tile * TOTAL);

@@ -24,6 +24,7 @@ import {
 import {
   GROUP_COLUMNS,
   INT8,
+  MXFP4,
   Q8_0,
   RECORD_FP4_SUMS,
   RECORD_INT8_SUMS,
@@ -32,6 +33,9 @@ import {
   SCRATCH_PANEL_BLOCKS,
   SCRATCH_ROWS,
   SCRATCH_SUMS,
+  SCRATCH_TILES,
+  STREAM_COLUMNS,
+  STREAM_FP4_COLUMNS,
   TABLE_FP4_BIASED,
   TABLE_FP4_TWICE,
   TABLE_NIBBLE,
@@ -233,23 +237,21 @@ function unpackFp4(from: usize, blocks: i32, to: usize): void {
   }
 }
 
-/**
- * All rows at the SCRATCH_ROWS pointers, plus `offset`, times some blocks of a tile: adds to totals f32 [rows, 32]. Scale: f32, or
- * u16 for halves.
- */
+/** All rows at `pointers`, plus `offset`, times some blocks of a tile: adds to totals f32 [rows, 32]. Scale: f32, or u16 for halves. */
 function blockRows<Scale>(
   w: usize,
   step: usize,
   scales: usize,
   scaleStep: usize,
   blocks: i32,
+  pointers: usize,
   rows: i32,
   offset: usize,
   sums: usize,
   totals: usize,
 ): void {
-  const end = scratch + SCRATCH_ROWS + ((<usize>rows) << 2);
-  for (let at = scratch + SCRATCH_ROWS; at < end; ) {
+  const end = pointers + ((<usize>rows) << 2);
+  for (let at = pointers; at < end; ) {
     const x = <usize>load<u32>(at) + offset;
     let n: usize = 1;
     if (!wide) {
@@ -283,50 +285,76 @@ function blockRows<Scale>(
   }
 }
 
-/** One tile of an INT8 or MXFP4 weight times the rows at the SCRATCH_ROWS pointers: adds to totals f32 [rows, 32]. */
-export function integerProduct(format: i32, tile: usize, columns: i32, group: i32, rows: i32, totals: usize): void {
-  const blocks = columns / GROUP_COLUMNS;
+/** Blocks [from, from + count) of one tile of an INT8 or MXFP4 weight times the rows: adds to totals f32 [rows, 32]. */
+function blocksProduct(
+  format: i32,
+  tile: usize,
+  from: i32,
+  count: i32,
+  inGroup: i32,
+  pointers: usize,
+  rows: i32,
+  totals: usize,
+): void {
+  let offset = <usize>from * recordBytes;
   if (format === Q8_0) {
     const step = Q8_0_SCALES + INT8_BLOCK;
-    blockRows<u16>(tile + Q8_0_SCALES, step, tile, step, blocks, rows, 0, RECORD_INT8_SUMS, totals);
+    const at = tile + <usize>from * step;
+    blockRows<u16>(at + Q8_0_SCALES, step, at, step, count, pointers, rows, offset, RECORD_INT8_SUMS, totals);
     return;
   }
   if (format === INT8) {
-    if (group === GROUP_COLUMNS) {
+    if (inGroup === 1) {
       const step = INT8_SCALES + INT8_BLOCK;
-      blockRows<f32>(tile + INT8_SCALES, step, tile, step, blocks, rows, 0, RECORD_INT8_SUMS, totals);
+      const at = tile + <usize>from * step;
+      blockRows<f32>(at + INT8_SCALES, step, at, step, count, pointers, rows, offset, RECORD_INT8_SUMS, totals);
       return;
     }
-    const inGroup = group / GROUP_COLUMNS;
-    for (let from = 0; from < blocks; from += inGroup) {
-      const offset = <usize>from * recordBytes;
-      blockRows<f32>(tile + INT8_SCALES, INT8_BLOCK, tile, 0, inGroup, rows, offset, RECORD_INT8_SUMS, totals);
-      tile += INT8_SCALES + <usize>inGroup * INT8_BLOCK;
+    for (const end = from + count; from < end; ) {
+      const at = tile + <usize>(from / inGroup) * (INT8_SCALES + <usize>inGroup * INT8_BLOCK);
+      const first = from % inGroup;
+      const some = min(end - from, inGroup - first);
+      const w = at + INT8_SCALES + <usize>first * INT8_BLOCK;
+      blockRows<f32>(w, INT8_BLOCK, at, 0, some, pointers, rows, offset, RECORD_INT8_SUMS, totals);
+      from += some;
+      offset += <usize>some * recordBytes;
     }
     return;
   }
+  tile += <usize>from * (FP4_SCALES + FP4_BLOCK);
   if (rows === 1 && wide && parts < 3) {
-    const x = <usize>load<u32>(scratch + SCRATCH_ROWS);
-    if (parts === 1) fp4Row1(tile, blocks, x, totals);
-    else fp4Row2(tile, blocks, x, totals);
+    const x = <usize>load<u32>(pointers) + offset;
+    if (parts === 1) fp4Row1(tile, count, x, totals);
+    else fp4Row2(tile, count, x, totals);
     return;
   }
   const panel = scratch + SCRATCH_PANEL;
   const step = INT8_SCALES + INT8_BLOCK;
-  for (let from = 0; from < blocks; from += SCRATCH_PANEL_BLOCKS) {
-    const count = min(SCRATCH_PANEL_BLOCKS, blocks - from);
-    unpackFp4(tile, count, panel);
-    blockRows<f32>(
-      panel + INT8_SCALES,
-      step,
-      panel,
-      step,
-      count,
-      rows,
-      <usize>from * recordBytes,
-      RECORD_FP4_SUMS,
-      totals,
-    );
-    tile += <usize>count * (FP4_SCALES + FP4_BLOCK);
+  unpackFp4(tile, count, panel);
+  blockRows<f32>(panel + INT8_SCALES, step, panel, step, count, pointers, rows, offset, RECORD_FP4_SUMS, totals);
+}
+
+/** The product of `n` tiles of an INT8 or MXFP4 weight, see `tilesProduct`. */
+export function integerProduct(
+  format: i32,
+  n: i32,
+  columns: i32,
+  group: i32,
+  apart: i32,
+  rows: i32,
+  totals: usize,
+): void {
+  const blocks = columns / GROUP_COLUMNS;
+  // What is unpacked first has to fit the panel.
+  let turn = format === MXFP4 ? SCRATCH_PANEL_BLOCKS : blocks;
+  if (n > 1) turn = (format === MXFP4 ? STREAM_FP4_COLUMNS : STREAM_COLUMNS) / GROUP_COLUMNS;
+  for (let from = 0; from < blocks; from += turn) {
+    const count = min(turn, blocks - from);
+    for (let i = 0; i < n; i++) {
+      const tile = <usize>load<u32>(scratch + SCRATCH_TILES + ((<usize>i) << 2));
+      const pointers = scratch + SCRATCH_ROWS + ((<usize>(i * apart)) << 2);
+      const to = totals + <usize>(i * rows) * PANEL_ROW;
+      blocksProduct(format, tile, from, count, group / GROUP_COLUMNS, pointers, rows, to);
+    }
   }
 }

@@ -82,6 +82,7 @@ export const CONTROL_WIDE = 36; // i32: 1 where the relaxed dot product takes it
 export const CONTROL_RECORD = 40; // i32: bytes of a record of 32 quantised activations
 export const CONTROL_UNPACKED = 44; // i32: tiles with values that cannot be packed
 export const CONTROL_PAIRED = 48; // i32: 1 where pairs of vectors share a register of 256 bits, see backends/cpu/module.ts
+export const CONTROL_STREAMS = 52; // i32: how many tiles a thread reads in turn, times one row: 1 or STREAMS
 export const CONTROL_FINISHED = 64; // i32: ops of this run that are done
 export const CONTROL_INSIDE = 128; // i32: helpers that look at the program
 export const CONTROL_SLEEPERS = 192; // i32: threads asleep until an op is done or a helper has left
@@ -125,6 +126,11 @@ export const TILE = 32;
 export const BLOCK = 128;
 /** Rows of x that share one decoded block of weights. */
 export const ROW_BLOCK = 256;
+/** One row of x waits for memory, which some machines read faster from several tiles in turn (backends/cpu/streams.ts). */
+export const STREAMS = 4;
+/** How much of a tile is read in one turn, 1 or 2 KiB: columns of floats and of INT8, and of MXFP4. */
+export const STREAM_COLUMNS = 32;
+export const STREAM_FP4_COLUMNS = 64;
 
 // --- Integer products. A record holds 32 activations: their scale (f32); what weights with 128 and with 12 added add to the
 // sums of each part (i32 [3] each); the parts, highest first, in planes of 32 bytes, or of 32 halves where not wide.
@@ -141,6 +147,8 @@ export const SCRATCH_TOTALS_UP = 49152; // f32 [ROW_BLOCK, TILE]: the second pro
 export const SCRATCH_ROWS = 81920; // pointers [ROW_BLOCK]: where each row of x is
 export const SCRATCH_SUMS = 82944; // i32 [3, 16]
 export const SCRATCH_MISC = 83136; // route: taken experts; heads: one head
+export const SCRATCH_TILES = 91392; // pointers [STREAMS]: the tiles of a product
+export const SCRATCH_BLOCK_SUMS = 91408; // f32 [STREAMS, TILE]: of the current block of each
 export const SCRATCH_BYTES = 98304;
 export const SCRATCH_ATTENTION = 0; // the same bytes for all that attention keeps, see attention.ts
 /** Attention: how many query rows a task has at most, and how many positions have a sum of their own. */

@@ -1,8 +1,8 @@
 // linearExperts: each slot (row t, choice j) times the weight of its expert. With one row, its K slots are done one by one;
 // with more, the slots of an expert are rows of one product (see `group` in route.ts).
 import { ROW_BLOCK, SCRATCH_ROWS, SCRATCH_TOTALS, TILE } from "./layout";
-import { addBias, putRow, rowBytes, tileProduct } from "./linear";
-import { claim, scratch, shareOfTiles } from "./threads";
+import { addBias, putRow, rowBytes, tilesProduct, useTiles } from "./linear";
+import { claim, scratch, shareOfTiles, streamsOf } from "./threads";
 import { tileBytes } from "./weights";
 
 /** The slots of one task: where they are listed (0: the slot is `first` itself), how many, and their expert. */
@@ -68,20 +68,24 @@ export function linearExperts(
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
   for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
-    for (let task = from, to = min(from + each, tasks); task < to; task++) {
+    let n = 0;
+    for (let task = from, to = min(from + each, tasks); task < to; task += n) {
       const tile = task % tiles;
       useExpert(task / tiles, chosen, experts, groups);
-      const at = weight + <usize>(expert * tiles + tile) * bytes;
-      const b: usize = bias === 0 ? 0 : bias + ((<usize>(expert * biasStride + tile * TILE)) << 2);
-      const width = min(TILE, outs - tile * TILE);
+      n = min(streamsOf(count), min(to - task, tiles - tile));
+      useTiles(weight + <usize>(expert * tiles + tile) * bytes, bytes, n);
       for (let s = 0; s < count; s += ROW_BLOCK) {
-        const n = min(ROW_BLOCK, count - s);
-        useSlots(x, rowBytes(format, columns), perRow, s, n);
-        tileProduct(format, at, columns, group, n, totals);
-        addBias(totals, n, b);
-        for (let i = 0; i < n; i++) {
-          const to = y + ((<usize>slotAt(s + i) * outs + <usize>tile * TILE) << 2);
-          putRow(totals + ((<usize>i * TILE) << 2), width, to);
+        const some = min(ROW_BLOCK, count - s);
+        useSlots(x, rowBytes(format, columns), perRow, s, some);
+        tilesProduct(format, n, columns, group, 0, some, totals);
+        for (let j = 0; j < n; j++) {
+          const column = (tile + j) * TILE;
+          const sums = totals + ((<usize>(j * some * TILE)) << 2);
+          addBias(sums, some, bias === 0 ? 0 : bias + ((<usize>(expert * biasStride + column)) << 2));
+          const width = min(TILE, outs - column);
+          for (let i = 0; i < some; i++) {
+            putRow(sums + ((<usize>i * TILE) << 2), width, y + ((<usize>(slotAt(s + i) * outs + column)) << 2));
+          }
         }
       }
     }

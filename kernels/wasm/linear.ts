@@ -11,9 +11,12 @@ import {
   GROUP_COLUMNS,
   INT8,
   ROW_BLOCK,
+  SCRATCH_BLOCK_SUMS,
   SCRATCH_PANEL,
   SCRATCH_ROWS,
+  SCRATCH_TILES,
   SCRATCH_TOTALS,
+  STREAM_COLUMNS,
   TABLE_F16_MASK,
   TABLE_F16_SCALE,
   TABLE_HIGH_HALF,
@@ -21,7 +24,7 @@ import {
   W8A8,
 } from "./layout";
 import { madd } from "./math";
-import { claim, paired, recordBytes, scratch, shareOfTiles, tables } from "./threads";
+import { claim, paired, recordBytes, scratch, shareOfTiles, streamsOf, tables } from "./threads";
 import { w8a8Product, w8a8RowBytes } from "./w8a8";
 import { columnBytes, halfHigh, halfLow, tileBytes, unpackPanel } from "./weights";
 
@@ -39,18 +42,17 @@ function add4(totals: usize, a0: v128, a1: v128, a2: v128, a3: v128): void {
   v128.store(totals, t3, 48);
 }
 
-// --- One row of x, one block of columns, 32 output rows.
+// --- One row of x, some columns of a block, 32 output rows: sums f32 [32] += their products.
 
-function dotF32(w: usize, count: i32, x: usize, totals: usize): void {
-  const zero = f32x4.splat(0);
-  let a0 = zero,
-    a1 = zero,
-    a2 = zero,
-    a3 = zero,
-    a4 = zero,
-    a5 = zero,
-    a6 = zero,
-    a7 = zero;
+function dotF32(w: usize, count: i32, x: usize, sums: usize): void {
+  let a0 = v128.load(sums),
+    a1 = v128.load(sums, 16),
+    a2 = v128.load(sums, 32),
+    a3 = v128.load(sums, 48),
+    a4 = v128.load(sums, 64),
+    a5 = v128.load(sums, 80),
+    a6 = v128.load(sums, 96),
+    a7 = v128.load(sums, 112);
   for (const end = w + <usize>count * PANEL_ROW; w < end; w += PANEL_ROW, x += 4) {
     const s = v128.load32_splat(x);
     a0 = madd(s, v128.load(w), a0);
@@ -62,20 +64,25 @@ function dotF32(w: usize, count: i32, x: usize, totals: usize): void {
     a6 = madd(s, v128.load(w, 96), a6);
     a7 = madd(s, v128.load(w, 112), a7);
   }
-  add4(totals, a0, a1, a2, a3);
-  add4(totals + 64, a4, a5, a6, a7);
+  v128.store(sums, a0);
+  v128.store(sums, a1, 16);
+  v128.store(sums, a2, 32);
+  v128.store(sums, a3, 48);
+  v128.store(sums, a4, 64);
+  v128.store(sums, a5, 80);
+  v128.store(sums, a6, 96);
+  v128.store(sums, a7, 112);
 }
 
-function dotBf16(w: usize, count: i32, x: usize, totals: usize): void {
-  const zero = f32x4.splat(0);
-  let a0 = zero,
-    a1 = zero,
-    a2 = zero,
-    a3 = zero,
-    a4 = zero,
-    a5 = zero,
-    a6 = zero,
-    a7 = zero;
+function dotBf16(w: usize, count: i32, x: usize, sums: usize): void {
+  let a0 = v128.load(sums),
+    a1 = v128.load(sums, 16),
+    a2 = v128.load(sums, 32),
+    a3 = v128.load(sums, 48),
+    a4 = v128.load(sums, 64),
+    a5 = v128.load(sums, 80),
+    a6 = v128.load(sums, 96),
+    a7 = v128.load(sums, 112);
   const mask = v128.load(tables, TABLE_HIGH_HALF);
   for (const end = w + <usize>count * (2 * TILE); w < end; w += 2 * TILE, x += 4) {
     const s = v128.load32_splat(x);
@@ -92,20 +99,25 @@ function dotBf16(w: usize, count: i32, x: usize, totals: usize): void {
     a6 = madd(s, v128.and(v, mask), a6);
     a7 = madd(s, v128.and(u, mask), a7);
   }
-  add4(totals, a0, a1, a2, a3);
-  add4(totals + 64, a4, a5, a6, a7);
+  v128.store(sums, a0);
+  v128.store(sums, a1, 16);
+  v128.store(sums, a2, 32);
+  v128.store(sums, a3, 48);
+  v128.store(sums, a4, 64);
+  v128.store(sums, a5, 80);
+  v128.store(sums, a6, 96);
+  v128.store(sums, a7, 112);
 }
 
-function dotF16(w: usize, count: i32, x: usize, totals: usize): void {
-  const zero = f32x4.splat(0);
-  let a0 = zero,
-    a1 = zero,
-    a2 = zero,
-    a3 = zero,
-    a4 = zero,
-    a5 = zero,
-    a6 = zero,
-    a7 = zero;
+function dotF16(w: usize, count: i32, x: usize, sums: usize): void {
+  let a0 = v128.load(sums),
+    a1 = v128.load(sums, 16),
+    a2 = v128.load(sums, 32),
+    a3 = v128.load(sums, 48),
+    a4 = v128.load(sums, 64),
+    a5 = v128.load(sums, 80),
+    a6 = v128.load(sums, 96),
+    a7 = v128.load(sums, 112);
   const mask = v128.load(tables, TABLE_F16_MASK);
   const scale = v128.load(tables, TABLE_F16_SCALE);
   for (const end = w + <usize>count * (2 * TILE); w < end; w += 2 * TILE, x += 4) {
@@ -123,8 +135,14 @@ function dotF16(w: usize, count: i32, x: usize, totals: usize): void {
     a6 = madd(s, f32x4.mul(halfHigh(v, mask), scale), a6);
     a7 = madd(s, f32x4.mul(halfHigh(u, mask), scale), a7);
   }
-  add4(totals, a0, a1, a2, a3);
-  add4(totals + 64, a4, a5, a6, a7);
+  v128.store(sums, a0);
+  v128.store(sums, a1, 16);
+  v128.store(sums, a2, 32);
+  v128.store(sums, a3, 48);
+  v128.store(sums, a4, 64);
+  v128.store(sums, a5, 80);
+  v128.store(sums, a6, 96);
+  v128.store(sums, a7, 112);
 }
 
 // --- More rows of x, one block of columns decoded to f32.
@@ -347,16 +365,46 @@ function add2(totals: usize, a0: v128, a1: v128): void {
   v128.store(totals, t1, 16);
 }
 
-/** Block of a tile × rows: adds to totals f32 [rows, 32]. The rows of x start at the SCRATCH_ROWS pointers, plus `xOffset`. */
-function blockProduct(format: i32, w: usize, count: i32, rows: i32, xOffset: usize, totals: usize): void {
-  const pointers = scratch + SCRATCH_ROWS;
-  if (rows === 1) {
-    const x = <usize>load<u32>(pointers) + xOffset;
-    if (format === BF16) dotBf16(w, count, x, totals);
-    else if (format === F16) dotF16(w, count, x, totals);
-    else dotF32(w, count, x, totals);
-    return;
+/** totals f32 [32] += sums f32 [32]. */
+function addSums(totals: usize, sums: usize): void {
+  for (let c: usize = 0; c < PANEL_ROW; c += 16) {
+    v128.store(totals + c, f32x4.add(v128.load(totals + c), v128.load(sums + c)));
   }
+}
+
+/** One row of x times `n` tiles, see `tilesProduct`. */
+function rowProduct(format: i32, n: i32, columns: i32, apart: i32, totals: usize): void {
+  const perColumn = <usize>columnBytes(format);
+  const blockSums = scratch + SCRATCH_BLOCK_SUMS;
+  const turn = n === 1 ? BLOCK : STREAM_COLUMNS;
+  for (let block = 0; block < columns; block += BLOCK) {
+    memory.fill(blockSums, 0, <usize>n * PANEL_ROW);
+    const end = min(block + BLOCK, columns);
+    for (let k = block; k < end; k += turn) {
+      const count = min(turn, end - k);
+      for (let i = 0; i < n; i++) {
+        const w = <usize>load<u32>(scratch + SCRATCH_TILES + ((<usize>i) << 2)) + <usize>k * perColumn;
+        const x = <usize>load<u32>(scratch + SCRATCH_ROWS + ((<usize>(i * apart)) << 2)) + ((<usize>k) << 2);
+        const sums = blockSums + <usize>i * PANEL_ROW;
+        if (format === BF16) dotBf16(w, count, x, sums);
+        else if (format === F16) dotF16(w, count, x, sums);
+        else dotF32(w, count, x, sums);
+      }
+    }
+    for (let at: usize = 0; at < <usize>n * PANEL_ROW; at += PANEL_ROW) addSums(totals + at, blockSums + at);
+  }
+}
+
+/** Block of a tile × rows: adds to totals f32 [rows, 32]. The rows of x start at `pointers`, plus `xOffset`. */
+function blockProduct(
+  format: i32,
+  w: usize,
+  count: i32,
+  pointers: usize,
+  rows: i32,
+  xOffset: usize,
+  totals: usize,
+): void {
   const panel = unpackPanel(format, w, count, scratch + SCRATCH_PANEL);
   let i = 0;
   if (paired) {
@@ -390,30 +438,57 @@ function blockProduct(format: i32, w: usize, count: i32, rows: i32, xOffset: usi
   }
   for (; i < rows; i++) {
     const x = <usize>load<u32>(pointers + ((<usize>i) << 2)) + xOffset;
-    dotF32(panel, count, x, totals + <usize>i * PANEL_ROW);
+    const sums = scratch + SCRATCH_BLOCK_SUMS;
+    memory.fill(sums, 0, PANEL_ROW);
+    dotF32(panel, count, x, sums);
+    addSums(totals + <usize>i * PANEL_ROW, sums);
   }
 }
 
 /**
- * One tile of a weight [.., columns] times the rows at the SCRATCH_ROWS pointers: totals f32 [rows, 32], rows ≤ ROW_BLOCK.
- * Every caller adds the bias afterwards.
+ * The `n` tiles at the SCRATCH_TILES pointers, of a weight [.., columns], each times `rows` rows: totals f32 [n, rows, 32].
+ * rows ≤ ROW_BLOCK; of one row, n ≤ STREAMS tiles are read in turn, of more rows n is 1. The rows of tile i are those at the
+ * SCRATCH_ROWS pointers from i · `apart` on. Every caller adds the bias afterwards.
  */
-export function tileProduct(format: i32, tile: usize, columns: i32, group: i32, rows: i32, totals: usize): void {
-  if (format === W8A8) {
-    w8a8Product(tile, columns, rows, totals);
+export function tilesProduct(
+  format: i32,
+  n: i32,
+  columns: i32,
+  group: i32,
+  apart: i32,
+  rows: i32,
+  totals: usize,
+): void {
+  memory.fill(totals, 0, <usize>(n * rows) * PANEL_ROW);
+  if (format >= INT8 && format !== W8A8) {
+    integerProduct(format, n, columns, group, apart, rows, totals);
     return;
   }
-  memory.fill(totals, 0, <usize>rows * PANEL_ROW);
-  if (format >= INT8) {
-    integerProduct(format, tile, columns, group, rows, totals);
+  if (format !== W8A8 && rows === 1) {
+    rowProduct(format, n, columns, apart, totals);
     return;
   }
-  const perColumn = columnBytes(format);
-  for (let k = 0; k < columns; k += BLOCK) {
-    const count = min(BLOCK, columns - k);
-    blockProduct(format, tile, count, rows, (<usize>k) << 2, totals);
-    tile += count * perColumn;
+  for (let i = 0; i < n; i++) {
+    let tile = <usize>load<u32>(scratch + SCRATCH_TILES + ((<usize>i) << 2));
+    const pointers = scratch + SCRATCH_ROWS + ((<usize>(i * apart)) << 2);
+    const to = totals + <usize>(i * rows) * PANEL_ROW;
+    if (format === W8A8) {
+      w8a8Product(tile, columns, pointers, rows, to);
+      continue;
+    }
+    const perColumn = columnBytes(format);
+    for (let k = 0; k < columns; k += BLOCK) {
+      const count = min(BLOCK, columns - k);
+      blockProduct(format, tile, count, pointers, rows, (<usize>k) << 2, to);
+      tile += count * perColumn;
+    }
   }
+}
+
+/** Points SCRATCH_TILES at `n` tiles from `tile` on, which are `bytes` long. */
+export function useTiles(tile: usize, bytes: usize, n: i32): void {
+  const pointers = scratch + SCRATCH_TILES;
+  for (let i = 0; i < n; i++) store<u32>(pointers + ((<usize>i) << 2), <u32>(tile + <usize>i * bytes));
 }
 
 /** Bytes of a row of x as products with a format read it: f32, or records of a quantised row. */
@@ -469,19 +544,27 @@ export function linear(
   const tiles = (outs + TILE - 1) / TILE;
   const tasks = tiles * rowBlocks(rows);
   const each = shareOfTiles(tasks, rows);
+  const streams = streamsOf(rows);
   const bytes = tileBytes(format, columns, group);
   const totals = scratch + SCRATCH_TOTALS;
   for (let from = claim(each, tasks); from < tasks; from = claim(each, tasks)) {
-    for (let task = from, to = min(from + each, tasks); task < to; task++) {
+    let n = 0;
+    for (let task = from, to = min(from + each, tasks); task < to; task += n) {
+      n = min(streams, to - task);
       const tile = task % tiles;
       const first = (task / tiles) * ROW_BLOCK;
       const count = min(ROW_BLOCK, rows - first);
       useRows(x, rowBytes(format, columns), first, count);
-      tileProduct(format, weight + <usize>tile * bytes, columns, group, count, totals);
-      addBias(totals, count, bias === 0 ? 0 : bias + <usize>tile * PANEL_ROW);
-      const width = min(TILE, outs - tile * TILE);
-      for (let i = 0; i < count; i++) {
-        putRow(totals + <usize>i * PANEL_ROW, width, y + ((<usize>(first + i) * outs + <usize>tile * TILE) << 2));
+      useTiles(weight + <usize>tile * bytes, bytes, n);
+      tilesProduct(format, n, columns, group, 0, count, totals);
+      for (let j = 0; j < n; j++) {
+        const column = (tile + j) * TILE;
+        const sums = totals + <usize>(j * count) * PANEL_ROW;
+        addBias(sums, count, bias === 0 ? 0 : bias + ((<usize>column) << 2));
+        const width = min(TILE, outs - column);
+        for (let i = 0; i < count; i++) {
+          putRow(sums + <usize>i * PANEL_ROW, width, y + ((<usize>(first + i) * outs + <usize>column) << 2));
+        }
       }
     }
   }

@@ -18,6 +18,7 @@ import {
   CONTROL_SPINS,
   CONTROL_START,
   CONTROL_STOP,
+  CONTROL_STREAMS,
   CONTROL_TABLES,
   CONTROL_TIMEOUT_MS,
   CONTROL_UNPACKED,
@@ -137,9 +138,16 @@ export function share(tasks: i32): i32 {
   return max(1, tasks / (threads * 16));
 }
 
-/** The same for tiles times some rows, which are long tasks where the rows are many. */
+/** How many tiles a thread reads in turn. */
+export function streamsOf(rows: i32): i32 {
+  return rows === 1 ? load<i32>(control, CONTROL_STREAMS) : 1;
+}
+
+/** `share` for tiles times some rows, which are long tasks where the rows are many. What is read in turn stays together. */
 export function shareOfTiles(tasks: i32, rows: i32): i32 {
-  return rows > 8 ? 1 : share(tasks);
+  if (rows > 8) return 1;
+  const turn = max(1, min(streamsOf(rows), tasks / threads));
+  return max(1, share(tasks) / turn) * turn;
 }
 
 // --- Waiting

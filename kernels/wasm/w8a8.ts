@@ -4,9 +4,9 @@
 //
 // `wide` and narrow kernels: see integer.ts.
 import { dot } from "./integer-rows";
-import { GROUP_COLUMNS, RECORD_INT8_SUMS, RECORD_PARTS, SCRATCH_ROWS, TILE } from "./layout";
+import { GROUP_COLUMNS, RECORD_INT8_SUMS, RECORD_PARTS, TILE } from "./layout";
 import { put, sums3 } from "./quantize";
-import { claim, scratch, wide } from "./threads";
+import { claim, wide } from "./threads";
 
 const PANEL_ROW: usize = 4 * TILE;
 /** Bytes of 16 rows × 32 columns of a tile; the block's other 16 rows follow. */
@@ -168,12 +168,12 @@ function narrowRow(w: usize, scales: usize, blocks: i32, x: usize, totals: usize
   }
 }
 
-/** One tile of an INT8 weight with one scale a row times the records at the SCRATCH_ROWS pointers: totals f32 [rows, 32]. */
-export function w8a8Product(tile: usize, columns: i32, rows: i32, totals: usize): void {
+/** One tile of an INT8 weight with one scale a row times the records at `pointers`: totals f32 [rows, 32]. */
+export function w8a8Product(tile: usize, columns: i32, pointers: usize, rows: i32, totals: usize): void {
   const blocks = columns / GROUP_COLUMNS;
   const w = tile + PANEL_ROW;
-  const end = scratch + SCRATCH_ROWS + ((<usize>rows) << 2);
-  for (let at = scratch + SCRATCH_ROWS; at < end; ) {
+  const end = pointers + ((<usize>rows) << 2);
+  for (let at = pointers; at < end; ) {
     const x = <usize>load<u32>(at);
     let n: usize = 1;
     if (!wide) narrowRow(w, tile, blocks, x, totals);

@@ -132,6 +132,36 @@ describe("the same bits", () => {
     }
   }
 
+  for (const precision of ["exact", "high", "fast"] as const) {
+    test(`of one row, whether tiles are read in turn or one after the other, ${precision}`, async () => {
+      for (const format of FORMATS) {
+        const expected = await network(await make({ threads: 1, precision, streams: 1 }), format, 1, 1, "on");
+        for (const threads of [1, 2]) {
+          const backend = await make({ threads, precision, streams: 4 });
+          expect(await network(backend, format, 1, 1, "on"), format).toEqual(expected);
+          expect(await network(backend, format, 1, 1, "off"), format).toEqual(expected);
+        }
+      }
+    });
+  }
+
+  test("of one row with columns that fill no block, tiles in turn or not", async () => {
+    const [one, four] = [await make({ threads: 2, streams: 1 }), await make({ threads: 2, streams: 4 })];
+    const product = async (backend: CpuBackend, format: "f32" | "f16" | "bf16" | "int8", inner: number) => {
+      const rig = new Rig(backend, 3);
+      const { weight } = await rig.weight(format, [330, inner]);
+      const x = rig.tensor([1, inner], rig.random.floats(inner));
+      const out = await rig.once((ops) => ops.linear(x, weight));
+      rig.close();
+      return out;
+    };
+    for (const format of ["f32", "f16", "bf16", "int8"] as const) {
+      for (const inner of [1, 31, 33, 128, 333]) {
+        expect(await product(four, format, inner), `${format}, ${inner}`).toEqual(await product(one, format, inner));
+      }
+    }
+  });
+
   test("of every row of a product, alone or among hundreds", async () => {
     const backend = await make({ threads: 2 });
     const rig = new Rig(backend, 3);
