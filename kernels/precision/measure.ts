@@ -1,5 +1,5 @@
-// The sums behind all metrics of a tensor against its reference, in f64 and two columns at a time. Every sum but those of
-// `divergence` has the order of a plain loop over rows and columns, so that its bits depend on nothing else. Knows no metrics:
+// The sums behind all metrics of a tensor against its reference, in f64 and two columns at a time. Even and odd columns of a row are
+// added up apart, then row after row, so that the bits of a sum depend on nothing but the tensor. Knows no metrics:
 // src/precision/measure.ts has them.
 import { exp2, expm1Near0 } from "../wasm/math64";
 import {
@@ -33,12 +33,9 @@ function pair(at: usize, single: bool): v128 {
   return f64x2.promote_low_f32x4(single ? v128.load32_zero(at) : v128.load64_zero(at));
 }
 
-function evens(x: v128, y: v128): v128 {
-  return v128.shuffle<f64>(x, y, 0, 2);
-}
-
-function odds(x: v128, y: v128): v128 {
-  return v128.shuffle<f64>(x, y, 1, 3);
+/** Of even and of odd columns, added. */
+function both(x: v128): f64 {
+  return f64x2.extract_lane(x, 0) + f64x2.extract_lane(x, 1);
 }
 
 function larger(x: v128): f64 {
@@ -62,20 +59,20 @@ export function summarize(state: usize, r: usize, rows: i32, width: i32, rowEner
   let magnitude = load<f64>(state + MAGNITUDE_SUM);
   let absmax = f64x2.splat(load<f64>(state + MAGNITUDE_MAX));
   for (let row = 0; row < rows; row++) {
-    // Lanes: Σr² of the row, Σ|r| of all.
-    let sums = f64x2.replace_lane(f64x2.splat(0), 1, magnitude);
+    let squares = f64x2.splat(0);
+    let sizes = f64x2.splat(0);
     for (let c = 0; c < width; c += 2) {
       const value = pair(r + ((<usize>c) << 2), c + 1 === width);
       const square = f64x2.mul(value, value);
       const size = f64x2.abs(value);
       const column = columnEnergy + ((<usize>c) << 3);
       v128.store(column, f64x2.add(v128.load(column), square));
-      sums = f64x2.add(sums, evens(square, size));
-      sums = f64x2.add(sums, odds(square, size));
+      squares = f64x2.add(squares, square);
+      sizes = f64x2.add(sizes, size);
       absmax = f64x2.pmax(absmax, size);
     }
-    const own = f64x2.extract_lane(sums, 0);
-    magnitude = f64x2.extract_lane(sums, 1);
+    const own = both(squares);
+    magnitude += both(sizes);
     store<f64>(rowEnergy + ((<usize>row) << 3), own);
     energy += own;
     r += (<usize>width) << 2;
@@ -117,9 +114,11 @@ export function differences(
   let overThousandth = i64x2.splat(0);
   let overFive = i64x2.splat(0);
   for (let row = 0; row < rows; row++) {
-    // Lanes: Σ(a − r)² and Σa² of the row; Σa·r of the row, Σ|a − r| of all.
     let squares = f64x2.splat(0);
-    let others = f64x2.replace_lane(f64x2.splat(0), 1, total);
+    let owns = f64x2.splat(0);
+    let products = f64x2.splat(0);
+    let sizes = f64x2.splat(0);
+    let ratios = f64x2.splat(0);
     for (let c = 0; c < width; c += 2) {
       const single = c + 1 === width;
       const mine = pair(a + ((<usize>c) << 2), single);
@@ -127,21 +126,18 @@ export function differences(
       const difference = f64x2.sub(mine, theirs);
       const size = f64x2.abs(difference);
       const square = f64x2.mul(difference, difference);
-      const own = f64x2.mul(mine, mine);
-      const product = f64x2.mul(mine, theirs);
       const column = columnError + ((<usize>c) << 3);
       v128.store(column, f64x2.add(v128.load(column), square));
-      squares = f64x2.add(squares, evens(square, own));
-      squares = f64x2.add(squares, odds(square, own));
-      others = f64x2.add(others, evens(product, size));
-      others = f64x2.add(others, odds(product, size));
+      squares = f64x2.add(squares, square);
+      owns = f64x2.add(owns, f64x2.mul(mine, mine));
+      products = f64x2.add(products, f64x2.mul(mine, theirs));
+      sizes = f64x2.add(sizes, size);
       absmax = f64x2.pmax(absmax, f64x2.abs(mine));
       const magnitude = f64x2.abs(theirs);
       const counts = f64x2.gt(magnitude, small);
       const ratio = v128.and(f64x2.div(size, magnitude), counts);
       large = i64x2.sub(large, counts);
-      relative += f64x2.extract_lane(ratio, 0);
-      relative += f64x2.extract_lane(ratio, 1);
+      ratios = f64x2.add(ratios, ratio);
       relativeMax = f64x2.pmax(relativeMax, ratio);
       // Both are rare where a device is right: one branch that is hardly ever taken.
       const over = f64x2.ge(ratio, thousandth);
@@ -156,11 +152,12 @@ export function differences(
         }
       }
     }
-    const own = f64x2.extract_lane(squares, 0);
+    const own = both(squares);
     error += own;
-    energy += f64x2.extract_lane(squares, 1);
-    dot += f64x2.extract_lane(others, 0);
-    total = f64x2.extract_lane(others, 1);
+    energy += both(owns);
+    dot += both(products);
+    total += both(sizes);
+    relative += both(ratios);
     store<f64>(rowError + ((<usize>row) << 3), own);
     a += (<usize>width) << 2;
     r += (<usize>width) << 2;
