@@ -71,10 +71,12 @@ export function placed(bytes: Uint8Array, into?: Uint8Array): Uint8Array {
   return into;
 }
 
-/** A zeroed buffer, or InsufficientMemoryError that says for what. */
-export function allocate(byteLength: number, what: string): Uint8Array<ArrayBuffer> {
+/** A zeroed buffer, or InsufficientMemoryError that says for what. `shared`: other threads may look at it. */
+export function allocate(byteLength: number, what: string): Uint8Array<ArrayBuffer>;
+export function allocate(byteLength: number, what: string, shared: "shared"): Uint8Array<SharedArrayBuffer>;
+export function allocate(byteLength: number, what: string, shared?: "shared"): Uint8Array {
   try {
-    return new Uint8Array(byteLength);
+    return new Uint8Array(shared ? new SharedArrayBuffer(byteLength) : new ArrayBuffer(byteLength));
   } catch (cause) {
     const message = `${quote(what)}: no memory for a buffer of ${byteLength} bytes; free some, or read in smaller ranges`;
     throw new InsufficientMemoryError("OUT_OF_MEMORY", message, { file: what, actual: byteLength, cause });

@@ -1,6 +1,6 @@
 // Compares one tensor with its reference and judges it by its gate. Knows names only to tell people which slice is worst.
 import type { Gate } from "./gates.ts";
-import { type Metrics, measure, type TensorValues, updateError } from "./measure.ts";
+import { type Metrics, measure, type TensorValues, updateError, widthOf } from "./measure.ts";
 
 export type TapVerdict = "pass" | "warn" | "fail" | "non-finite";
 
@@ -23,7 +23,7 @@ export type Observe = (mode: "accumulated" | "isolated", key: string, sides: Sid
 
 export function judge(sides: Sides, gate: Gate): Judged {
   const { actual, expected, shape, inputs } = sides;
-  const plain = measure(actual, expected, Math.max(1, shape.at(-1) ?? 1));
+  const plain = measure(actual, expected, widthOf(shape));
   const metrics = inputs === undefined ? plain : { ...plain, nmseUpdate: updateError(actual, expected, inputs) };
   return { metrics, gate, verdict: verdictOf(metrics, gateValue(sides, metrics, gate), gate) };
 }

@@ -28,6 +28,7 @@ import {
 } from "./isolate.ts";
 import { divergences } from "./measure.ts";
 import { top1Rows } from "./metrics.ts";
+import { measureAll } from "./parallel.ts";
 import type { Reference } from "./reference.ts";
 import { distrust, type WeightSample } from "./trust.ts";
 
@@ -267,6 +268,8 @@ class OwnRun {
       this.misshapen ??= `${misshapen} is [${theirs}] in the dump and [${mine}] here`;
     }
     if (this.misshapen !== undefined) return;
+    const expected = await Promise.all(order.map((full) => this.#reference.read(full)));
+    await measureAll(order.map((full, i) => ({ actual: actual.get(full)!.values, expected: expected[i] })));
     for (const full of order) {
       this.taps.set(full, await this.#compare(full, actual));
       const { values } = actual.get(full)!;

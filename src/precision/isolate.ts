@@ -7,6 +7,7 @@ import { differentChoices, type Judged, judge, type Observe, placeOf, type Sides
 import { type DumpTensor, owned, type StepOptions, traceStep, watchStep } from "./dump.ts";
 import { type ComputeClass, type Gate, isolatedGate, kindOf } from "./gates.ts";
 import type { Metrics } from "./measure.ts";
+import { measureAll } from "./parallel.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 
 export type Values = DumpTensor["values"];
@@ -99,10 +100,14 @@ export async function isolate(
     const judgeAll = async (traced: readonly DumpTensor[], of: (key: string) => boolean) => {
       const wrong: string[] = [];
       const values = new Map(traced.map((tensor) => [tensor.key, tensor.values]));
+      const pairs: { key: string; actual: Values; expected: ReferenceTensor }[] = [];
       for (const { key, values: actual } of traced) {
-        const full = `${step}/${key}`;
         const expected = of(key) ? await replay.expected(key) : undefined;
-        if (expected === undefined) continue;
+        if (expected !== undefined) pairs.push({ key, actual, expected });
+      }
+      await measureAll(pairs);
+      for (const { key, actual, expected } of pairs) {
+        const full = `${step}/${key}`;
         const input = isLayerOutput(key) ? (await replay.expected(inputOf(key)))?.values : undefined;
         const inputs = input && { actual: input, expected: input };
         const judged = report(full, actual, expected, isolatedGate(kindOf(key), computeClass), inputs);

@@ -36,13 +36,23 @@ export interface Metrics {
   readonly nmseUpdate?: number;
 }
 
+/** Of the last dimension. */
+export function widthOf(shape: readonly number[]): number {
+  return Math.max(1, shape.at(-1) ?? 1);
+}
+
 /** @param width of the last dimension. */
 export function measure(actual: TensorValues, expected: TensorValues, width: number): Metrics {
   const known = measured.get(actual);
   if (known?.expected === expected && known.width === width) return known.metrics;
   const metrics = compare(actual, expected, width);
-  measured.set(actual, { expected, width, metrics });
+  remember(actual, expected, width, metrics);
   return metrics;
+}
+
+/** From here on these are their metrics: another thread has measured them. */
+export function remember(actual: TensorValues, expected: TensorValues, width: number, metrics: Metrics): void {
+  measured.set(actual, { expected, width, metrics });
 }
 
 /** Taps share tensors (a layer's output is the next one's input): a pair that was measured is not measured again. */

@@ -183,9 +183,9 @@ class Stored {
   readonly #memory: Memory;
   readonly #pieces = new Map<string, Piece>();
   readonly #values = new Map<string, Values>();
-  /** Pieces that are there, and buffers of those that were. */
-  readonly #filled = new Map<Piece, ArrayBuffer>();
-  readonly #spare: ArrayBuffer[] = [];
+  /** Pieces that are there, and buffers of those that were. Shared, since two threads look at them (parallel.ts). */
+  readonly #filled = new Map<Piece, SharedArrayBuffer>();
+  readonly #spare: SharedArrayBuffer[] = [];
 
   constructor(file: ModelFile, header: SafetensorsHeader, memory: Memory) {
     this.#file = file;
@@ -245,11 +245,11 @@ class Stored {
   }
 
   /** The spare buffer that was used last, or a new one that fits most pieces. */
-  #take(byteLength: number): Uint8Array<ArrayBuffer> {
+  #take(byteLength: number): Uint8Array<SharedArrayBuffer> {
     const i = this.#spare.findLastIndex((buffer) => buffer.byteLength >= byteLength);
     if (i >= 0) return new Uint8Array(this.#spare.splice(i, 1)[0], 0, byteLength);
     const size = Math.max(byteLength, Math.min(this.#memory.pieceBytes, this.#file.size));
-    return allocate(size, this.#file.name).subarray(0, byteLength);
+    return allocate(size, this.#file.name, "shared").subarray(0, byteLength);
   }
 }
 

@@ -1,11 +1,11 @@
 // Is this dump a reference for this model at all? Looks at shapes, at the dump's own plausibility, and at a sample of weights:
 // what the dump says a linear layer made of its input is computed again on the host from the checkpoint's bytes. Node only.
-import { hash } from "node:crypto";
 import type { Checkpoint } from "../../weights/checkpoint.ts";
 import { decodeWeight } from "../../weights/decode.ts";
 import type { Architecture, BaseConfig } from "../model.ts";
 import type { Runner } from "../runner.ts";
 import { nmse } from "./metrics.ts";
+import { hashAll } from "./parallel.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 
 /** A few rows of a linear layer, decoded on the host. */
@@ -94,6 +94,13 @@ async function implausible(
 ): Promise<string | undefined> {
   const { manifest } = reference;
   const { ids, prompt_len } = manifest;
+  const hashed = new Map<string, ReferenceTensor>();
+  for (const key of keys) {
+    const { sha256, alias_of: name = key } = manifest.tensors[key];
+    if (sha256 !== undefined && !digests.has(name)) hashed.set(name, await reference.read(key));
+  }
+  const hashes = await hashAll([...hashed.values()].map(({ values }) => values));
+  for (const [i, name] of [...hashed.keys()].entries()) digests.set(name, hashes[i]);
   for (const key of keys) {
     const tensor = await reference.read(key);
     if (key === "0/model.embed_tokens:in") {
@@ -103,12 +110,8 @@ async function implausible(
       }
     }
     const { sha256, alias_of: name = key } = manifest.tensors[key];
-    if (sha256 !== undefined) {
-      const own = digests.get(name) ?? hashOf(tensor);
-      digests.set(name, own);
-      if (own !== sha256)
-        return `${key} has other bytes than the manifest's sha256: the dump was changed or is damaged`;
-    }
+    if (sha256 !== undefined && digests.get(name) !== sha256)
+      return `${key} has other bytes than the manifest's sha256: the dump was changed or is damaged`;
     const rows = key.startsWith("0/") ? prompt_len : 1;
     const { shape } = tensor;
     if (/:(in|out|logits)$/.test(key) && shape.length === 3 && shape[1] !== rows) {
@@ -132,10 +135,6 @@ async function implausible(
 /** Tensors that depend on weights and tokens in every element: two of them are never alike, and none is constant. */
 function describesValues(key: string): boolean {
   return !/embed_tokens:in$|rotary_emb:|\.mlp\.(router|gate):out\.[12]$|\.mlp:out\.1$|:(probs|out\.1)$/.test(key);
-}
-
-function hashOf({ values }: ReferenceTensor): string {
-  return hash("sha256", new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
 }
 
 /** Linear layers whose output in the dump is not what this checkpoint's weight makes of the dump's input. */
