@@ -4,29 +4,21 @@ import type { Runner } from "../runner.ts";
 import { BLOCK_LIMIT, type BlockModel, blockBytes, openBlock } from "./block.ts";
 import { judge } from "./compare.ts";
 import type { DiffReport } from "./diff.ts";
-import { isolatedGate, kindOf } from "./gates.ts";
-import { type Hypothesis, hypothesesAt } from "./hypotheses.ts";
+import { fitFactor } from "./fit.ts";
+import { type Gate, isolatedGate, kindOf } from "./gates.ts";
+import { fitsAt, type Hypothesis, hypothesesAt } from "./hypotheses.ts";
 import { blockOf, isLeafInput, Replay, split, type Values } from "./isolate.ts";
-import { nmse } from "./metrics.ts";
+import { type Explained, Ranking } from "./ranking.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 import { guesses } from "./transforms.ts";
-import { expertOf, placesOf } from "./where.ts";
-
-export interface Explained {
-  /** What would be wrong, in words. */
-  readonly name: string;
-  /** NMSE between the device's tensor and what this mistake would have made of the reference. */
-  readonly residual: number;
-  /** It accounts for at least 98 % of the error's energy. */
-  readonly explains: boolean;
-}
+import { expertsOf, placesOf, wrongPart } from "./where.ts";
 
 export interface Explanation {
   /** The tap that is explained: the first guilty one. Null when nothing is wrong. */
   readonly tap: string | null;
   /** NMSE of the tap, with the reference's own input. */
   readonly error: number;
-  /** Tokens, heads, channels or an expert that hold nearly all of the error; null when it is everywhere. */
+  /** Tokens, heads, channels or experts outside of which all is right, or nearly all; null when the error is everywhere. */
   readonly where: string | null;
   /** The best hypothesis that explains the error, or null. */
   readonly cause: string | null;
@@ -35,9 +27,6 @@ export interface Explanation {
   /** What was not tried, and why. */
   readonly notes: readonly string[];
 }
-
-/** What a residual may be of the error to explain it. */
-const SHARE = 0.02;
 
 /** @param report of the same runner and reference. */
 export async function explain(
@@ -55,48 +44,58 @@ export async function explain(
   const actual = await replayed(runner, reference, { step, key });
   if (actual === undefined) return nothing;
   const sides = { actual, expected: expected.values, shape: expected.shape };
-  const error = nmse(actual, expected.values);
-  if (judge(sides, isolatedGate(kindOf(key), computeClass)).verdict === "pass") {
+  const gate = isolatedGate(kindOf(key), computeClass);
+  const part = wrongPart(actual, expected, entryLimit(gate));
+  const ranking = new Ranking(actual, expected.values, part);
+  const { error } = ranking;
+  if (judge(sides, gate).verdict === "pass") {
     return { ...nothing, error, notes: [`${tap} comes out right by itself: the mistake is not in what it computes`] };
   }
-  const tried: (Explained & { rank: number })[] = [];
-  const add = (name: string, predicted: ArrayLike<number>, fitted = 0) => {
-    const residual = nmse(actual, predicted);
-    // What was fitted must account for ten times as much of the error per number.
-    const rank = Math.log10(Math.max(residual, 1e-12 * error)) + fitted;
-    if (residual < error) tried.push({ name, residual, explains: residual <= SHARE * error, rank });
-  };
-  const { config } = model;
-  for (const { name, predicted, fitted } of guesses(Float32Array.from(actual), expected, { config, key }))
-    add(name, predicted, fitted);
-  const expert = await wrongExpert(reference, actual, expected);
-  const places = [expert === undefined ? null : `expert ${expert}`, placesOf(actual, expected)];
-  const bytes = blockBytes(model, blockOf(key));
-  const fits = bytes <= BLOCK_LIMIT;
-  for (const hypothesis of fits ? hypothesesAt({ key, expert, ...model }) : []) {
-    const predicted = await recompute(reference, { step, key }, hypothesis, model);
-    // An alteration that changes nothing here says nothing.
-    if (predicted !== undefined && nmse(predicted, expected.values) > SHARE * error) add(hypothesis.name, predicted);
+  const within = ranking.part?.has;
+  for (const { name, predicted, fitted } of guesses(Float32Array.from(actual), expected, { ...model, key, within })) {
+    ranking.add(name, predicted, fitted);
   }
-  tried.sort((a, b) => Number(b.explains) - Number(a.explains) || a.rank - b.rank);
-  const hypotheses = tried.map(({ name, residual, explains }) => ({ name, residual, explains }));
+  const experts = await wrongExperts(reference, actual, expected, entryLimit(gate));
+  const notes: string[] = [];
+  const bytes = blockBytes(model, blockOf(key));
+  if (bytes > BLOCK_LIMIT) {
+    notes.push(`mistakes of the operation were not tried: its block would need ${bytes} bytes on the host`);
+  } else {
+    for (const hypothesis of hypothesesAt({ key, experts, ...model })) {
+      const predicted = await recompute(reference, { step, key }, hypothesis, model);
+      if (predicted !== undefined && ranking.says(predicted)) ranking.add(hypothesis.name, predicted);
+    }
+    for (const { name, by } of fitsAt(key)) {
+      const predict = (factor: number) => recompute(reference, { step, key }, { alteration: by(factor) }, model);
+      const fitted = await fitFactor({ actual, expected: expected.values, within, predict });
+      if (fitted !== undefined) ranking.add(`${name} × ${Number(fitted.factor.toPrecision(4))}`, fitted.predicted, 1);
+    }
+  }
+  const hypotheses = ranking.sorted();
   const cause = hypotheses.find(({ explains }) => explains)?.name ?? null;
-  const notes = fits
-    ? []
-    : [`mistakes of the operation were not tried: its block would need ${bytes} bytes on the host`];
+  const places = [
+    experts.length > 1 ? `experts ${experts.join(", ")}` : experts.length === 1 ? `expert ${experts[0]}` : null,
+    part?.name ?? placesOf(actual, expected),
+  ];
   const where = places.filter((place) => place !== null).join(", ") || null;
   return { tap, error, where, cause, hypotheses, notes };
 }
 
+/** NMSE that a token, a head or a channel may have and be right. */
+function entryLimit({ metric, fail, slice }: Gate): number {
+  return metric === "maxAbs" ? fail ** 2 : (slice ?? fail);
+}
+
 /** Of a sum over experts. */
-async function wrongExpert(
+async function wrongExperts(
   reference: Reference,
   actual: Values,
   expected: ReferenceTensor,
-): Promise<number | undefined> {
+  limit: number,
+): Promise<readonly number[]> {
   const path = /^(.*\.mlp)\.experts:out$/.exec(expected.key)?.[1];
   const chosen = ["router", "gate"].map((name) => `${path}.${name}:out.2`).find((key) => reference.has(key));
-  return chosen === undefined ? undefined : expertOf(actual, expected, await reference.read(chosen));
+  return chosen === undefined ? [] : expertsOf(actual, expected, await reference.read(chosen), limit);
 }
 
 interface At {
@@ -120,7 +119,7 @@ async function replayed(runner: Runner, reference: Reference, { step, key }: At)
 async function recompute(
   reference: Reference,
   at: At,
-  { alteration, ropes }: Hypothesis,
+  { alteration, ropes }: Omit<Hypothesis, "name">,
   model: BlockModel,
 ): Promise<Values | undefined> {
   const { ids, prompt_len: prefillChunk } = reference.manifest;

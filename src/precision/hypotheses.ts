@@ -2,7 +2,7 @@
 // alteration of the reference backend or of the config. `explain` tries those that concern a tap. Knows operations and names,
 // not how they are tried.
 import { f32, HostTensor, HostWeight, i32 } from "../../backends/reference/ops.ts";
-import type { Activation, BaseOps, Tensor, Weight } from "../backend.ts";
+import type { Activation, BaseOps, NormOptions, Tensor, Weight } from "../backend.ts";
 import type { Architecture, BaseConfig } from "../model.ts";
 import type { RopeSpec } from "../rope.ts";
 import {
@@ -30,14 +30,22 @@ export interface Hypothesis {
   readonly ropes?: (ropes: Ropes) => Ropes;
 }
 
+/** A number of an operation that may be wrong by a factor, which is to be found. */
+export interface Fit {
+  /** The number, in words. */
+  readonly name: string;
+  /** The operation with that number times a factor. */
+  readonly by: (factor: number) => Alteration;
+}
+
 /** A tap and the model that it belongs to. */
 export interface Place {
   /** Without the step. */
   readonly key: string;
   readonly architecture: Architecture;
   readonly config: BaseConfig;
-  /** The one expert that is wrong, when that is known. */
-  readonly expert?: number;
+  /** The one or two experts that are wrong, when that is known. */
+  readonly experts?: readonly number[];
 }
 
 /** All that could have gone wrong at a tap, likelier ones first. */
@@ -51,12 +59,35 @@ export function hypothesesAt(place: Place): Hypothesis[] {
   if (port === "v_cache") return STORING;
   if (/^(probs|ctx|out\.1)$/.test(port) && path.endsWith("self_attn")) return attention(place);
   if (/\.mlp\.(router|gate)$/.test(path)) return port === "out.0" ? products(path) : ROUTING;
-  if (path.endsWith(".experts") && port !== "in") return [...gates("gluPacked"), ...experts(path, place.expert)];
+  if (path.endsWith(".experts") && port !== "in") return [...gates("gluPacked"), ...experts(place)];
   if (path.endsWith("down_proj") && port === "in") return gates("glu");
   if (kindOf(key) === "norm") return norms(place);
   if (path === "" || path === "lm_head") return [...HEAD, ...products("lm_head")];
   if (port === "in" || /layers\.\d+$/.test(path)) return SUMS;
   return products(path);
+}
+
+/** The numbers behind a tap that could be any other. */
+export function fitsAt(key: string): Fit[] {
+  const [path, port] = key.split(":");
+  const ops = (name: string, by: (factor: number) => AlterOps): Fit => ({
+    name,
+    by: (factor) => ({ ops: by(factor) }),
+  });
+  if (/^(probs|ctx|out\.1)$/.test(port) && path.endsWith("self_attn")) {
+    const cap = (factor: number) => attentionOptions(({ softcap }) => ({ softcap: softcap && softcap * factor }));
+    return [
+      ops("attention: scale", (factor) => attentionOptions(({ scale }) => ({ scale: scale * factor }))),
+      ops("attention: soft-cap", cap),
+    ];
+  }
+  if (kindOf(key) === "norm" && !/\.mlp\.(router|gate)$/.test(path)) {
+    return [ops("norm: ε", (factor) => normOptions(({ eps }) => ({ eps: eps * factor })))];
+  }
+  if (path === "" || path === "lm_head") {
+    return [ops("logits: soft-cap", (factor) => (base) => ({ softcap: (x, cap) => base.softcap(x, cap * factor) }))];
+  }
+  return [];
 }
 
 // ---------------------------------------------------------------------------------------------- rope
@@ -223,12 +254,22 @@ function attention({ architecture, config, key }: Place): Hypothesis[] {
 
 const everyWeight = (weight: Weight): Float32Array => (weight instanceof HostWeight ? weight.data : new Float32Array());
 
+const normOptions =
+  (change: (options: NormOptions) => Partial<NormOptions>): AlterOps =>
+  (base) => ({
+    rmsNorm: (x, weight, options) => base.rmsNorm(x, weight, { ...options, ...change(options) }),
+  });
+
+/** ε that models use, or that someone would write. */
+const EPSILONS = [1e-5, 1e-6, 1e-3, 1e-4, 1e-7, 1e-8, 1e-12];
+
 function norms({ key }: Place): Hypothesis[] {
   const ops = (name: string, ops: AlterOps): Hypothesis => ({ name: `norm: ${name}`, alteration: { ops } });
-  const eps = (name: string, change: (eps: number) => number) =>
-    ops(`ε ${name}`, (base) => ({
-      rmsNorm: (x, weight, options) => base.rmsNorm(x, weight, { ...options, eps: change(options.eps) }),
-    }));
+  const epsilon = (name: string, eps: number) =>
+    ops(
+      `ε ${name}`,
+      normOptions(() => ({ eps })),
+    );
   const unweighted: AlterOps = amend("rmsNorm", (out, [, weight, { unitOffset }]) => {
     const data = everyWeight(weight);
     for (let i = 0; i < out.length; i++) out[i] /= (unitOffset ? 1 : 0) + data[i % data.length];
@@ -241,26 +282,24 @@ function norms({ key }: Place): Hypothesis[] {
       for (let c = 0; c < data.length; c++) out[from + c] = scaled[c] / Math.sqrt(square + options.eps);
     });
   });
-  const centred: AlterOps = amend("rmsNorm", (out, [x, weight, { eps: epsilon, unitOffset }]) => {
+  const centred: AlterOps = amend("rmsNorm", (out, [x, weight, { eps, unitOffset }]) => {
     const data = everyWeight(weight);
     eachRow(out.length, data.length, (from) => {
       const row = f32(x).subarray(from, from + data.length);
       const mean = row.reduce((sum, value) => sum + value, 0) / data.length;
       const variance = row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / data.length;
-      const inverse = 1 / Math.sqrt(variance + epsilon);
+      const inverse = 1 / Math.sqrt(variance + eps);
       for (let c = 0; c < data.length; c++)
         out[from + c] = (row[c] - mean) * inverse * ((unitOffset ? 1 : 0) + data[c]);
     });
   });
   return [
-    ops("w where 1 + w belongs, or the other way round", (base) => ({
-      rmsNorm: (x, weight, options) => base.rmsNorm(x, weight, { ...options, unitOffset: options.unitOffset !== true }),
-    })),
-    eps("ten times as large", (value) => 10 * value),
-    eps("a tenth", (value) => value / 10),
-    eps("left out", () => 0),
-    eps("1e-5", () => 1e-5),
-    eps("1e-6", () => 1e-6),
+    ops(
+      "w where 1 + w belongs, or the other way round",
+      normOptions(({ unitOffset }) => ({ unitOffset: unitOffset !== true })),
+    ),
+    epsilon("left out", 0),
+    ...EPSILONS.map((eps) => epsilon(eps.toExponential(), eps)),
     ops("without its weight", unweighted),
     ops("its weight before the norm", before),
     ops("mean subtracted (LayerNorm)", centred),
@@ -440,10 +479,10 @@ function gates(op: "glu" | "gluPacked"): Hypothesis[] {
   return found;
 }
 
-function experts(path: string, expert: number | undefined): Hypothesis[] {
-  const [up, down] = ["gate_up_proj", "down_proj"].map(
-    (name) => new RegExp(`^${path.replaceAll(".", "\\.")}\\.${name}$`),
-  );
+function experts({ key, architecture, config, experts: wrong = [] }: Place): Hypothesis[] {
+  const [path] = key.split(":");
+  const named = (name: string) => new RegExp(`^${path.replaceAll(".", "\\.")}\\.${name}$`);
+  const [up, down] = [named("gate_up_proj"), named("down_proj")];
   const either = new RegExp(`${up.source}|${down.source}`);
   const unbiased =
     (pattern: RegExp): AlterOps =>
@@ -451,28 +490,45 @@ function experts(path: string, expert: number | undefined): Hypothesis[] {
       linearExperts: (x, routing, weight, bias) =>
         base.linearExperts(x, routing, weight, pattern.test(weight.name) ? undefined : bias),
     });
-  const next = (values: Float32Array, [count]: readonly number[]) => {
-    const size = values.length / count;
-    const moved = values.slice();
-    for (let e = 0; e < count; e++) moved.set(values.subarray(e * size, (e + 1) * size), ((e + 1) % count) * size);
-    return moved;
-  };
-  const previous = (values: Float32Array, [count]: readonly number[]) => {
-    const size = values.length / count;
-    return Float32Array.from({ length: values.length }, (_, i) => values[(i + size) % values.length]);
-  };
+  const { numExpertsPerTok: k = 0 } = config as BaseConfig & { numExpertsPerTok?: number };
+  const tables = architecture.tensors(config);
+  const parts = [
+    { what: "down_proj", tensor: "down_proj" },
+    { what: "gate_up_proj", tensor: "gate_up_proj" },
+    { what: "bias after down", tensor: "down_proj_bias" },
+    { what: "bias after gate and up", tensor: "gate_up_proj_bias" },
+  ].filter(({ tensor }) => Object.hasOwn(tables, `${path}.${tensor}`));
+  const taken = (name: (what: string) => string, from: (expert: number, count: number) => number): Hypothesis[] =>
+    parts.map(({ what, tensor }) => ({
+      name: `experts: ${name(what)}`,
+      alteration: { source: alterValues(named(tensor), expertFrom(from)) },
+    }));
   const all: Hypothesis[] = [
     { name: "experts: no bias after gate and up", alteration: { ops: unbiased(up) } },
     { name: "experts: no bias after down", alteration: { ops: unbiased(down) } },
     { name: "experts: bias outside the weighted sum", alteration: { ops: biasOutside(down) } },
-    { name: "experts: the router's weights ignored", alteration: { ops: evenly } },
+    {
+      name: "experts: the router's weights ignored",
+      alteration: { ops: reweighted((_, __, count) => 1 / count) },
+    },
+    ...Array.from({ length: k }, (_, left) => ({
+      name: `experts: choice ${left} of ${k} left out`,
+      alteration: { ops: reweighted((weight, choice) => (choice === left ? 0 : weight)) },
+    })),
     { name: "experts: down_proj transposed", alteration: { source: alterValues(down, square) } },
     { name: "experts: gate_up_proj transposed", alteration: { source: alterValues(up, square) } },
-    { name: "experts: down_proj of the next expert", alteration: { source: alterValues(down, previous) } },
-    {
-      name: "experts: down_proj of the expert before (next expert got it)",
-      alteration: { source: alterValues(down, next) },
-    },
+    ...taken(
+      (what) => `${what} of the next expert`,
+      (expert, count) => (expert + 1) % count,
+    ),
+    ...taken(
+      (what) => `${what} of the expert before (next expert got it)`,
+      (expert, count) => (expert + count - 1) % count,
+    ),
+    ...taken(
+      (what) => `${what} of expert 0 for every expert`,
+      () => 0,
+    ),
     {
       name: "experts: the last element of each dot product dropped",
       alteration: { source: alterValues(either, shortened(1)) },
@@ -481,22 +537,38 @@ function experts(path: string, expert: number | undefined): Hypothesis[] {
     ...packings(down).map(({ name, ...rest }) => ({ ...rest, name: `${name}, in down_proj only` })),
     ...packings(up).map(({ name, ...rest }) => ({ ...rest, name: `${name}, in gate_up_proj only` })),
   ];
-  if (expert === undefined) return all;
+  if (wrong.length === 0) return all;
+  const [first, second] = wrong;
+  if (second !== undefined) {
+    const other = (expert: number) => (expert === first ? second : expert === second ? first : expert);
+    return [...all, ...taken((what) => `${what} of experts ${first} and ${second} exchanged`, other)];
+  }
   const inOne = ({ name, alteration = {} }: Hypothesis): Hypothesis[] =>
     alteration.source === undefined
       ? []
-      : [{ name: `${name}, of expert ${expert}`, alteration: { source: inExpert(expert, alteration.source) } }];
+      : [{ name: `${name}, of expert ${first}`, alteration: { source: inExpert(first, alteration.source) } }];
   return [...all, ...all.flatMap(inOne)];
 }
 
-/** Σ_j w_j · y_j with every w_j the same. */
-const evenly: AlterOps = (base, launch) => ({
-  combine(y, routing) {
-    const weights = new HostTensor(routing.weights.shape, "f32", "even");
-    launch(() => void f32(weights).fill(1 / routing.weights.shape[1]));
-    return base.combine(y, { ...routing, weights });
-  },
-});
+/** Of stacked values [E, …], another expert's in the place of each. */
+function expertFrom(from: (expert: number, count: number) => number) {
+  return (values: Float32Array, [count]: readonly number[]) => {
+    const size = values.length / count;
+    return values.map((_, i) => values[from(Math.floor(i / size), count) * size + (i % size)]);
+  };
+}
+
+/** Σ_j w_j · y_j with other w_j, of `count` choices. */
+function reweighted(change: (weight: number, choice: number, count: number) => number): AlterOps {
+  return (base, launch) => ({
+    combine(y, routing) {
+      const weights = new HostTensor(routing.weights.shape, "f32", "reweighted");
+      const count = routing.weights.shape[1];
+      launch(() => f32(weights).set(f32(routing.weights).map((weight, i) => change(weight, i % count, count))));
+      return base.combine(y, { ...routing, weights });
+    },
+  });
+}
 
 /** Σ_j w_j · (W x)_j + Σ_j b_j */
 function biasOutside(down: RegExp): AlterOps {

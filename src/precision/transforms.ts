@@ -23,6 +23,8 @@ export interface About {
   readonly config: BaseConfig;
   /** Without the step. */
   readonly key: string;
+  /** The elements that are wrong, where others are right: what factors and offsets are fitted to, and what may be rounded. */
+  readonly within?: (element: number) => boolean;
 }
 
 export function guesses(actual: Float32Array, reference: Tensor, about: About): Guess[] {
@@ -35,7 +37,7 @@ export function guesses(actual: Float32Array, reference: Tensor, about: About): 
     ...factors(actual, expected, about),
     ...shifts(expected),
     ...permutations(expected),
-    ...roundings(expected),
+    ...roundings(actual, expected, about),
     ...holes(actual, expected),
     ...scales(actual, expected),
   ];
@@ -83,7 +85,7 @@ function oneKey(actual: Float32Array, { shape, values }: Expected): Guess[] {
 function factors(actual: Float32Array, { values }: Expected, about: About): Guess[] {
   let [sumA, sumR, sumAR, sumRR, count] = [0, 0, 0, 0, 0];
   for (let i = 0; i < values.length; i++) {
-    if (!Number.isFinite(actual[i])) continue;
+    if (!Number.isFinite(actual[i]) || about.within?.(i) === false) continue;
     sumA += actual[i];
     sumR += values[i];
     sumAR += actual[i] * values[i];
@@ -203,7 +205,10 @@ function headOrders([, heads, tokens, width]: readonly number[], values: Float32
 
 // ---------------------------------------------------------------------------------------------- rounding, holes, scales
 
-function roundings({ values }: Expected): Guess[] {
+/** Share of values that must be such as a rounding leaves them: an error of the same size is none. */
+const ROUNDED = 0.99;
+
+function roundings(actual: Float32Array, { values }: Expected, { within = () => true }: About): Guess[] {
   const bits = new DataView(new ArrayBuffer(4));
   const cut = (dropped: number) => (value: number) => {
     bits.setFloat32(0, value);
@@ -222,13 +227,17 @@ function roundings({ values }: Expected): Guess[] {
     return Math.abs(rounded) <= Math.abs(value) ? rounded : Math.f16round(cut(13)(value));
   };
   const tf32 = (value: number) => cut(13)(value * (1 + 2 ** -12));
-  return [
-    { name: "rounded to bf16", predicted: values.map(bf16) },
-    { name: "truncated to bf16", predicted: values.map(cut(16)) },
-    { name: "rounded to f16", predicted: values.map(Math.f16round) },
-    { name: "truncated to f16", predicted: values.map(f16Cut) },
-    { name: "rounded to 10 bits (TF32, HF32)", predicted: values.map(tf32) },
+  const kinds: [string, (value: number) => number][] = [
+    ["rounded to bf16", bf16],
+    ["truncated to bf16", cut(16)],
+    ["rounded to f16", Math.f16round],
+    ["truncated to f16", f16Cut],
+    ["rounded to 10 bits (TF32, HF32)", tf32],
   ];
+  const wrong = actual.filter((_, i) => within(i));
+  return kinds
+    .filter(([, round]) => wrong.filter((value) => Object.is(round(value), value)).length >= ROUNDED * wrong.length)
+    .map(([name, round]) => ({ name, predicted: values.map(round) }));
 }
 
 /** Channels or rows that are zero, or no numbers, where the reference's are not. */

@@ -1,5 +1,5 @@
 // A collection of the mistakes that inference engines make, each done to a correct engine from outside, with the tap where it
-// must be found and, where `explain` can tell, what it must say.
+// must be found and what `explain` must say.
 import { f32, HostTensor, HostWeight, i32, kv } from "../../backends/reference/ops.ts";
 import type { Weight } from "../../src/backend.ts";
 import type { BaseConfig } from "../../src/model.ts";
@@ -22,8 +22,9 @@ export interface Defect extends Damage {
   readonly model: string;
   /** The tap that must be named, step included. */
   readonly guilty: RegExp;
-  /** The best hypothesis of `explain`, or at least the place. */
-  readonly cause?: RegExp;
+  /** The best hypothesis of `explain`. */
+  readonly cause: RegExp;
+  /** The place, where that is part of what must be said. */
   readonly where?: RegExp;
   readonly verdict?: "fail" | "non-finite";
 }
@@ -106,6 +107,14 @@ const ropes: Defect[] = [
     write: written(/\.ropeRows$/, (rows) => rows.fill(0)),
     guilty: at("self_attn:q_rope"),
     cause: /position 0/,
+  },
+  {
+    name: "rope: positions one too small from the thirteenth token on",
+    model: "llama",
+    write: written(/\.ropeRows$/, (rows) => rows.map((row) => (row >= 12 ? row - 1 : row))),
+    guilty: at("self_attn:q_rope"),
+    cause: /position − 1, for tokens ≥ 12/,
+    where: /^tokens ≥ 12$/,
   },
   {
     name: "rope: the table on the device lacks the attention factor",
@@ -202,6 +211,20 @@ const attentions: Defect[] = [
     ops: attentionBy({ masked: ({ softcap }) => (softcap === undefined ? undefined : -softcap) }),
     guilty: at("self_attn:probs"),
     cause: /soft-cap after the mask/,
+  },
+  {
+    name: "soft-cap of scores a hundredth too large",
+    model: "gemma2",
+    ops: attentionOptions(({ softcap }) => ({ softcap: softcap! * 1.01 })),
+    guilty: at("self_attn:probs"),
+    cause: /^attention: soft-cap × 1\.01$/,
+  },
+  {
+    name: "scores scaled by a number that nothing is known as",
+    model: "mistral",
+    ops: attentionOptions(({ scale }) => ({ scale: scale * 0.9 })),
+    guilty: at("self_attn:probs"),
+    cause: /^attention: scale × 0\.9$/,
   },
   {
     name: "scores scaled by 1/√hidden",
@@ -383,6 +406,51 @@ const experts: Defect[] = [
     cause: /no bias/,
   },
   {
+    name: "experts: every one with the bias of expert 0 after down",
+    model: "gpt_oss",
+    source: alterValues(/layers\.0\.mlp\.experts\.down_proj_bias$/, (all, [, width]) =>
+      all.map((_, i) => all[i % width]),
+    ),
+    guilty: at("mlp\\.experts:out"),
+    cause: /bias after down of expert 0 for every expert/,
+  },
+  {
+    name: "experts: every one with the bias of expert 0 after gate and up",
+    model: "gpt_oss_mxfp4",
+    source: alterValues(/layers\.1\.mlp\.experts\.gate_up_proj_bias$/, (all, [, width]) =>
+      all.map((_, i) => all[i % width]),
+    ),
+    guilty: /^0\/model\.layers\.1\.mlp\.experts:out$/,
+    cause: /bias after gate and up of expert 0 for every expert/,
+  },
+  {
+    name: "experts: two have each other's bias",
+    model: "gpt_oss",
+    source: alterValues(/layers\.0\.mlp\.experts\.down_proj_bias$/, (all, [, width]) =>
+      all.map((value, i) => {
+        const expert = Math.floor(i / width);
+        return expert === 1 || expert === 3 ? all[(4 - expert) * width + (i % width)] : value;
+      }),
+    ),
+    guilty: at("mlp\\.experts:out"),
+    cause: /bias after down of experts 1 and 3 exchanged/,
+    where: /^experts 1, 3/,
+  },
+  {
+    name: "experts: the last choice left out of the upper channels",
+    model: "gpt_oss",
+    ops: amend("combine", (out, [y, routing]) => {
+      const [width, k] = [y.shape[1], routing.experts.shape[1]];
+      for (let slot = k - 1; slot < routing.experts.shape[0] * k; slot += k) {
+        for (let c = 32; c < width; c++)
+          out[Math.floor(slot / k) * width + c] -= f32(routing.weights)[slot] * f32(y)[slot * width + c];
+      }
+    }),
+    guilty: at("mlp\\.experts:out"),
+    cause: /choice 1 of 2 left out, for channels ≥ 32/,
+    where: /^channels ≥ 32$/,
+  },
+  {
     name: "experts: no clamp",
     model: "gpt_oss",
     ops: (ops) => ({
@@ -493,6 +561,7 @@ const formats: Defect[] = [
       i % 128 === 40 ? byte + 1 : byte,
     ),
     guilty: /^0\/model\.layers\.1\.mlp\.experts:out$/,
+    cause: /E8M0 exponents one too large .*of expert 1, for channel 8$/,
     where: /^expert 1, channel 8$/,
   },
 ];
@@ -504,6 +573,25 @@ const rows: Defect[] = [
     ops: (ops) => ({ rmsNorm: (x, weight, { eps, ...rest }) => ops.rmsNorm(x, weight, { ...rest, eps: 10 * eps }) }),
     guilty: at("input_layernorm:out"),
     cause: /ε/,
+  },
+  {
+    name: "norm of heads: ε 1e-3",
+    model: "qwen3",
+    ops: (ops) => ({
+      rmsNorm: (x, weight, options) =>
+        ops.rmsNorm(x, weight, /k_norm/.test(weight.name) ? { ...options, eps: 1e-3 } : options),
+    }),
+    guilty: at("self_attn\\.k_norm:out"),
+    cause: /^norm: ε 1e-3$/,
+  },
+  {
+    name: "norm: an ε that nobody uses",
+    model: "mistral",
+    ops: (ops) => ({
+      rmsNorm: (x, weight, { eps, ...rest }) => ops.rmsNorm(x, weight, { ...rest, eps: 37 * eps }),
+    }),
+    guilty: at("input_layernorm:out"),
+    cause: /^norm: ε × 37$/,
   },
   {
     name: "norm: w instead of 1 + w",
@@ -694,6 +782,13 @@ const rows: Defect[] = [
     cause: /soft-cap/,
   },
   {
+    name: "soft-cap of logits a hundredth too large",
+    model: "gemma2",
+    ops: (ops) => ({ softcap: (x, cap) => ops.softcap(x, cap * 1.01) }),
+    guilty: /^0\/:logits$/,
+    cause: /^logits: soft-cap × 1\.01$/,
+  },
+  {
     name: "positions all zero",
     model: "qwen3",
     write: written(/^step\d+\.positions$/, (positions) => positions.fill(0)),
@@ -715,7 +810,7 @@ const rows: Defect[] = [
 export const DEFECTS: readonly Defect[] = [...ropes, ...attentions, ...experts, ...formats, ...rows];
 
 /** Too small for any activations of these models: only inputs chosen for the purpose show it (`check`). */
-export const UNSEEN: readonly Omit<Defect, "guilty">[] = [
+export const UNSEEN: readonly Omit<Defect, "guilty" | "cause">[] = [
   {
     name: "norm: no ε, in one layer",
     model: "llama",
