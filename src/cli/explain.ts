@@ -2,14 +2,16 @@
 import { basename, dirname } from "node:path";
 import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
+import type { KvType } from "../backend.ts";
+import { VernierError } from "../errors.ts";
 import { openModel } from "../inspect.ts";
-import { DEVICES, type DeviceName } from "../options.ts";
+import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 import { type DiffReport, diff } from "../precision/diff.ts";
 import { type Explanation, explain } from "../precision/explain.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
 import { openSession } from "../precision/session.ts";
-import { printJson, report } from "./common.ts";
+import { kvCacheOption, printJson, report } from "./common.ts";
 import { isUnreadable } from "./diff.ts";
 import { ProgressBar } from "./progress.ts";
 
@@ -18,7 +20,11 @@ interface Flags {
   device: DeviceName;
   threads?: number;
   class?: ComputeClass;
+  isolated?: boolean;
+  forceRouting?: boolean;
   fusion: "on" | "off";
+  precision: Precision;
+  kvCache?: KvType;
   json?: boolean;
 }
 
@@ -27,12 +33,19 @@ export function explainCommand(): Command {
     .description(
       "find the first wrong operation and guess the mistake: what, done to PyTorch's numbers, gives the device's",
     )
-    .argument("<model>", "folder of a checkpoint")
+    .argument("<model>", "folder of a checkpoint, or a GGUF file")
     .requiredOption("--reference <base>", "dump to compare with: <base>.json and <base>.safetensors")
     .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
     .option("--threads <n>", "CPU threads", Number)
     .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES))
+    .option("--isolated", "look for small errors that others hide too (default)")
+    .option("--no-isolated", "look further only when something failed: quicker")
+    .option("--force-routing", "take the reference's choice of experts")
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
+    .addOption(
+      new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("exact"),
+    )
+    .addOption(kvCacheOption())
     .option("--json", "print one line of JSON and nothing else")
     .action(run);
 }
@@ -46,10 +59,25 @@ async function run(model: string, flags: Flags): Promise<void> {
     else process.stdout.write(text(compared, { ...found, notes }));
     process.exitCode = EXIT_CODES[verdict];
   } catch (error) {
-    if (!isUnreadable(error, flags.reference)) throw error;
+    if (!isDamaged(error, flags.reference)) throw error;
     report(error);
-    process.exitCode = EXIT_CODES["not-comparable"];
+    const verdict = "not-comparable";
+    const { reference } = flags;
+    if (flags.json) printJson({ model, reference, verdict, reason: error.message, guilty: [], ...NOTHING });
+    process.exitCode = EXIT_CODES[verdict];
   }
+}
+
+/** Of a dump that tells nothing. */
+const NOTHING: Explanation = { tap: null, error: 0, where: null, cause: null, hypotheses: [], notes: [] };
+
+/** A dump that is there and cannot be read is not comparable; one whose manifest is not there is a wrong name. */
+function isDamaged(error: unknown, reference: string): error is VernierError {
+  if (!(error instanceof VernierError)) return false;
+  const name = basename(reference);
+  const missing = error.code.startsWith("FILE_") && error.file === `${name}.safetensors`;
+  const malformed = error.code.startsWith("CFG_") && error.file === `${name}.json`;
+  return missing || malformed || isUnreadable(error, reference);
 }
 
 interface Found {
@@ -59,20 +87,20 @@ interface Found {
 }
 
 async function find(model: string, flags: Flags): Promise<Found> {
-  const { device, threads, fusion, reference: base } = flags;
+  const { device, threads, fusion, precision, kvCache, isolated, forceRouting, reference: base } = flags;
   await using reference = await Reference.open(await openDirectory(dirname(base)), basename(base));
   const { prompt_len: promptLength, ids } = reference.manifest;
   const source = { kind: "path", path: model } as const;
   const bar = new ProgressBar("loading");
   const onProgress = bar.update;
   const sizes = { promptLength, length: ids.length, sample: true };
-  await using session = await openSession({ source, device, threads, fusion, ...sizes, onProgress }).finally(() =>
-    bar.end(),
-  );
+  const options = { source, device, threads, fusion, precision, kvCache, ...sizes, onProgress };
+  await using session = await openSession(options).finally(() => bar.end());
   const open = await openModel(source);
   try {
     const { runner, samples, configJson } = session;
-    const compared = await diff(runner, reference, { samples, configJson, computeClass: flags.class });
+    const how = { computeClass: flags.class, isolated, forceRouting };
+    const compared = await diff(runner, reference, { samples, configJson, ...how });
     return { device: session.device, compared, found: await explain(runner, reference, compared, open) };
   } finally {
     await open.checkpoint.close();

@@ -61,7 +61,7 @@ export async function explain(
   if (bytes > BLOCK_LIMIT) {
     notes.push(`mistakes of the operation were not tried: its block would need ${bytes} bytes on the host`);
   } else {
-    for (const hypothesis of hypothesesAt({ key, experts, ...model })) {
+    for (const hypothesis of hypothesesAt({ key, experts, fromToken: part?.fromToken, ...model })) {
       const predicted = await recompute(reference, { step, key }, hypothesis, model);
       if (predicted !== undefined && ranking.says(predicted)) ranking.add(hypothesis.name, predicted);
     }

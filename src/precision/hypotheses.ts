@@ -46,6 +46,8 @@ export interface Place {
   readonly config: BaseConfig;
   /** The one or two experts that are wrong, when that is known. */
   readonly experts?: readonly number[];
+  /** The first token that is wrong, where all after it are too and none before it. */
+  readonly fromToken?: number;
 }
 
 /** All that could have gone wrong at a tap, likelier ones first. */
@@ -55,8 +57,8 @@ export function hypothesesAt(place: Place): Hypothesis[] {
   if (path === "model.rotary_emb") return tables(place);
   if (path === "model.embed_tokens") return EMBEDDING;
   if (port === "q_rope") return [...rotations(place), ...tables(place)];
-  if (port === "k_cache") return [...rotations(place), ...tables(place), ...STORING];
-  if (port === "v_cache") return STORING;
+  if (port === "k_cache") return [...rotations(place), ...tables(place), ...storing(place)];
+  if (port === "v_cache") return storing(place);
   if (/^(probs|ctx|out\.1)$/.test(port) && path.endsWith("self_attn")) return attention(place);
   if (/\.mlp\.(router|gate)$/.test(path)) return port === "out.0" ? products(path) : ROUTING;
   if (path.endsWith(".experts") && port !== "in") return [...gates("gluPacked"), ...experts(place)];
@@ -164,29 +166,34 @@ function tables({ architecture, config }: Place): Hypothesis[] {
 
 // ---------------------------------------------------------------------------------------------- attention
 
-const STORING: Hypothesis[] = [
-  ...(
-    [
-      ["at position 0", () => 0],
-      ["one position late", (position) => position + 1],
-      ["one position early", (position) => Math.max(0, position - 1)],
-    ] satisfies [string, (position: number) => number][]
-  ).map(([name, change]) => ({
-    name: `cache: every row stored ${name}`,
-    alteration: {
-      write: (tensor: Tensor, values: Int32Array | Float32Array) =>
-        tensor.label.endsWith(".positions") ? values.map(change) : values,
+function storing({ fromToken }: Place): Hypothesis[] {
+  const changes: [string, (position: number) => number][] = [
+    ["at position 0", () => 0],
+    ["one position late", (position) => position + 1],
+    ["one position early", (position) => Math.max(0, position - 1)],
+  ];
+  const written = (name: string, change: (position: number, row: number) => number): Hypothesis => ({
+    name: `cache: ${name}`,
+    alteration: { write: (tensor, values) => (tensor.label.endsWith(".positions") ? values.map(change) : values) },
+  });
+  return [
+    ...changes.map(([name, change]) => written(`every row stored ${name}`, change)),
+    // A row's place is another row's too, so that this is not the same as the mistake of every row, looked at from there on.
+    ...(fromToken === undefined ? [] : changes).map(([name, change]) =>
+      written(`rows from ${fromToken} on stored ${name}`, (position, row) =>
+        row >= fromToken! ? change(position) : position,
+      ),
+    ),
+    {
+      name: "cache: the step's own rows are not stored",
+      alteration: {
+        ops: (ops, _, label) => ({
+          kvAppend: (cache, k, v, step) => (label.startsWith("trace") ? undefined : ops.kvAppend(cache, k, v, step)),
+        }),
+      },
     },
-  })),
-  {
-    name: "cache: the step's own rows are not stored",
-    alteration: {
-      ops: (ops, _, label) => ({
-        kvAppend: (cache, k, v, step) => (label.startsWith("trace") ? undefined : ops.kvAppend(cache, k, v, step)),
-      }),
-    },
-  },
-];
+  ];
+}
 
 function attention({ architecture, config, key }: Place): Hypothesis[] {
   const layer = Number(/layers\.(\d+)/.exec(key)?.[1]);

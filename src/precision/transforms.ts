@@ -208,7 +208,7 @@ function headOrders([, heads, tokens, width]: readonly number[], values: Float32
 /** Share of values that must be such as a rounding leaves them: an error of the same size is none. */
 const ROUNDED = 0.99;
 
-function roundings(actual: Float32Array, { values }: Expected, { within = () => true }: About): Guess[] {
+function roundings(actual: Float32Array, { shape, values }: Expected, { within = () => true }: About): Guess[] {
   const bits = new DataView(new ArrayBuffer(4));
   const cut = (dropped: number) => (value: number) => {
     bits.setFloat32(0, value);
@@ -235,9 +235,26 @@ function roundings(actual: Float32Array, { values }: Expected, { within = () => 
     ["rounded to 10 bits (TF32, HF32)", tf32],
   ];
   const wrong = actual.filter((_, i) => within(i));
-  return kinds
+  const found: Guess[] = kinds
     .filter(([, round]) => wrong.filter((value) => Object.is(round(value), value)).length >= ROUNDED * wrong.length)
     .map(([name, round]) => ({ name, predicted: values.map(round) }));
+  return [...found, { name: "rounded to INT8, one scale for each row", predicted: int8Rows(values, shape.at(-1)!) }];
+}
+
+/** As a cache or a linear layer quantises: to multiples of max|x| / 127 of each row. */
+function int8Rows(values: Float32Array, width: number): Float32Array {
+  const out = values.slice();
+  for (let from = 0; from < out.length; from += width) {
+    const row = out.subarray(from, from + width);
+    const scale = Math.fround(row.reduce((max, value) => Math.max(max, Math.abs(value)), 0) / 127) || 1;
+    for (const [i, value] of row.entries()) row[i] = roundHalfEven(Math.fround(value / scale)) * scale;
+  }
+  return out;
+}
+
+function roundHalfEven(value: number): number {
+  const rounded = Math.round(value);
+  return rounded - value === 0.5 && rounded % 2 !== 0 ? rounded - 1 : rounded;
 }
 
 /** Channels or rows that are zero, or no numbers, where the reference's are not. */

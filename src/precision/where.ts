@@ -23,6 +23,8 @@ export interface Part {
   readonly name: string;
   /** How many elements it has. */
   readonly size: number;
+  /** Where tokens from one on are wrong: the first. */
+  readonly fromToken?: number;
   readonly has: (element: number) => boolean;
 }
 
@@ -41,12 +43,14 @@ export function wrongPart(
     const { off, share: held } = wrongAlong(actual, values, entry, size, limit);
     const clear = off.length < size && (off.length <= size / 2 || isRun(off));
     if (off.length === 0 || !clear || held < NEARLY_ALL) return [];
-    return [{ name: inWords(name, off, size), share: off.length / size, entry, off: new Set(off) }];
+    const from = name === "token" && isRun(off) && off.at(-1) === size - 1 ? off[0] : undefined;
+    return [{ name: inWords(name, off, size), share: off.length / size, from, entry, off: new Set(off) }];
   });
   if (axes.length === 0) return undefined;
   return {
     name: axes.map(({ name }) => name).join(", "),
     size: Math.round(axes.reduce((size, { share }) => size * share, values.length)),
+    fromToken: axes.find(({ from }) => from !== undefined)?.from,
     has: (i) => axes.every(({ entry, off }) => off.has(entry(i))),
   };
 }
