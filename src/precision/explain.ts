@@ -65,10 +65,12 @@ export async function explain(
       const predicted = await recompute(reference, { step, key }, hypothesis, model);
       if (predicted !== undefined && ranking.says(predicted)) ranking.add(hypothesis.name, predicted);
     }
-    for (const { name, by } of fitsAt(key)) {
-      const predict = (factor: number) => recompute(reference, { step, key }, { alteration: by(factor) }, model);
+    for (const { name, by, power = 1 } of fitsAt(key)) {
+      const predict = (linear: number) =>
+        recompute(reference, { step, key }, { alteration: by(linear ** (1 / power)) }, model);
       const fitted = await fitFactor({ actual, expected: expected.values, within, predict });
-      if (fitted !== undefined) ranking.add(`${name} × ${Number(fitted.factor.toPrecision(4))}`, fitted.predicted, 1);
+      if (fitted === undefined) continue;
+      ranking.add(`${name} × ${inDigits(fitted.factor ** (1 / power))}`, fitted.predicted, 1);
     }
   }
   const hypotheses = ranking.sorted();
@@ -79,6 +81,12 @@ export async function explain(
   ];
   const where = places.filter((place) => place !== null).join(", ") || null;
   return { tap, error, where, cause, hypotheses, notes };
+}
+
+/** A factor to four digits, or so many that it can be told from 1. */
+function inDigits(factor: number): number {
+  const needed = 2 + Math.ceil(-Math.log10(Math.abs(factor - 1)));
+  return Number(factor.toPrecision(Math.min(15, Math.max(4, needed))));
 }
 
 /** NMSE that a token, a head or a channel may have and be right. */

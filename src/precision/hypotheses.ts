@@ -1,24 +1,22 @@
 // What an operation may have been computed as, instead of what it should be: the mistakes that inference engines make, each as an
 // alteration of the reference backend or of the config. `explain` tries those that concern a tap. Knows operations and names,
 // not how they are tried.
-import { f32, HostTensor, HostWeight, i32 } from "../../backends/reference/ops.ts";
-import type { Activation, BaseOps, NormOptions, Tensor, Weight } from "../backend.ts";
+import { f32 } from "../../backends/reference/ops.ts";
+import type { NormOptions, Weight } from "../backend.ts";
 import type { Architecture, BaseConfig } from "../model.ts";
 import type { RopeSpec } from "../rope.ts";
 import {
   type Alteration,
   type AlterOps,
-  alterPlane,
   alterValues,
   amend,
   attentionBy,
   attentionOptions,
-  ggufNibbles,
-  inExpert,
   ropeBy,
-  transposed,
 } from "./altered.ts";
 import { kindOf } from "./gates.ts";
+import { experts, gates, ROUTING } from "./hypotheses-experts.ts";
+import { everyWeight, packings, shortened, square } from "./hypotheses-weights.ts";
 
 type Ropes = Readonly<Record<string, RopeSpec>>;
 
@@ -36,6 +34,8 @@ export interface Fit {
   readonly name: string;
   /** The operation with that number times a factor. */
   readonly by: (factor: number) => Alteration;
+  /** What comes out is nearly linear in this power of the factor. Default 1. */
+  readonly power?: number;
 }
 
 /** A tap and the model that it belongs to. */
@@ -69,25 +69,32 @@ export function hypothesesAt(place: Place): Hypothesis[] {
   return products(path);
 }
 
+/** c · tanh(x / c) = x − x³ / 3c² + … */
+const SOFTCAP_POWER = -2;
+
 /** The numbers behind a tap that could be any other. */
 export function fitsAt(key: string): Fit[] {
   const [path, port] = key.split(":");
-  const ops = (name: string, by: (factor: number) => AlterOps): Fit => ({
+  const ops = (name: string, by: (factor: number) => AlterOps, power?: number): Fit => ({
     name,
     by: (factor) => ({ ops: by(factor) }),
+    power,
   });
   if (/^(probs|ctx|out\.1)$/.test(port) && path.endsWith("self_attn")) {
     const cap = (factor: number) => attentionOptions(({ softcap }) => ({ softcap: softcap && softcap * factor }));
     return [
       ops("attention: scale", (factor) => attentionOptions(({ scale }) => ({ scale: scale * factor }))),
-      ops("attention: soft-cap", cap),
+      ops("attention: soft-cap", cap, SOFTCAP_POWER),
     ];
   }
   if (kindOf(key) === "norm" && !/\.mlp\.(router|gate)$/.test(path)) {
     return [ops("norm: ε", (factor) => normOptions(({ eps }) => ({ eps: eps * factor })))];
   }
   if (path === "" || path === "lm_head") {
-    return [ops("logits: soft-cap", (factor) => (base) => ({ softcap: (x, cap) => base.softcap(x, cap * factor) }))];
+    const cap =
+      (factor: number): AlterOps =>
+      (base) => ({ softcap: (x, cap) => base.softcap(x, cap * factor) });
+    return [ops("logits: soft-cap", cap, SOFTCAP_POWER)];
   }
   return [];
 }
@@ -259,8 +266,6 @@ function attention({ architecture, config, key }: Place): Hypothesis[] {
 
 // ---------------------------------------------------------------------------------------------- norms, products, sums
 
-const everyWeight = (weight: Weight): Float32Array => (weight instanceof HostWeight ? weight.data : new Float32Array());
-
 const normOptions =
   (change: (options: NormOptions) => Partial<NormOptions>): AlterOps =>
   (base) => ({
@@ -340,42 +345,6 @@ function products(path: string): Hypothesis[] {
   ];
 }
 
-function square(values: Float32Array, shape: readonly number[]): Float32Array {
-  return shape.at(-1) === shape.at(-2) ? transposed(values, shape) : values;
-}
-
-/** Without the last columns; undefined: those after the last multiple of 32. */
-function shortened(count: number | undefined) {
-  return (values: Float32Array, shape: readonly number[]) => {
-    const columns = shape.at(-1)!;
-    const kept = columns - (count ?? columns % 32);
-    return values.map((value, i) => (i % columns < kept ? value : 0));
-  };
-}
-
-/** How packed bytes can be misread. */
-function packings(pattern: RegExp): Hypothesis[] {
-  const data = (name: string, change: Parameters<typeof alterPlane>[2]): Hypothesis => ({
-    name: `weight: ${name}`,
-    alteration: { source: packedOnly(alterPlane(pattern, "data", change)) },
-  });
-  const scales = (name: string, by: number): Hypothesis => ({
-    name: `weight: ${name}`,
-    alteration: { source: packedOnly(alterPlane(pattern, "scales", (byte) => Math.min(254, Math.max(0, byte + by)))) },
-  });
-  return [
-    data("nibbles exchanged (high first)", (byte) => ((byte & 15) << 4) | (byte >> 4)),
-    data("halves of a 32-block as GGUF packs them", ggufNibbles),
-    scales("E8M0 exponents one too large (2×)", 1),
-    scales("E8M0 exponents one too small (½)", -1),
-  ];
-}
-
-const packedOnly =
-  (change: NonNullable<Alteration["source"]>): NonNullable<Alteration["source"]> =>
-  (source) =>
-    source.format === "mxfp4" ? change(source) : source;
-
 const EMBEDDING: Hypothesis[] = [
   {
     name: "embedding: without its scale",
@@ -415,191 +384,3 @@ const SUMS: Hypothesis[] = [
     alteration: { ops: (base) => ({ add: (_, b) => base.add(b, b) }) },
   },
 ];
-
-// ---------------------------------------------------------------------------------------------- experts
-
-const ROUTING: Hypothesis[] = [
-  {
-    name: "router: softmax over the chosen experts only",
-    alteration: {
-      ops: (base) => ({ route: (logits, options) => base.route(logits, { ...options, order: "topk-softmax" }) }),
-    },
-  },
-  {
-    name: "router: softmax over all experts, weights of the chosen not normalised",
-    alteration: {
-      ops: (base) => ({
-        route: (logits, options) => base.route(logits, { ...options, order: "softmax-topk", normalize: false }),
-      }),
-    },
-  },
-];
-
-const ACTIVATIONS: readonly Activation[] = ["silu", "gelu_tanh", "swiglu_oai"];
-
-/** Mistakes of a gated unit. */
-function gates(op: "glu" | "gluPacked"): Hypothesis[] {
-  const both = (change: (options: Parameters<BaseOps["glu"]>[2]) => Parameters<BaseOps["glu"]>[2]): AlterOps => {
-    return (base) => ({
-      glu: (gate, up, options) => base.glu(gate, up, change(options)),
-      gluPacked: (x, layout, options) => base.gluPacked(x, layout, change(options)),
-    });
-  };
-  const found: Hypothesis[] = ACTIVATIONS.map((activation) => ({
-    name: `gate: activation ${activation}`,
-    alteration: { ops: both((options) => ({ ...options, activation })) },
-  }));
-  found.push({
-    name: "gate: no clamp",
-    alteration: { ops: both((options) => ({ ...options, limit: Number.POSITIVE_INFINITY })) },
-  });
-  if (op === "glu") {
-    found.push({
-      name: "gate and up exchanged",
-      alteration: { ops: (base) => ({ glu: (gate, up, options) => base.glu(up, gate, options) }) },
-    });
-    return found;
-  }
-  for (const layout of ["halves", "interleaved"] as const) {
-    found.push({
-      name: `gate and up as ${layout}`,
-      alteration: { ops: (base) => ({ gluPacked: (x, _, options) => base.gluPacked(x, layout, options) }) },
-    });
-  }
-  found.push({
-    name: "gate and up exchanged",
-    alteration: {
-      ops: (base, launch) => ({
-        gluPacked(x, layout, options) {
-          const swapped = new HostTensor(x.shape, "f32", "exchanged", (x as HostTensor).step);
-          const width = x.shape[1];
-          launch(() => {
-            const from = f32(x);
-            const partner = (c: number) => (layout === "interleaved" ? c ^ 1 : (c + width / 2) % width);
-            f32(swapped).set(from.map((_, i) => from[i - (i % width) + partner(i % width)]));
-          });
-          return base.gluPacked(swapped, layout, options);
-        },
-      }),
-    },
-  });
-  return found;
-}
-
-function experts({ key, architecture, config, experts: wrong = [] }: Place): Hypothesis[] {
-  const [path] = key.split(":");
-  const named = (name: string) => new RegExp(`^${path.replaceAll(".", "\\.")}\\.${name}$`);
-  const [up, down] = [named("gate_up_proj"), named("down_proj")];
-  const either = new RegExp(`${up.source}|${down.source}`);
-  const unbiased =
-    (pattern: RegExp): AlterOps =>
-    (base) => ({
-      linearExperts: (x, routing, weight, bias) =>
-        base.linearExperts(x, routing, weight, pattern.test(weight.name) ? undefined : bias),
-    });
-  const { numExpertsPerTok: k = 0 } = config as BaseConfig & { numExpertsPerTok?: number };
-  const tables = architecture.tensors(config);
-  const parts = [
-    { what: "down_proj", tensor: "down_proj" },
-    { what: "gate_up_proj", tensor: "gate_up_proj" },
-    { what: "bias after down", tensor: "down_proj_bias" },
-    { what: "bias after gate and up", tensor: "gate_up_proj_bias" },
-  ].filter(({ tensor }) => Object.hasOwn(tables, `${path}.${tensor}`));
-  const taken = (name: (what: string) => string, from: (expert: number, count: number) => number): Hypothesis[] =>
-    parts.map(({ what, tensor }) => ({
-      name: `experts: ${name(what)}`,
-      alteration: { source: alterValues(named(tensor), expertFrom(from)) },
-    }));
-  const all: Hypothesis[] = [
-    { name: "experts: no bias after gate and up", alteration: { ops: unbiased(up) } },
-    { name: "experts: no bias after down", alteration: { ops: unbiased(down) } },
-    { name: "experts: bias outside the weighted sum", alteration: { ops: biasOutside(down) } },
-    {
-      name: "experts: the router's weights ignored",
-      alteration: { ops: reweighted((_, __, count) => 1 / count) },
-    },
-    ...Array.from({ length: k }, (_, left) => ({
-      name: `experts: choice ${left} of ${k} left out`,
-      alteration: { ops: reweighted((weight, choice) => (choice === left ? 0 : weight)) },
-    })),
-    { name: "experts: down_proj transposed", alteration: { source: alterValues(down, square) } },
-    { name: "experts: gate_up_proj transposed", alteration: { source: alterValues(up, square) } },
-    ...taken(
-      (what) => `${what} of the next expert`,
-      (expert, count) => (expert + 1) % count,
-    ),
-    ...taken(
-      (what) => `${what} of the expert before (next expert got it)`,
-      (expert, count) => (expert + count - 1) % count,
-    ),
-    ...taken(
-      (what) => `${what} of expert 0 for every expert`,
-      () => 0,
-    ),
-    {
-      name: "experts: the last element of each dot product dropped",
-      alteration: { source: alterValues(either, shortened(1)) },
-    },
-    ...packings(either),
-    ...packings(down).map(({ name, ...rest }) => ({ ...rest, name: `${name}, in down_proj only` })),
-    ...packings(up).map(({ name, ...rest }) => ({ ...rest, name: `${name}, in gate_up_proj only` })),
-  ];
-  if (wrong.length === 0) return all;
-  const [first, second] = wrong;
-  if (second !== undefined) {
-    const other = (expert: number) => (expert === first ? second : expert === second ? first : expert);
-    return [...all, ...taken((what) => `${what} of experts ${first} and ${second} exchanged`, other)];
-  }
-  const inOne = ({ name, alteration = {} }: Hypothesis): Hypothesis[] =>
-    alteration.source === undefined
-      ? []
-      : [{ name: `${name}, of expert ${first}`, alteration: { source: inExpert(first, alteration.source) } }];
-  return [...all, ...all.flatMap(inOne)];
-}
-
-/** Of stacked values [E, …], another expert's in the place of each. */
-function expertFrom(from: (expert: number, count: number) => number) {
-  return (values: Float32Array, [count]: readonly number[]) => {
-    const size = values.length / count;
-    return values.map((_, i) => values[from(Math.floor(i / size), count) * size + (i % size)]);
-  };
-}
-
-/** Σ_j w_j · y_j with other w_j, of `count` choices. */
-function reweighted(change: (weight: number, choice: number, count: number) => number): AlterOps {
-  return (base, launch) => ({
-    combine(y, routing) {
-      const weights = new HostTensor(routing.weights.shape, "f32", "reweighted");
-      const count = routing.weights.shape[1];
-      launch(() => f32(weights).set(f32(routing.weights).map((weight, i) => change(weight, i % count, count))));
-      return base.combine(y, { ...routing, weights });
-    },
-  });
-}
-
-/** Σ_j w_j · (W x)_j + Σ_j b_j */
-function biasOutside(down: RegExp): AlterOps {
-  return (base, launch) => {
-    let left: Float32Array | undefined;
-    return {
-      linearExperts(x, routing, weight, bias) {
-        const outside = down.test(weight.name) && bias !== undefined;
-        if (outside) left = everyWeight(bias);
-        return base.linearExperts(x, routing, weight, outside ? undefined : bias);
-      },
-      combine(y, routing): Tensor {
-        const out = base.combine(y, routing);
-        const bias = left;
-        if (bias === undefined) return out;
-        launch(() => {
-          const [width, k] = [out.shape[1], routing.experts.shape[1]];
-          for (const [slot, expert] of i32(routing.experts).entries()) {
-            const row = Math.floor(slot / k) * width;
-            for (let c = 0; c < width; c++) f32(out)[row + c] += bias[expert * width + c];
-          }
-        });
-        return out;
-      },
-    };
-  };
-}

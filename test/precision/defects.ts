@@ -424,6 +424,23 @@ const experts: Defect[] = [
     cause: /bias after gate and up of expert 0 for every expert/,
   },
   {
+    name: "experts: every one with both biases of expert 0",
+    model: "gpt_oss",
+    source: alterValues(/mlp\.experts\..*_bias$/, (all, [, width]) => all.map((_, i) => all[i % width])),
+    guilty: at("mlp\\.experts:out"),
+    cause: /both biases of expert 0 for every expert/,
+  },
+  {
+    name: "experts: one with the bias of another",
+    model: "gpt_oss",
+    source: alterValues(/layers\.0\.mlp\.experts\.down_proj_bias$/, (all, [, width]) =>
+      all.map((value, i) => (Math.floor(i / width) === 1 ? all[3 * width + (i % width)] : value)),
+    ),
+    guilty: at("mlp\\.experts:out"),
+    cause: /bias after down of expert 3 in expert 1/,
+    where: /^expert 1,/,
+  },
+  {
     name: "experts: two have each other's bias",
     model: "gpt_oss",
     source: alterValues(/layers\.0\.mlp\.experts\.down_proj_bias$/, (all, [, width]) =>
