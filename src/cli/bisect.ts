@@ -1,25 +1,31 @@
-// `vernier bisect`: which layers and kinds of operations make one device differ from another. Node only.
-import { basename, dirname } from "node:path";
+// `vernier bisect`: which layers and kinds of operations make one device differ from another, or from itself with other options.
+// Node only.
+import { writeFile } from "node:fs/promises";
+import { basename, dirname, resolve } from "node:path";
 import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
 import { checkPromptIds } from "../answer.ts";
-import { createBackend } from "../devices.ts";
 import { OptionError } from "../errors.ts";
 import { openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName } from "../options.ts";
-import { type Bisection, bisect } from "../precision/bisect.ts";
+import { type Bisection, bisect, checkLayers } from "../precision/bisect.ts";
+import { bisectPage, scaleOf, textBar } from "../precision/bisect-chart.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
 import { printJson, readIds } from "./common.ts";
+import { type OpenSide, openSides, readSideOptions } from "./sides.ts";
 
 interface Flags {
   reference?: string;
   ids?: string;
   good: DeviceName;
   bad: DeviceName;
+  goodOptions?: string;
+  badOptions?: string;
   threads?: number;
   class: ComputeClass;
   layers: number;
+  html?: string;
   json?: boolean;
 }
 
@@ -30,25 +36,48 @@ export function bisectCommand(): Command {
     .option("--reference <base>", "take the prompt of this dump")
     .option("--ids <list>", "or this one: token ids, 1,2,3 or @file.json")
     .addOption(new Option("--good <name>", "the device that is trusted").choices(DEVICES).default("reference"))
-    .addOption(new Option("--bad <name>", "the device that is suspected").choices(DEVICES).makeOptionMandatory())
-    .option("--threads <n>", "CPU threads", Number)
+    .addOption(
+      new Option("--bad <name>", "the device that is suspected, or the same one with other options")
+        .choices(DEVICES)
+        .makeOptionMandatory(),
+    )
+    .option("--good-options <list>", "key=value,… of: fusion=on|off (off), precision, variant, threads (cpu only)")
+    .option("--bad-options <list>", "the same for the other one: fusion=on puts fused kernels on it")
+    .option("--threads <n>", "CPU threads, of both", Number)
     .option("--layers <n>", "how many of the guiltiest layers are taken apart", Number, 3)
     .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES).default("f32"))
+    .option("--html <file>", "also write the bars as a page: one file, to look at and to attach")
     .option("--json", "print one line of JSON and nothing else")
     .action(run);
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const { good: goodName, bad: badName, threads, layers } = flags;
+  const { threads, layers, html } = flags;
+  checkLayers(layers);
+  const request = (which: "good" | "bad") => {
+    const flag = `--${which}-options`;
+    const text = flags[`${which}Options`];
+    return { flag, device: flags[which], options: text === undefined ? {} : readSideOptions(flag, text) };
+  };
+  const [goodRequest, badRequest] = [request("good"), request("bad")];
   const ids = await prompt(flags);
   const open = await openModel({ kind: "path", path: model });
   try {
     checkPromptIds(ids, open.config.vocabSize);
-    const { backend: good } = await createBackend(goodName, { threads });
-    const { backend: bad } = await createBackend(badName, { threads });
-    const result = await bisect({ ...open, good, bad, ids, layers, computeClass: flags.class });
-    if (flags.json) printJson({ model, good: goodName, bad: badName, ...result });
-    else process.stdout.write(text(result));
+    const { good, bad } = await openSides(goodRequest, badRequest, threads);
+    const [goodLine, badLine] = [good, bad].map(lineOf);
+    const fusion = { good: good.fusion, bad: bad.fusion };
+    const backends = { good: good.backend, bad: bad.backend };
+    const result = await bisect({ ...open, ...backends, fusion, ids, layers, computeClass: flags.class });
+    const names = { good: good.device, bad: bad.device };
+    const descriptions = { goodDescription: good.description, badDescription: bad.description };
+    if (flags.json) printJson({ model, ...names, ...descriptions, ...result });
+    else process.stdout.write(`good: ${goodLine}\nbad:  ${badLine}\n${text(result)}`);
+    if (html !== undefined) {
+      const created = `${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC`;
+      const page = bisectPage(result, { model: basename(resolve(model)), good: goodLine, bad: badLine, created });
+      await write(html, page);
+    }
     process.exitCode = EXIT_CODES[result.verdict];
   } finally {
     await open.checkpoint.close();
@@ -64,17 +93,40 @@ async function prompt({ reference: base, ids }: Flags): Promise<readonly number[
   return reference.manifest.ids.slice(0, reference.manifest.prompt_len);
 }
 
-function text({ verdict, error, limit, neutral, variants, attributions, guilty }: Bisection): string {
-  const number = (value: number) => value.toExponential(2).padStart(9);
+const lineOf = ({ device, description }: OpenSide) => `${device} (${description})`;
+
+async function write(file: string, page: string): Promise<void> {
+  try {
+    await writeFile(file, page);
+  } catch (cause) {
+    const message = `--html: ${file} cannot be written (${(cause as NodeJS.ErrnoException).code})`;
+    throw new OptionError("OPTION_RANGE", message, { field: "--html", actual: file, cause });
+  }
+}
+
+/** Characters of a bar. */
+const BAR = 16;
+
+function text(result: Bisection): string {
+  const { verdict, error, limit, neutral, variants, attributions, guilty, reason } = result;
   const lines = [
     `verdict: ${verdict}, NMSE of the logits ${error.toExponential(2)} of ${limit.toExponential(0)}`,
     `host copies between operations ${neutral ? "change nothing" : "CHANGE THE RESULT: the table below means nothing"}`,
-    ...variants.map(({ name, error: of }) => `${name}: ${of.toExponential(2)}`),
+    ...variants.map(({ name, error: of }) => `bad device alone, ${name}: ${of.toExponential(2)}`),
   ];
   if (guilty !== null) lines.push(`guilty: ${guilty}`);
-  if (attributions.length > 0) lines.push(`${"only this".padStart(9)} ${"all but".padStart(9)}  on the bad device`);
-  for (const { item, leaveOneIn, leaveOneOut } of attributions) {
-    lines.push(`${number(leaveOneIn)} ${number(leaveOneOut)}  ${item}`);
+  if (reason !== null) lines.push(`nothing is named: ${reason}`);
+  if (attributions.length > 0) {
+    const scale = scaleOf(result);
+    const column = (value: number) => {
+      return `${value.toExponential(2).padStart(9)} ${textBar(scale, value, limit, BAR)}`;
+    };
+    const title = (name: string) => `${name.padStart(9)} ${" ".repeat(BAR)}`;
+    lines.push(`bars from 1e${scale.low} to 1e${scale.high}, logarithmic; ┊ is the limit`);
+    lines.push(`${title("only this")} ${title("all but")}  on the bad device`);
+    for (const { item, leaveOneIn, leaveOneOut } of attributions) {
+      lines.push(`${column(leaveOneIn)} ${column(leaveOneOut)}  ${item}`);
+    }
   }
   return `${lines.join("\n")}\n`;
 }

@@ -1,13 +1,19 @@
 // One network on two backends at once: every operation runs on one of them, and what the other needs is copied through the host.
-// A program becomes segments, runs of operations on one side. Knows which operation is where, not why.
+// A program becomes segments, runs of operations on one side. An operation that either side has fused is placed as a whole: the
+// side that has not computes it from base operations. Knows which operation is where, not why.
 import type {
   AttentionOptions,
   Backend,
   BaseOps,
   DType,
+  FusedOps,
   KvCache,
   KvSpec,
+  NormOptions,
+  Ops,
   Program,
+  QkvOptions,
+  QkvWeights,
   RopeTable,
   Routing,
   Shape,
@@ -17,11 +23,13 @@ import type {
   WeightSource,
 } from "../backend.ts";
 import { assert } from "../errors.ts";
+import { lower } from "../ops.ts";
+import { Taps } from "../tap.ts";
 
 export type Side = "good" | "bad";
 const SIDES = ["good", "bad"] as const;
 
-/** An operation as a unit of placement: `layers.3` or `embed`, `head`; `attention`, `norm`, `q_proj` … */
+/** An operation as a unit of placement: `layers.3` or `embed`, `head`; `attention`, `norm`, `q_proj` …, fused ones `qkv` … */
 export interface Item {
   readonly layer: string;
   readonly kind: string;
@@ -34,7 +42,7 @@ export interface Placement {
   readonly cut?: boolean;
 }
 
-type Both<T> = Readonly<Record<Side, T>>;
+export type Both<T> = Readonly<Record<Side, T>>;
 
 /** What exists on both sides: buffers, weights, caches; or what an operation of a program makes, on one. */
 class PlacedTensor implements Tensor {
@@ -67,7 +75,16 @@ interface Call {
   readonly side: Side;
   readonly inputs: readonly PlacedTensor[];
   readonly outputs: readonly PlacedTensor[];
-  readonly emit: (ops: BaseOps, of: (tensor: Tensor) => Tensor, side: Side) => readonly Tensor[];
+  readonly emit: (ops: Ops, of: (tensor: Tensor) => Tensor, side: Side) => readonly Tensor[];
+  readonly stores?: Stored;
+}
+
+/** Keys and values that a fused operation puts into its own side's cache and nowhere else: read from there after it ran. */
+interface Stored {
+  readonly cache: KvCache;
+  readonly step: Step;
+  readonly k: PlacedTensor; // [T, G·d]
+  readonly v: PlacedTensor; // [T, G·d]
 }
 
 interface Segment {
@@ -77,14 +94,23 @@ interface Segment {
   readonly imports: readonly { readonly from: PlacedTensor; readonly to: Tensor }[];
   /** What is read after it ran; names of the inner program's outputs. */
   readonly exports: readonly { readonly name: string; readonly to: PlacedTensor }[];
+  readonly stores: readonly Stored[];
 }
 
 interface PlacedProgram extends Program {
   readonly segments: readonly Segment[];
 }
 
-/** Takes over both backends. Nothing is fused. `placement` may change between recordings. */
-export function createPlacedBackend(backends: Both<Backend>, placement: () => Placement): Backend {
+/**
+ * Takes over both backends. `placement` may change between recordings.
+ * @param fusion which sides run the fused operations that they have. Default: neither.
+ */
+export function createPlacedBackend(
+  backends: Both<Backend>,
+  placement: () => Placement,
+  fusion: Both<"on" | "off"> = { good: "off", bad: "off" },
+): Backend {
+  const fused = new Set(SIDES.flatMap((side) => (fusion[side] === "on" ? backends[side].caps.fusedOps : [])));
   /** Work in the order in which it was asked for: copies between sides are asynchronous. */
   let tail: Promise<unknown> = Promise.resolve();
   const later = <T>(work: () => T | Promise<T>): Promise<T> => {
@@ -104,7 +130,7 @@ export function createPlacedBackend(backends: Both<Backend>, placement: () => Pl
     name: "placed",
     caps: {
       packedFormats: [],
-      fusedOps: [],
+      fusedOps: [...fused],
       asynchronous: true,
       maxBufferBytes: Math.min(backends.good.caps.maxBufferBytes, backends.bad.caps.maxBufferBytes),
       description: `${backends.good.caps.description} and ${backends.bad.caps.description}`,
@@ -160,7 +186,7 @@ export function createPlacedBackend(backends: Both<Backend>, placement: () => Pl
     async record(label, build) {
       const calls: Call[] = [];
       const { side, cut = false } = placement();
-      const outputs = build(opsInto(calls, side));
+      const outputs = build(opsInto(calls, side, fused));
       const kept = new Set(Object.values(outputs));
       const segments: Segment[] = [];
       for (const run of runsOf(calls, cut)) segments.push(await segment(run, calls, kept));
@@ -169,11 +195,12 @@ export function createPlacedBackend(backends: Both<Backend>, placement: () => Pl
 
     run(program) {
       enqueue(async () => {
-        for (const { side, program: inner, imports, exports } of (program as PlacedProgram).segments) {
+        for (const { side, program: inner, imports, exports, stores } of (program as PlacedProgram).segments) {
           const backend = backends[side];
           for (const { from, to } of imports) backend.write(to, from.host!);
           backend.run(inner);
           for (const { name, to } of exports) to.host = await backend.read(inner.outputs[name]);
+          for (const stored of stores) await readStored(backend, side, stored);
         }
       });
     },
@@ -206,7 +233,8 @@ export function createPlacedBackend(backends: Both<Backend>, placement: () => Pl
       buffers.set(tensor, backend.alloc(tensor.shape, tensor.dtype, `${tensor.label} copied`));
     }
     const exports = [...own].filter((tensor) => kept.has(tensor) || elsewhere.has(tensor));
-    const program = await backend.record(`${side} ${run.length}`, (ops) => {
+    const program = await backend.record(`${side} ${run.length}`, (base) => {
+      const ops = lower(base, { taps: new Taps(), fusion: fusion[side], headNorms: "perHead", keys: 0 });
       const made = new Map<PlacedTensor, Tensor>(buffers);
       const of = (tensor: Tensor) => made.get(placed(tensor)) ?? onSide(tensor, side);
       for (const { outputs, emit } of run) {
@@ -220,6 +248,7 @@ export function createPlacedBackend(backends: Both<Backend>, placement: () => Pl
       program,
       imports: [...buffers].map(([from, to]) => ({ from, to })),
       exports: exports.map((to, i) => ({ name: String(i), to })),
+      stores: run.flatMap(({ stores }) => stores ?? []),
     };
   }
 }
@@ -249,6 +278,33 @@ function stepOn(step: Step, side: Side, of: (tensor: Tensor, side: Side) => Tens
   return { rows, ...Object.fromEntries(entries) } as Step;
 }
 
+/** What the live rows of a step have in a cache. Rows that pad it stay 0. */
+async function readStored(backend: Backend, side: Side, { cache, step, k, v }: Stored): Promise<void> {
+  const on = stepOn(step, side, onSide);
+  const [[count], positions, sequences] = await Promise.all(
+    [on.count, on.positions, on.sequences].map(async (buffer) => {
+      const { buffer: bytes, byteOffset, byteLength } = await backend.read(buffer);
+      return new Int32Array(bytes, byteOffset, byteLength / 4);
+    }),
+  );
+  const [rows, width] = k.shape;
+  const [keys, values] = [new Float32Array(rows * width), new Float32Array(rows * width)];
+  for (let from = 0, to = 1; from < count; from = to, to++) {
+    while (to < count && sequences[to] === sequences[from] && positions[to] === positions[to - 1] + 1) to++;
+    const read = await backend.readKv(
+      cacheOn(cache, side),
+      on,
+      sequences[from],
+      positions[from],
+      positions[to - 1] + 1,
+    );
+    keys.set(read.k, from * width);
+    values.set(read.v, from * width);
+  }
+  k.host = new Uint8Array(keys.buffer);
+  v.host = new Uint8Array(values.buffer);
+}
+
 /** Neighbouring calls on the same side. */
 function runsOf(calls: readonly Call[], cut: boolean): Call[][] {
   const runs: Call[][] = [];
@@ -260,8 +316,14 @@ function runsOf(calls: readonly Call[], cut: boolean): Call[][] {
   return runs;
 }
 
-/** Operations that note what is to be done, on the side that the placement says. */
-function opsInto(calls: Call[], sideOf: (item: Item) => Side): BaseOps {
+const other = (side: Side): Side => (side === "good" ? "bad" : "good");
+
+/** Operations that note what is to be done, on the side that the placement says. Of the fused ones there are those in `fused`. */
+function opsInto(
+  calls: Call[],
+  sideOf: (item: Item) => Side,
+  fused: ReadonlySet<keyof FusedOps>,
+): BaseOps & Partial<FusedOps> {
   let layer = "embed";
   /** Operations without weights belong to the layer of the last one with. */
   const item = (kind: string, name = ""): Item => {
@@ -301,8 +363,19 @@ function opsInto(calls: Call[], sideOf: (item: Item) => Side): BaseOps {
   const optionsOn = <T extends AttentionOptions>(options: T, side: Side): T => {
     return { ...options, sinks: weightOn(options.sinks, side) };
   };
+  const append = (side: Side, cache: KvCache, k: Tensor, v: Tensor, step: Step) => {
+    calls.push({
+      side,
+      inputs: [placed(k), placed(v)],
+      outputs: [],
+      emit(ops, of) {
+        ops.kvAppend(cacheOn(cache, side), of(k), of(v), stepOn(step, side, onSide));
+        return [];
+      },
+    });
+  };
 
-  return {
+  const base: BaseOps = {
     embed: (step, table, options) =>
       one(item("embed"), [], [step.rows, table.shape[1]], (ops, _, side) =>
         ops.embed(stepOn(step, side, onSide), weightOn(table, side), options),
@@ -324,17 +397,7 @@ function opsInto(calls: Call[], sideOf: (item: Item) => Side): BaseOps {
     // Both caches get every key: attention may be on either side. Its own placement is that of the attention that reads it.
     kvAppend(cache, k, v, step) {
       item("attention", cache.spec.label);
-      for (const side of SIDES) {
-        calls.push({
-          side,
-          inputs: [placed(k), placed(v)],
-          outputs: [],
-          emit(ops, of) {
-            ops.kvAppend(cacheOn(cache, side), of(k), of(v), stepOn(step, side, onSide));
-            return [];
-          },
-        });
-      }
+      for (const side of SIDES) append(side, cache, k, v, step);
     },
     attention: (q, cache, step, options) =>
       one(item("attention", cache.spec.label), [q], q.shape, (ops, of, side) =>
@@ -392,4 +455,72 @@ function opsInto(calls: Call[], sideOf: (item: Item) => Side): BaseOps {
       }
     },
   };
+
+  const whole: FusedOps = {
+    addNorm(x: Tensor, delta: Tensor, weight: Weight, options: NormOptions) {
+      const at = item("addNorm", weight.name);
+      const [sum, normed] = call(at, [x, delta], [[x.shape], [x.shape]], (ops, of, side) =>
+        ops.addNorm(of(x), of(delta), weightOn(weight, side), options),
+      );
+      return [sum, normed];
+    },
+    // The other side's cache gets what this side's has, so that attention may be on either.
+    qkv(x: Tensor, weights: QkvWeights, cache: KvCache, rope: RopeTable, step: Step, options: QkvOptions) {
+      const at = item("qkv", cache.spec.label);
+      const side = sideOf(at);
+      const { heads, kvHeads, headDim } = options;
+      const [q, k, v] = [heads, kvHeads, kvHeads].map(
+        (count, i) => new PlacedTensor([step.rows, count * headDim], "f32", `${at.kind} ${"qkv"[i]}`),
+      );
+      calls.push({
+        side,
+        inputs: [placed(x)],
+        outputs: [q],
+        stores: { cache, step, k, v },
+        emit: (ops, of) => [
+          ops.qkv(
+            of(x),
+            Object.fromEntries(Object.entries(weights).map(([name, weight]) => [name, weightOn(weight, side)])),
+            cacheOn(cache, side),
+            ropeOn(rope, side),
+            stepOn(step, side, onSide),
+            options,
+          ),
+        ],
+      });
+      append(other(side), cache, k, v, step);
+      return q;
+    },
+    gateUp: (x, gate, up, options) =>
+      one(item("gateUp", gate.name), [x], [x.shape[0], gate.shape[0]], (ops, of, side) =>
+        ops.gateUp(of(x), weightOn(gate, side), weightOn(up, side), {
+          ...options,
+          gateBias: weightOn(options.gateBias, side),
+          upBias: weightOn(options.upBias, side),
+        }),
+      ),
+    expertsUp: (x, routing, weight, options) =>
+      one(
+        item("expertsUp", weight.name),
+        [x, routing.weights, routing.experts],
+        [routing.experts.shape[0] * routing.experts.shape[1], weight.shape[1] / 2],
+        (ops, of, side) =>
+          ops.expertsUp(of(x), routingOf(routing, of), weightOn(weight, side), {
+            ...options,
+            bias: weightOn(options.bias, side),
+          }),
+      ),
+    expertsDown: (x, routing, weight, bias) =>
+      one(
+        item("expertsDown", weight.name),
+        [x, routing.weights, routing.experts],
+        [routing.experts.shape[0], weight.shape[1]],
+        (ops, of, side) => ops.expertsDown(of(x), routingOf(routing, of), weightOn(weight, side), weightOn(bias, side)),
+      ),
+    linearArgmax: (x, weight, bias) =>
+      call(item("linearArgmax", weight.name), [x], [[[x.shape[0]], "i32"]], (ops, of, side) => [
+        ops.linearArgmax(of(x), weightOn(weight, side), weightOn(bias, side)),
+      ])[0],
+  };
+  return { ...base, ...Object.fromEntries([...fused].map((name) => [name, whole[name]])) };
 }
