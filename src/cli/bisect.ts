@@ -114,7 +114,13 @@ function text(result: Bisection): string {
     `host copies between operations ${neutral ? "change nothing" : "CHANGE THE RESULT: the table below means nothing"}`,
     ...variants.map(({ name, error: of }) => `bad device alone, ${name}: ${of.toExponential(2)}`),
   ];
-  if (guilty !== null) lines.push(`guilty: ${guilty}`);
+  if (guilty !== null) {
+    const over = attributions.filter(
+      ({ by, item, leaveOneIn }) => by === "both" && leaveOneIn > limit && item !== guilty,
+    );
+    const others = over.length > 0 ? `, and by themselves also ${over.map(({ item }) => item).join(", ")}` : "";
+    lines.push(`guilty: ${guilty}${others}`);
+  }
   if (reason !== null) lines.push(`nothing is named: ${reason}`);
   if (attributions.length > 0) {
     const scale = scaleOf(result);

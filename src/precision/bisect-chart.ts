@@ -94,7 +94,7 @@ function inOrder(layers: readonly Attribution[]): Attribution[] {
   return layers.toSorted((a, b) => place(a) - place(b));
 }
 
-const [WIDTH, LEFT, RIGHT, BAR, ROW, AXIS] = [860, 230, 90, 9, 28, 22];
+const [WIDTH, LEFT, RIGHT, BAR, ROW, AXIS] = [860, 230, 90, 10, 32, 22];
 
 /** Two bars for each item, one axis for all. */
 function bars(list: readonly Attribution[], scale: Scale, limit: number, label: string): string {
@@ -104,13 +104,13 @@ function bars(list: readonly Attribution[], scale: Scale, limit: number, label: 
     const width = round(x(scale.at(error)) - LEFT);
     return (
       `<rect x="${LEFT}" y="${y}" width="${width}" height="${BAR}" fill="var(--${color})"/>` +
-      `<text x="${LEFT + width + 6}" y="${y + BAR}" font-size="11">${sci(error)}</text>`
+      `<text x="${LEFT + width + 6}" y="${y + BAR - 1}" font-size="11">${sci(error)}</text>`
     );
   };
   const rows = list.map(({ item, leaveOneIn, leaveOneOut }, i) => {
     const y = AXIS + i * ROW + 4;
     const name = `<text x="${LEFT - 10}" y="${y + BAR + 4}" text-anchor="end">${html(item)}</text>`;
-    return `<g>${name}${bar(leaveOneIn, y, "fail")}${bar(leaveOneOut, y + BAR + 1, "accumulated")}</g>`;
+    return `<g>${name}${bar(leaveOneIn, y, "fail")}${bar(leaveOneOut, y + BAR + 2, "accumulated")}</g>`;
   });
   const step = Math.ceil((scale.high - scale.low) / 8);
   const ticks = Array.from({ length: Math.floor((scale.high - scale.low) / step) + 1 }, (_, i) => {
