@@ -169,6 +169,11 @@ export class Runner {
     return new Runner(options, weights, activations);
   }
 
+  /** Whether some weights are INT8 or MXFP4, whose activations a device may round (`precision`). */
+  get quantized(): boolean {
+    return [...this.weights.values()].some(({ format }) => format === "int8" || format === "mxfp4");
+  }
+
   private constructor(options: RunnerOptions, weights: ReadonlyMap<string, Weight>, activations?: "int8") {
     const { backend, architecture, config } = options;
     this.backend = backend;

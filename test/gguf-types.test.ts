@@ -5,6 +5,7 @@ import { openModel } from "../src/inspect.ts";
 import { diff } from "../src/precision/diff.ts";
 import { dump } from "../src/precision/dump.ts";
 import { Reference } from "../src/precision/reference.ts";
+import { NO_SAMPLES } from "../src/precision/trust.ts";
 import { Runner } from "../src/runner.ts";
 import { GGML_TYPES, type GgmlType } from "../weights/ggml.ts";
 import { ggufFile, type TensorEntry, type Value } from "./weights/gguf-file.ts";
@@ -94,7 +95,7 @@ test("a model of ten types: every tap of cpu is within the f32 gates of referenc
   const ids = [3, 1, 4, 1, 5, 9, 2, 6, 53, 58, 69];
   const expected = Reference.fromDump(await dump(reference, { ids, decode: 4, wants: () => true }), "llama");
   const cpu = await runnerOn("cpu", bytes);
-  const report = await diff(cpu, expected, { computeClass: "f32", isolated: true, samples: new Map() });
+  const report = await diff(cpu, expected, { computeClass: "f32", isolated: true, samples: NO_SAMPLES });
   expect(report.taps.filter(({ verdict }) => verdict === "fail" || verdict === "non-finite")).toEqual([]);
   expect([report.verdict, report.logits?.greedyEqual]).toEqual(["pass", true]);
   await Promise.all([reference.dispose(), cpu.dispose()]);

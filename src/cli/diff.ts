@@ -5,29 +5,30 @@ import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
 import { checkPromptIds } from "../answer.ts";
 import type { KvType } from "../backend.ts";
-import { ModelFileError, OptionError, type VernierError } from "../errors.ts";
+import { DeviceError, ModelFileError, OptionError, VernierError } from "../errors.ts";
 import { type OpenModel, openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 import { csv } from "../precision/csv.ts";
 import { type DiffOptions, type DiffReport, diff, type Headline } from "../precision/diff.ts";
 import { dump } from "../precision/dump.ts";
 import { explain } from "../precision/explain.ts";
-import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
+import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES, type Verdict } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
 import { Collector, layoutOf } from "../precision/report/collect.ts";
 import { writeReport } from "../precision/report/write.ts";
-import { openSession } from "../precision/session.ts";
+import { openSession, type SessionOptions } from "../precision/session.ts";
 import type { Runner } from "../runner.ts";
 import { kvCacheOption, printJson, readIds, report, version } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
   reference?: string;
+  model?: string;
   a?: DeviceName;
   b?: DeviceName;
   ids?: string;
-  decode: number;
-  device: DeviceName;
+  decode?: number;
+  device?: DeviceName;
   threads?: number;
   class?: ComputeClass;
   isolated?: boolean;
@@ -43,18 +44,23 @@ interface Flags {
   json?: boolean;
 }
 
+/** Without `--ids` and `--decode`. */
+const SOME_IDS = 32;
+const DECODE = 4;
+
 const device = (flag: string, what: string) => new Option(`${flag} <name>`, what).choices(DEVICES);
 
 export function diffCommand(): Command {
   return new Command("diff")
     .description("compare every tensor with a PyTorch dump, or two devices, and name the first operation that is wrong")
-    .argument("<model>", "folder of a checkpoint, or a GGUF file")
+    .argument("[model]", "folder of a checkpoint, or a GGUF file")
+    .option("--model <path>", "the same, by name")
     .option("--reference <base>", "dump to compare with: <base>.json and <base>.safetensors")
-    .addOption(device("--device", "where to compute").default("auto"))
+    .addOption(device("--device", "where to compute, with --reference (default: auto)"))
     .addOption(device("--a", "compare device b with this one, without any dump"))
     .addOption(device("--b", "the device that is judged"))
-    .option("--ids <list>", "with --a and --b: token ids of the prompt, 1,2,3 or @file.json")
-    .option("--decode <n>", "with --a and --b: greedy steps after the prompt", Number, 4)
+    .option("--ids <list>", `with --a and --b: token ids of the prompt, 1,2,3 or @file.json (default: ${SOME_IDS} ids)`)
+    .option("--decode <n>", `with --a and --b: greedy steps after the prompt (default: ${DECODE})`, Number)
     .option("--threads <n>", "CPU threads", Number)
     .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES))
     .option(
@@ -77,33 +83,76 @@ export function diffCommand(): Command {
     .action(run);
 }
 
-async function run(model: string, flags: Flags): Promise<void> {
+async function run(argument: string | undefined, flags: Flags): Promise<void> {
+  const model = checkFlags(argument, flags);
   try {
     await compare(model, flags);
   } catch (error) {
-    if (!isUnreadable(error, flags.reference)) throw error;
+    // A device that is not there has compared nothing.
+    const absent = error instanceof DeviceError && error.code === "DEVICE_UNAVAILABLE";
+    if (!absent && !isUnreadable(error, flags.reference)) throw error;
+    const verdict = absent ? "incomplete" : "not-comparable";
     report(error);
-    process.exitCode = EXIT_CODES["not-comparable"];
+    if (flags.json) printJson({ model, ...sidesOf(flags), ...nothingCompared(verdict, (error as Error).message) });
+    process.exitCode = EXIT_CODES[verdict];
   }
 }
 
-/** A dump that cannot even be read is not comparable. */
-export function isUnreadable(error: unknown, reference = ""): boolean {
-  const damaged = error instanceof ModelFileError && error.file === `${basename(reference)}.safetensors`;
-  return (damaged && /^ST_/.test(error.code)) || /^REF_/.test(String((error as VernierError).code));
+/** The model's path. Throws OptionError for flags that are impossible, or that would mean nothing. */
+function checkFlags(argument: string | undefined, flags: Flags): string {
+  const { reference, a, b, device, ids, decode } = flags;
+  const conflict = (message: string, field: string) =>
+    new OptionError("OPTION_CONFLICT", `diff: ${message}`, { field });
+  const model = argument ?? flags.model;
+  if (model === undefined)
+    throw new OptionError("OPTION_MISSING", "diff: give a model, as an argument or with --model", { field: "--model" });
+  if (argument !== undefined && flags.model !== undefined)
+    throw conflict("give the model once, as an argument or with --model", "--model");
+  if (reference === undefined && (a === undefined || b === undefined))
+    throw new OptionError("OPTION_MISSING", "diff: give either --reference, or --a and --b");
+  if (reference !== undefined) {
+    const given = Object.entries({ "--a": a, "--b": b, "--ids": ids, "--decode": decode });
+    const field = given.find(([, value]) => value !== undefined)?.[0];
+    if (field !== undefined) throw conflict(`${field} goes with --a and --b, not with --reference`, field);
+  } else if (device !== undefined) throw conflict("--a and --b are the devices; leave out --device", "--device");
+  if (decode !== undefined && !(Number.isInteger(decode) && decode >= 0)) {
+    const message = "--decode: a whole number from 0 on is expected";
+    throw new OptionError("OPTION_RANGE", message, { field: "--decode", actual: decode });
+  }
+  return model;
+}
+
+function sidesOf({ reference, a, b, device }: Flags): object {
+  return reference === undefined ? { a, b, device: b } : { reference, device };
+}
+
+/** What `--json` prints where there was nothing to compare. */
+export function nothingCompared(verdict: Verdict, reason: string): object {
+  const nothing = { guilty: [], propagated: [], notes: [], logits: null, headline: { logits: null, layers: [] } };
+  return { verdict, reason, firstGuilty: null, ...nothing, taps: [], unobserved: [] };
+}
+
+/** A dump that is there and cannot be read is not comparable. */
+export function isUnreadable(error: unknown, reference = ""): error is VernierError {
+  if (!(error instanceof VernierError)) return false;
+  const base = basename(reference);
+  // Where there is a manifest, the other file belongs to it; where there is none, the path is wrong.
+  const tensors = error.file === `${base}.safetensors` && /^(ST|FILE)_/.test(error.code);
+  const manifest = error.file === `${base}.json` && /^CFG_/.test(error.code);
+  return tensors || manifest || /^REF_/.test(error.code);
 }
 
 async function compare(model: string, flags: Flags): Promise<void> {
   const { fusion } = flags;
-  const judged = flags.b ?? flags.device;
+  const judged = flags.b ?? flags.device ?? "auto";
   await using reference = await openReference(model, flags);
-  await using session = await open(model, flags, judged, reference.manifest.prompt_len, reference.manifest.ids.length);
+  await using session = await open(model, flags, judged, sizesOf(reference));
   const collector =
     flags.html === undefined ? undefined : new Collector(layoutOf(session.runner, reference.manifest.prompt_len));
   const options = {
     observe: collector?.observe,
     samples: session.samples,
-    computeClass: flags.class,
+    computeClass: flags.class ?? session.computeClass,
     isolated: flags.isolated,
     forceRouting: flags.forceRouting,
     configJson: session.configJson,
@@ -115,10 +164,8 @@ async function compare(model: string, flags: Flags): Promise<void> {
   const cost = plainMs
     ? { ...costOf(plainMs, totalMs), again: await costAgain(session.runner, model, flags, options) }
     : undefined;
-  const against = flags.reference === undefined ? { a: flags.a } : { reference: flags.reference };
-  if (flags.json) printJson({ model, ...against, device: session.device, fusion, ...flatten(result), cost });
-  else process.stdout.write(table(result, cost));
-  if (flags.csv !== undefined) await writeFile(flags.csv, csv(result, reference.manifest));
+  // Files first: whoever reads the output may be gone before its end.
+  if (flags.csv !== undefined) await writeCsv(flags.csv, csv(result, reference.manifest));
   if (flags.html !== undefined && collector !== undefined) {
     const { html, reference: base, a: other, forceRouting = false } = flags;
     await withCheckpoint(model, async (open) => {
@@ -128,7 +175,18 @@ async function compare(model: string, flags: Flags): Promise<void> {
       await writeReport(html, result, collector, reference, session, { ...subject, files: open.files });
     });
   }
+  if (flags.json) printJson({ model, ...sidesOf(flags), device: session.device, fusion, ...flatten(result), cost });
+  else process.stdout.write(table(result, cost));
   process.exitCode = exitCode(result, flags);
+}
+
+async function writeCsv(file: string, text: string): Promise<void> {
+  try {
+    await writeFile(file, text);
+  } catch (cause) {
+    const message = `--csv: ${file} cannot be written (${(cause as NodeJS.ErrnoException).code})`;
+    throw new OptionError("OPTION_RANGE", message, { field: "--csv", actual: file, cause });
+  }
 }
 
 interface Cost {
@@ -182,38 +240,40 @@ async function withCheckpoint<T>(model: string, use: (open: OpenModel) => Promis
 }
 
 async function openReference(model: string, flags: Flags): Promise<Reference> {
-  const { reference, a, b, ids: idsFlag, decode } = flags;
-  if ((reference === undefined) === (a === undefined || b === undefined)) {
-    throw new OptionError("OPTION_MISSING", "diff: give either --reference, or --a and --b with --ids");
-  }
+  const { reference, a, ids: list, decode = DECODE } = flags;
   if (reference !== undefined) return Reference.open(await openDirectory(dirname(reference)), basename(reference));
-  if (idsFlag === undefined)
-    throw new OptionError("OPTION_MISSING", "diff: --a and --b need --ids", { field: "--ids" });
-  const ids = await readIds(idsFlag);
-  await using session = await open(model, flags, a!, Math.max(1, ids.length), Math.max(1, ids.length) + decode);
-  checkPromptIds(ids, session.runner.vocabSize);
+  const given = list === undefined ? undefined : await readIds(list);
+  const promptLength = given?.length ?? SOME_IDS;
+  const sizes = { promptLength: Math.max(1, promptLength), length: Math.max(1, promptLength) + decode };
+  await using session = await open(model, flags, a!, sizes);
+  const { vocabSize } = session.runner;
+  const ids = given ?? Array.from({ length: SOME_IDS }, (_, i) => (7919 * i + 13) % vocabSize);
+  checkPromptIds(ids, vocabSize);
   return Reference.fromDump(
     await dump(session.runner, { ids, decode, wants: () => true }),
     session.runner.config.modelType,
   );
 }
 
-async function open(model: string, flags: Flags, device: DeviceName, promptLength: number, length: number) {
+/** What a session has to have room for, and what of the model the dump is of. */
+export function sizesOf({
+  manifest,
+}: Reference): Pick<SessionOptions, "promptLength" | "length" | "layers" | "sample"> {
+  const { prompt_len: promptLength, ids, producer } = manifest;
+  const layers = typeof producer?.layers === "number" ? producer.layers : undefined;
+  return { promptLength, length: ids.length, layers, sample: { ids: ids.slice(0, promptLength) } };
+}
+
+async function open(
+  model: string,
+  flags: Flags,
+  device: DeviceName,
+  sizes: Pick<SessionOptions, "promptLength" | "length">,
+) {
   const bar = new ProgressBar(`loading on ${device}`);
   const { threads, fusion, precision, kvCache } = flags;
   const source = { kind: "path", path: model } as const;
-  const session = {
-    source,
-    device,
-    threads,
-    fusion,
-    precision,
-    kvCache,
-    promptLength,
-    length,
-    sample: true,
-    onProgress: bar.update,
-  };
+  const session = { source, device, threads, fusion, precision, kvCache, ...sizes, onProgress: bar.update };
   return openSession(session).finally(() => bar.end());
 }
 
@@ -224,13 +284,19 @@ function exitCode(report: DiffReport, { allowMissing, strict }: Flags): number {
   return EXIT_CODES[report.verdict];
 }
 
-/** The stable JSON: metrics of a tap stand beside its key. */
+/** The stable JSON: metrics of a tap, also beside its key. */
 function flatten(report: DiffReport): object {
   const taps = report.taps.map(({ metrics, gate, isolated, ...tap }) => ({
     ...tap,
     ...metrics,
+    metrics,
     gate,
-    isolated: isolated && { ...isolated.metrics, gate: isolated.gate, verdict: isolated.verdict },
+    isolated: isolated && {
+      ...isolated.metrics,
+      metrics: isolated.metrics,
+      gate: isolated.gate,
+      verdict: isolated.verdict,
+    },
   }));
   return { ...report, taps };
 }

@@ -3,16 +3,16 @@ import { basename, dirname } from "node:path";
 import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
 import type { KvType } from "../backend.ts";
-import { VernierError } from "../errors.ts";
 import { openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 import { type DiffReport, diff } from "../precision/diff.ts";
 import { type Explanation, explain } from "../precision/explain.ts";
+import { floorBeside } from "../precision/floor.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
 import { openSession } from "../precision/session.ts";
 import { kvCacheOption, printJson, report } from "./common.ts";
-import { isUnreadable } from "./diff.ts";
+import { isUnreadable, sizesOf } from "./diff.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -59,7 +59,7 @@ async function run(model: string, flags: Flags): Promise<void> {
     else process.stdout.write(text(compared, { ...found, notes }));
     process.exitCode = EXIT_CODES[verdict];
   } catch (error) {
-    if (!isDamaged(error, flags.reference)) throw error;
+    if (!isUnreadable(error, flags.reference)) throw error;
     report(error);
     const verdict = "not-comparable";
     const { reference } = flags;
@@ -71,15 +71,6 @@ async function run(model: string, flags: Flags): Promise<void> {
 /** Of a dump that tells nothing. */
 const NOTHING: Explanation = { tap: null, error: 0, where: null, cause: null, hypotheses: [], notes: [] };
 
-/** A dump that is there and cannot be read is not comparable; one whose manifest is not there is a wrong name. */
-function isDamaged(error: unknown, reference: string): error is VernierError {
-  if (!(error instanceof VernierError)) return false;
-  const name = basename(reference);
-  const missing = error.code.startsWith("FILE_") && error.file === `${name}.safetensors`;
-  const malformed = error.code.startsWith("CFG_") && error.file === `${name}.json`;
-  return missing || malformed || isUnreadable(error, reference);
-}
-
 interface Found {
   readonly device: string;
   readonly compared: DiffReport;
@@ -89,18 +80,18 @@ interface Found {
 async function find(model: string, flags: Flags): Promise<Found> {
   const { device, threads, fusion, precision, kvCache, isolated, forceRouting, reference: base } = flags;
   await using reference = await Reference.open(await openDirectory(dirname(base)), basename(base));
-  const { prompt_len: promptLength, ids } = reference.manifest;
   const source = { kind: "path", path: model } as const;
   const bar = new ProgressBar("loading");
   const onProgress = bar.update;
-  const sizes = { promptLength, length: ids.length, sample: true };
-  const options = { source, device, threads, fusion, precision, kvCache, ...sizes, onProgress };
-  await using session = await openSession(options).finally(() => bar.end());
+  const how = { device, threads, fusion, precision, kvCache, onProgress };
+  await using session = await openSession({ source, ...how, ...sizesOf(reference) }).finally(() => bar.end());
   const open = await openModel(source);
   try {
     const { runner, samples, configJson } = session;
-    const how = { computeClass: flags.class, isolated, forceRouting };
-    const compared = await diff(runner, reference, { samples, configJson, ...how });
+    const computeClass = flags.class ?? session.computeClass;
+    const floor = await floorBeside(base);
+    const options = { samples, configJson, floor, computeClass, isolated, forceRouting };
+    const compared = await diff(runner, reference, options);
     return { device: session.device, compared, found: await explain(runner, reference, compared, open) };
   } finally {
     await open.checkpoint.close();

@@ -24,6 +24,16 @@ export function compareConfigs(reference: unknown, here: unknown): ConfigEntry[]
   });
 }
 
+/**
+ * Whether a model with another value computes something else: sizes, layers, positions, norms, activations, experts and formats. The
+ * rest of a config.json (dtypes, ids of special tokens, versions, training) may differ.
+ */
+export function isDecisive(name: string): boolean {
+  return /^(vocab_size|hidden_size|(moe_|shared_expert_)?intermediate_size|num_(hidden_layers|attention_heads|key_value_heads|local_experts|experts|experts_per_tok)|head_dim|hidden_act|hidden_activation|rms_norm_eps|rope_theta|rope_local_base_freq|(rope_scaling|rope_parameters)\.(rope_theta|factor|rope_type|type|beta_\w+|attention_factor|low_freq_factor|high_freq_factor|original_max_position_embeddings|truncate|mscale\w*)|partial_rotary_factor|sliding_window|use_sliding_window|layer_types|no_rope_layers|attn_logit_softcapping|final_logit_softcapping|query_pre_attn_scalar|norm_topk_prob|decoder_sparse_step|mlp_only_layers|swiglu_limit|attention_bias|mlp_bias|tie_word_embeddings|quantization_config\..*)$/.test(
+    name,
+  );
+}
+
 type Leaf = string | number | boolean | null;
 
 /** GGUF files have their numbers in f32. */

@@ -3,7 +3,7 @@
 // order costs two forward passes, and an eighth of one for the second look at the prompt's end.
 import type { Runner } from "../runner.ts";
 import { type Judged, judge, type Observe, type Sides } from "./compare.ts";
-import { compareConfigs } from "./config-diff.ts";
+import { type ConfigEntry, compareConfigs, isDecisive } from "./config-diff.ts";
 import { type DumpTensor, layersToShow, watch } from "./dump.ts";
 import {
   accumulatedGate,
@@ -30,11 +30,11 @@ import { divergences } from "./measure.ts";
 import { top1Rows } from "./metrics.ts";
 import { measureAll } from "./parallel.ts";
 import type { Reference } from "./reference.ts";
-import { distrust, type WeightSample } from "./trust.ts";
+import { distrust, type WeightSamples } from "./trust.ts";
 
 export interface DiffOptions {
   /** From `sampleWeights`. */
-  readonly samples: ReadonlyMap<string, WeightSample>;
+  readonly samples: WeightSamples;
   /** Default: `w8a8` for a dump whose linear layers quantised their inputs, else `f32`. */
   readonly computeClass?: ComputeClass;
   /**
@@ -127,7 +127,8 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     unobserved: [],
     computeClass,
   };
-  const reason = await distrust(runner, reference, options.samples);
+  const configs = compareConfigs(manifest.config, options.configJson).filter(({ differs }) => differs);
+  const reason = otherConfig(reference, configs) ?? (await distrust(runner, reference, options.samples));
   if (reason !== undefined) return { ...empty, verdict: "not-comparable", reason };
 
   const prompt = manifest.ids.slice(0, manifest.prompt_len);
@@ -135,13 +136,19 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const routing = forceRouting ? await routingOf(reference) : undefined;
   const own = new OwnRun(reference, computeClass, observe);
   const tapped = new Set(reference.tappedSteps);
+  /** What this model has to show, by the names that its network asks for. */
+  const asked = new Set<string>();
   const { greedy } = await watch(
     runner,
     {
       ids: prompt,
       decode: forced.length,
       forced,
-      wants: (key, step) => tapped.has(step) && reference.has(`${step}/${key}`),
+      wants: (key, step) => {
+        if (!tapped.has(step)) return false;
+        asked.add(`${step}/${key}`);
+        return reference.has(`${step}/${key}`);
+      },
       replace: routing,
       layersAtOnce,
     },
@@ -152,7 +159,10 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   );
   if (own.misshapen !== undefined) return { ...empty, verdict: "not-comparable", reason: own.misshapen };
   const taps = [...own.taps.values()];
-  const unobserved = [...missingPorts(runner, reference), ...manifest.order.filter((full) => !own.taps.has(full))];
+  const unobserved = [
+    ...holes(reference, asked, runner.config.numHiddenLayers),
+    ...manifest.order.filter((full) => !own.taps.has(full)),
+  ];
   if (taps.length === 0)
     return { ...empty, verdict: "incomplete", reason: "no tap of the reference could be compared", unobserved };
   const excused = await excuseNearTies(reference, taps, own.values);
@@ -176,9 +186,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     isolation.unstable = (await (await Replay.open(runner, reference, 0)).end(computeClass)).unstable;
   }
   const { guilty, isolated } = isolation;
-  for (const { name, reference: theirs, here, differs } of compareConfigs(manifest.config, options.configJson)) {
-    if (differs) notes.push(`config.json: ${name} is ${theirs} in the reference, ${here} here`);
-  }
+  notes.push(...configs.map(inWords));
   const reports = taps.map((tap) => ({ ...tap, isolated: isolated.get(tap.key) }));
   const propagated = failing.map(({ key }) => key).filter((key) => !guilty.includes(key));
   if (failing.length > 0 && guilty.length === 0) {
@@ -191,7 +199,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   let verdict: Verdict = "pass";
   let why: string | undefined;
   if (nonFinite) verdict = "non-finite";
-  else if (failing.length > 0 || guilty.length > 0 || !logits.pass) verdict = "fail";
+  else if (failing.length > 0 || guilty.length > 0 || logits?.pass === false) verdict = "fail";
   else if (unobserved.length > 0) {
     verdict = "incomplete";
     why = `${unobserved.length} planned taps were not compared, first ${unobserved[0]}`;
@@ -208,13 +216,26 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     notes,
     logits,
     headline: {
-      logits: headline(logits),
+      logits: logits && headline(logits),
       layers: taps.filter(({ kind }) => kind === "layer").map(({ key, metrics }) => ({ key, ...headline(metrics) })),
     },
     taps: reports,
     unobserved,
     computeClass,
   };
+}
+
+/** The model is another one where its config says so. The first layers of a model are compared with as many of it. */
+function otherConfig({ manifest }: Reference, configs: readonly ConfigEntry[]): string | undefined {
+  const cut = manifest.producer?.layers;
+  const decisive = configs.filter(({ name }) => isDecisive(name) && !(typeof cut === "number" && name === LAYERS));
+  return decisive.length === 0 ? undefined : decisive.slice(0, 3).map(inWords).join("; ");
+}
+
+const LAYERS = "num_hidden_layers";
+
+function inWords({ name, reference, here }: ConfigEntry): string {
+  return `config.json: ${name} is ${reference} in the reference, ${here} here`;
 }
 
 /** INT8 activations turn the last bit of an input into a step of their scale: two correct devices differ by that. */
@@ -313,8 +334,9 @@ class OwnRun {
     return judge({ actual, expected, shape }, accumulatedGate("logits", this.#computeClass));
   }
 
-  /** Of all steps together. */
-  logits(greedy: readonly number[]): LogitsReport {
+  /** Of all steps together; null where none had any. */
+  logits(greedy: readonly number[]): LogitsReport | null {
+    if (this.#divergences.length === 0) return null;
     const { metrics, verdict } = this.#judgeLogits();
     const { nmse, maxAbs, mae, mre, relL1, cosine } = metrics;
     const rows = Math.max(1, this.#divergences.length);
@@ -366,27 +388,32 @@ async function excuseNearTies(
 
 // ---------------------------------------------------------------------------------------------- completeness
 
-/** Ports that some layers of the reference have and others of the same make have not: holes in the dump. */
-function missingPorts(runner: Runner, reference: Reference): string[] {
-  const ports = new Map<string, Set<number>>();
-  const layers = runner.config.numHiddenLayers;
-  for (const full of reference.manifest.order) {
-    const match = /^0\/model\.layers\.(\d+)(.*)$/.exec(full);
-    if (match === null) continue;
-    const of = ports.get(match[2]) ?? new Set<number>();
-    ports.set(match[2], of.add(Number(match[1])));
-  }
-  // Dense and sparse layers of one model have other modules in their mlp: those ports may be in some layers only.
-  const optional = (port: string) => /^\.mlp[.:]/.test(port) && !/^\.mlp:(in|out)$/.test(port);
-  const kinds = ["gate_proj", "gate", "router", "experts"].filter((name) =>
-    [...ports.keys()].some((port) => port.startsWith(`.mlp.${name}:`)),
+/** What stands between layers and at the ends: what a dump without anything inside of layers has (the exporter's `light`). */
+const isBoundary = (key: string) =>
+  /^(model\.layers\.\d+:(in|out)|model\.layers\.\d+\.self_attn:ctx|model\.norm:(in|out)|model\.rotary_emb:.*|:logits)$/.test(
+    key,
   );
-  const mixed = kinds.includes("gate_proj") && kinds.length > 1;
-  const missing: string[] = [];
-  for (const [port, of] of ports) {
-    if (mixed && optional(port)) continue;
-    for (let i = 0; i < layers; i++) if (!of.has(i)) missing.push(`0/model.layers.${i}${port}`);
+
+/** What PyTorch has no module for: inside of experts, and tables of layers without positions. */
+const isOwn = (key: string) => /\.mlp\.experts:(gate_up|act|slots)$|^model\.rotary_emb:.*\.none$/.test(key);
+
+/**
+ * Taps that the reference should have and has not. With any operation inside of a layer it is meant to have all that this model
+ * shows (`asked`), in each step that has taps, unless its maker chose some (`taps`): then what one layer has, all have.
+ */
+function holes(reference: Reference, asked: ReadonlySet<string>, layers: number): string[] {
+  const { manifest } = reference;
+  const listed = new Set(manifest.order);
+  const missing = new Set(reference.plannedKeys(layers).filter((full) => !listed.has(full)));
+  const inside = manifest.order.some((full) => asked.has(full) && !isBoundary(split(full).key));
+  const chosen = manifest.producer?.taps !== undefined;
+  const layerPort = (key: string) => /^model\.layers\.\d+(.*)$/.exec(key)?.[1];
+  const ports = new Set(manifest.order.map((full) => layerPort(split(full).key)));
+  for (const full of asked) {
+    const { key } = split(full);
+    if (listed.has(full) || isOwn(key)) continue;
+    const port = layerPort(key);
+    if ((inside && !chosen) || (port !== undefined && ports.has(port))) missing.add(full);
   }
-  for (const full of reference.plannedKeys(layers)) if (!reference.has(full)) missing.push(full);
-  return missing;
+  return [...missing];
 }

@@ -141,6 +141,7 @@ export async function isolate(
         if (step === 0) result.unstable ??= await changed(traced, own.values, replay);
       },
     );
+    const fused = await replay.fused(computeClass);
     const end = await replay.end(computeClass);
     result.unstable ??= end.unstable;
     for (const [key, judged] of end.judged) {
@@ -172,8 +173,8 @@ export async function isolate(
       guilty.push(layer);
       result.notes.push(`${step}/${layer}: its operations are right one by one; together they are not`);
     }
-    for (const [key, judged] of end.judged) {
-      if (!failed(judged) || !innocent(key)) continue;
+    for (const [key, judged] of [...fused, ...end.judged]) {
+      if (!failed(judged) || !innocent(key) || guilty.includes(key)) continue;
       guilty.push(key);
       result.isolated.set(`${step}/${key}`, judged);
       result.notes.push(`${step}/${key}: its operations are right one by one; its fused kernels are not`);
@@ -234,6 +235,13 @@ function inputOf(key: string): string {
   return key === ":logits" ? "lm_head:in" : key.replace(/:out$/, ":in");
 }
 
+/** The output that a block's input is, if another block makes it. */
+function madeBy(input: string, layers: number): string | undefined {
+  const layer = input === "model.norm:in" ? layers : Number(/^model\.layers\.(\d+):in$/.exec(input)?.[1]);
+  if (input === "lm_head:in") return "model.norm:out";
+  return layer > 0 ? `model.layers.${layer - 1}:out` : undefined;
+}
+
 function sameBits(a: Values, b: Values): boolean {
   const bytes = (values: Values) => Buffer.from(values.buffer, values.byteOffset, values.byteLength);
   return bytes(a).equals(bytes(b));
@@ -253,9 +261,11 @@ export interface ReplayOptions {
 
 /** One step of a reference, to be run again from its own values. */
 export class Replay {
-  /** Of the step's tensors, in the order of execution, without the step. */
+  /** Of the step's tensors, in the order of execution, without the step; inputs also where only what makes them is there. */
   readonly keys: readonly string[];
   readonly #has: ReadonlySet<string>;
+  /** Inputs that the reference does not have, but the output that each of them is. */
+  readonly #same = new Map<string, string>();
   readonly #runner: Runner;
   readonly #reference: Reference;
   readonly #step: number;
@@ -270,8 +280,20 @@ export class Replay {
     this.#runner = runner;
     this.#reference = reference;
     this.#step = step;
-    this.keys = reference.manifest.order.map(split).flatMap((at) => (at.step === step ? [at.key] : []));
-    this.#has = new Set(this.keys);
+    const own = new Set(reference.manifest.order.map(split).flatMap((at) => (at.step === step ? [at.key] : [])));
+    const keys: string[] = [];
+    const { numHiddenLayers: layers } = runner.config;
+    for (const key of own) {
+      const input = isLayerOutput(key) || key === "model.norm:out" || key === "lm_head:out" ? inputOf(key) : undefined;
+      const before = input && madeBy(input, layers);
+      if (input !== undefined && before !== undefined && !own.has(input) && own.has(before)) {
+        keys.push(input);
+        this.#same.set(input, before);
+      }
+      keys.push(key);
+    }
+    this.keys = keys;
+    this.#has = new Set(keys);
   }
 
   has(key: string): boolean {
@@ -280,7 +302,7 @@ export class Replay {
 
   /** Valid until the reference forgets: at the latest when a replay goes on to other layers. */
   async expected(key: string): Promise<ReferenceTensor | undefined> {
-    return this.has(key) ? this.#reference.read(`${this.#step}/${key}`) : undefined;
+    return this.has(key) ? this.#reference.read(`${this.#step}/${this.#same.get(key) ?? key}`) : undefined;
   }
 
   run(options: ReplayOptions): Promise<DumpTensor[]> {
@@ -309,6 +331,38 @@ export class Replay {
       values: (key, _, layout) => inLayout(tensors.get(key)!, layout),
     };
     return { ...options, ...this.#rows(), step: this.#step, replace };
+  }
+
+  /**
+   * One layer of each make over the whole step, watched from outside only, so that nothing is unfused: kernels for many rows are
+   * others than those for a few. With the reference's inputs and experts; by its output.
+   */
+  async fused(computeClass: ComputeClass): Promise<Map<string, Reported>> {
+    const judged = new Map<string, Reported>();
+    const { config, architecture } = this.#runner;
+    const makes = new Map<string, string>();
+    for (let layer = 0; layer < config.numHiddenLayers; layer++) {
+      const block = `model.layers.${layer}`;
+      if (!this.has(`${block}:in`) || !this.has(`${block}:out`)) continue;
+      const ports = this.keys.filter((key) => blockOf(key) === block).map((key) => key.slice(block.length));
+      makes.set(`${architecture.kv(config, layer).window} ${ports}`, block);
+    }
+    const blocks = new Set(makes.values());
+    if (blocks.size === 0 || this.#rows().tokens.length === 1) return judged;
+    const options: ReplayOptions = {
+      reads: (key) => blocks.has(blockOf(key)) && (isBlockInput(key) || isRouting(key)),
+      wants: (key) => blocks.has(blockOf(key)) && isLayerOutput(key),
+      computes: (block) => blocks.has(block),
+    };
+    await this.watch(options, async (traced) => {
+      for (const { key, values: actual } of traced) {
+        const [expected, input] = [await this.expected(key), await this.expected(inputOf(key))];
+        if (expected === undefined || input === undefined) continue;
+        const inputs = { actual: input.values, expected: input.values };
+        judged.set(key, report(key, actual, expected, isolatedGate(kindOf(key), computeClass), inputs));
+      }
+    });
+    return judged;
   }
 
   /**

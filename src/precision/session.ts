@@ -3,11 +3,14 @@
 import type { ModelFiles } from "../../weights/files.ts";
 import type { KvType } from "../backend.ts";
 import { createBackend } from "../devices.ts";
+import { ModelFileError } from "../errors.ts";
 import type { Source } from "../inspect.ts";
 import { openModel } from "../inspect.ts";
+import type { BaseConfig } from "../model.ts";
 import type { DeviceName, Precision } from "../options.ts";
 import { type LoadProgress, Runner } from "../runner.ts";
-import { sampleWeights, type WeightSample } from "./trust.ts";
+import type { ComputeClass } from "./gates.ts";
+import { NO_SAMPLES, sampleWeights, type WeightSamples } from "./trust.ts";
 
 export interface SessionOptions {
   readonly source: Source;
@@ -24,8 +27,10 @@ export interface SessionOptions {
   readonly length: number;
   /** Sequences at once. Default 1. */
   readonly sequences?: number;
-  /** Also decode a few rows of every linear layer on the host, to tell other weights from wrong kernels. */
-  readonly sample?: boolean;
+  /** Also decode some weights on the host, and the embeddings of these ids, to tell other weights from wrong kernels. */
+  readonly sample?: { readonly ids: readonly number[] };
+  /** Only the model's first layers, then the final norm and the head, as the exporter's `--layers`. Default: all. */
+  readonly layers?: number;
   readonly onProgress?: (progress: LoadProgress) => void;
 }
 
@@ -37,8 +42,10 @@ export interface Session extends AsyncDisposable {
   readonly config: Uint8Array;
   /** The same, parsed. */
   readonly configJson: unknown;
-  /** Rows of the checkpoint's linear layers, when asked for. */
-  readonly samples: ReadonlyMap<string, WeightSample>;
+  /** Of the checkpoint's weights, when asked for. */
+  readonly samples: WeightSamples;
+  /** Gates of what was asked of the device, where those of the reference's own class are too narrow for it. */
+  readonly computeClass?: ComputeClass;
 }
 
 export async function openSession(options: SessionOptions): Promise<Session> {
@@ -52,13 +59,17 @@ export async function openSession(options: SessionOptions): Promise<Session> {
     promptLength,
     length,
     sequences = 1,
-    sample = false,
+    sample,
+    layers,
     onProgress,
   } = options;
-  const open = await openModel(source);
+  const model = await openModel(source);
+  const open = layers === undefined ? model : { ...model, config: firstLayers(model.config, layers) };
   try {
     const config = await readConfigBytes(open.files);
-    const samples = sample ? await sampleWeights(open.checkpoint, open.architecture, open.config) : new Map();
+    const samples = sample
+      ? await sampleWeights(open.checkpoint, open.architecture, open.config, sample.ids)
+      : NO_SAMPLES;
     const { backend, name } = await createBackend(device, { threads, precision });
     try {
       const runner = await Runner.create({
@@ -80,6 +91,7 @@ export async function openSession(options: SessionOptions): Promise<Session> {
         config,
         configJson,
         samples,
+        computeClass: classOf(runner, precision, kvCache),
         [Symbol.asyncDispose]: () => runner.dispose(),
       };
     } catch (error) {
@@ -89,6 +101,23 @@ export async function openSession(options: SessionOptions): Promise<Session> {
   } finally {
     await open.checkpoint.close();
   }
+}
+
+function firstLayers(config: BaseConfig, layers: number): BaseConfig {
+  if (!(Number.isInteger(layers) && layers >= 1 && layers <= config.numHiddenLayers)) {
+    const message = `the dump is of the first ${layers} layers, this model has ${config.numHiddenLayers}`;
+    throw new ModelFileError("REF_LAYERS", message, { actual: layers, limit: config.numHiddenLayers });
+  }
+  return { ...config, numHiddenLayers: layers };
+}
+
+/** What a device rounds on request: activations of quantised layers, or keys and values. */
+function classOf(runner: Runner, precision?: Precision, kvCache?: KvType): ComputeClass | undefined {
+  // A model that quantises its activations has the widest gates already.
+  if (runner.activations === "int8") return undefined;
+  const rounding = runner.quantized ? precision : "exact";
+  if (rounding === "fast" || kvCache === "int8") return "w8a8";
+  return rounding === "high" || kvCache === "f16" ? "f16" : undefined;
 }
 
 async function readConfigBytes(files: ModelFiles): Promise<Uint8Array> {

@@ -4,29 +4,56 @@ import type { Checkpoint } from "../../weights/checkpoint.ts";
 import { decodeWeight } from "../../weights/decode.ts";
 import type { Architecture, BaseConfig } from "../model.ts";
 import type { Runner } from "../runner.ts";
-import { nmse } from "./metrics.ts";
+import { argmaxRow, nmse } from "./metrics.ts";
 import { hashAll } from "./parallel.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 
 /** A few rows of a linear layer, decoded on the host. */
-export interface WeightSample {
+interface LinearSample {
   readonly outputs: number;
   readonly columns: number;
   readonly rows: readonly { readonly row: number; readonly values: Float32Array; readonly bias: number }[];
 }
 
-/** Samples by module path. Read from the checkpoint, so that no device stands between it and the dump. */
+/** What the checkpoint says, by module path. */
+export interface WeightSamples {
+  /** Linear layers, routers and the head. */
+  readonly linear: ReadonlyMap<string, LinearSample>;
+  /** Norms: all of their weight. */
+  readonly norms: ReadonlyMap<string, Float32Array>;
+  /** A row of the embedding. Undefined: not this model's token. */
+  readonly embedding: ReadonlyMap<number, Float32Array>;
+}
+
+export const NO_SAMPLES: WeightSamples = { linear: new Map(), norms: new Map(), embedding: new Map() };
+
+/** Rows of the embedding that are compared. */
+const SOME_TOKENS = 4;
+
+/** Read from the checkpoint, so that no device stands between it and the dump. `ids`: of the dump's prompt. */
 export async function sampleWeights(
   checkpoint: Checkpoint,
   architecture: Architecture,
   config: BaseConfig,
-): Promise<ReadonlyMap<string, WeightSample>> {
+  ids: readonly number[],
+): Promise<WeightSamples> {
   const table = architecture.tensors(config);
-  const samples = new Map<string, WeightSample>();
+  const samples = new Map<string, LinearSample>();
+  const norms = new Map<string, Float32Array>();
+  const embedding = new Map<number, Float32Array>();
   for (const [name, spec] of Object.entries(table)) {
-    const embedding = name === "model.embed_tokens.weight";
-    if (spec.shape.length !== 2 || !name.endsWith(".weight") || (embedding && !config.tieWordEmbeddings)) continue;
-    const module = embedding ? "lm_head" : name.slice(0, -".weight".length);
+    const embeds = name === "model.embed_tokens.weight";
+    if (embeds) {
+      const source = checkpoint.source(name, spec);
+      for (const id of ids.filter((id) => id < config.vocabSize).slice(0, SOME_TOKENS)) {
+        embedding.set(id, await decodeWeight(source, id, id + 1));
+      }
+    }
+    if (spec.shape.length === 1 && name.endsWith("norm.weight")) {
+      norms.set(name.slice(0, -".weight".length), await decodeWeight(checkpoint.source(name, spec)));
+    }
+    if (spec.shape.length !== 2 || !name.endsWith(".weight") || (embeds && !config.tieWordEmbeddings)) continue;
+    const module = embeds ? "lm_head" : name.slice(0, -".weight".length);
     const [outputs, columns] = spec.shape;
     const source = checkpoint.source(name, spec);
     const biasSpec = table[`${module}.bias`];
@@ -37,14 +64,14 @@ export async function sampleWeights(
     }
     samples.set(module, { outputs, columns, rows });
   }
-  return samples;
+  return { linear: samples, norms, embedding };
 }
 
 /** Why the dump cannot be compared with this model, or undefined. */
 export async function distrust(
   runner: Runner,
   reference: Reference,
-  samples: ReadonlyMap<string, WeightSample>,
+  samples: WeightSamples,
 ): Promise<string | undefined> {
   const { manifest } = reference;
   const { config } = runner;
@@ -57,6 +84,11 @@ export async function distrust(
     return `the dump has ${manifest.ids.length} positions, this run has room for ${runner.contextLength}`;
   const beyond = manifest.order.find((key) => Number(/layers\.(\d+)\b/.exec(key)?.[1] ?? 0) >= config.numHiddenLayers);
   if (beyond !== undefined) return `the dump has ${beyond}, this model has ${config.numHiddenLayers} layers`;
+  const { ids, greedy, prompt_len, producer } = manifest;
+  const fed = ids.slice(prompt_len);
+  if (producer?.forced === false && fed.some((id, i) => id !== greedy[i])) {
+    return "the ids that the dump's manifest lists are not the greedy ones, and it says that none was forced";
+  }
   const seen: Seen = { digests: new Map(), ports: new Map() };
   for (const keys of byLayer(manifest.order)) {
     const reason = (await implausible(reference, keys, seen)) ?? (await otherWeights(reference, keys, samples));
@@ -120,6 +152,13 @@ async function implausible(
     if (!describesValues(key) || tensor.values.length < 8) continue;
     if (tensor.values.every((value) => value === tensor.values[0]))
       return `${key} is constant: the dump did not record it`;
+    if (key.endsWith("/:logits")) {
+      const width = shape.at(-1)!;
+      const chosen = argmaxRow(tensor.values, tensor.values.length - width, width);
+      if (chosen !== manifest.greedy[Number(key.split("/")[0])]) {
+        return `the greedy ids that the dump's manifest lists are not those of its logits (${key})`;
+      }
+    }
     const port = `${key.replace(/layers\.\d+/, "layers.*")} ${tensor.values.subarray(0, 8)}`;
     const others = ports.get(port) ?? [];
     for (const other of others) {
@@ -137,17 +176,24 @@ function describesValues(key: string): boolean {
   return !/embed_tokens:in$|rotary_emb:|\.mlp\.(router|gate):out\.[12]$|\.mlp:out\.1$|:(probs|out\.1)$/.test(key);
 }
 
-/** Linear layers whose output in the dump is not what this checkpoint's weight makes of the dump's input. */
+/** Rounding of any class stays below; other weights are above 0.5, one tensor that is 1.25 times another is at 0.04. */
+const OTHER_WEIGHTS = 0.01;
+
+/** Modules whose output in the dump is not what this checkpoint's weight makes of the dump's input. */
 async function otherWeights(
   reference: Reference,
   keys: readonly string[],
-  samples: ReadonlyMap<string, WeightSample>,
+  samples: WeightSamples,
 ): Promise<string | undefined> {
-  for (const key of keys.filter((key) => /^0\/.*(_proj|lm_head):out$/.test(key))) {
-    const module = key.slice(2, -":out".length);
+  for (const key of keys.filter((key) => key.startsWith("0/"))) {
+    const module = key.slice(2, key.lastIndexOf(":"));
+    const other =
+      (await otherEmbedding(reference, key, samples)) ||
+      (await otherNorm(reference, key, module, samples.norms.get(module)));
+    if (other) return `${module} has other weights in the dump than in this checkpoint`;
+    const sample = samples.linear.get(module);
     const input = `0/${module}:in`;
-    const sample = samples.get(module);
-    if (sample === undefined || !reference.has(input)) continue;
+    if (sample === undefined || !/(:out|\.(gate|router):out\.0)$/.test(key) || !reference.has(input)) continue;
     const [x, y] = await Promise.all([reference.read(input), reference.read(key)]);
     const [columns, out] = [x.shape.at(-1)!, y.shape.at(-1)!];
     if (columns !== sample.columns || out !== sample.outputs) {
@@ -163,8 +209,54 @@ async function otherWeights(
         expected.push(y.values[t * out + row]);
       }
     }
-    // Rounding of any class stays below 1e-2; other weights are above 0.5.
-    if (nmse(actual, expected) > 0.05) return `${module} has other weights in the dump than in this checkpoint`;
+    if (nmse(actual, expected) > OTHER_WEIGHTS)
+      return `${module} has other weights in the dump than in this checkpoint`;
   }
   return undefined;
+}
+
+/** Whether a token's row is neither the checkpoint's nor, as some models scale theirs, √width times it. */
+async function otherEmbedding(reference: Reference, key: string, { embedding }: WeightSamples): Promise<boolean> {
+  if (key !== "0/model.embed_tokens:out") return false;
+  const { values, shape } = await reference.read(key);
+  const width = shape.at(-1)!;
+  const { ids, prompt_len } = reference.manifest;
+  return ids.slice(0, prompt_len).some((id, t) => {
+    const row = embedding.get(id);
+    if (row === undefined) return false;
+    const own = values.subarray(t * width, (t + 1) * width);
+    return [1, Math.sqrt(width)].every(
+      (scale) =>
+        !(
+          nmse(
+            row.map((x) => x * scale),
+            own,
+          ) <= OTHER_WEIGHTS
+        ),
+    );
+  });
+}
+
+/** Whether a norm's rows are neither its weight times its normalised input nor, as in Gemma, one more than its weight. */
+async function otherNorm(reference: Reference, key: string, module: string, weight?: Float32Array): Promise<boolean> {
+  const input = `0/${module}:in`;
+  if (weight === undefined || !key.endsWith(":out") || !reference.has(input)) return false;
+  const [x, y] = await Promise.all([reference.read(input), reference.read(key)]);
+  const width = weight.length;
+  if (x.shape.at(-1) !== width || y.values.length !== x.values.length) return false;
+  const rows = x.values.length / width;
+  return [0, 1].every((offset) => {
+    const actual: number[] = [];
+    const expected: number[] = [];
+    for (let row = 0; row < rows; row += Math.max(1, Math.floor(rows / 4))) {
+      const from = row * width;
+      let squares = 0;
+      for (let c = 0; c < width; c++) squares += x.values[from + c] ** 2;
+      for (let c = 0; c < width; c++) {
+        actual.push(((weight[c] + offset) * x.values[from + c]) / Math.sqrt(squares / width));
+        expected.push(y.values[from + c]);
+      }
+    }
+    return !(nmse(actual, expected) <= OTHER_WEIGHTS);
+  });
 }

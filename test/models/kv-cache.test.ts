@@ -9,6 +9,7 @@ import type { Backend, KvType } from "../../src/backend.ts";
 import { openModel } from "../../src/inspect.ts";
 import { type DiffReport, diff } from "../../src/precision/diff.ts";
 import { Reference } from "../../src/precision/reference.ts";
+import { NO_SAMPLES } from "../../src/precision/trust.ts";
 import { Runner } from "../../src/runner.ts";
 import { openDirectory } from "../../weights/directory.ts";
 
@@ -34,7 +35,7 @@ describe.each(ALL)("%s", (model) => {
     const runner = await Runner.create({ ...open, backend, kvCache, ...sizes });
     try {
       const computeClass = kvCache === "f16" ? "f16" : "w8a8";
-      return await diff(runner, torch, { computeClass, isolated: false, samples: new Map() });
+      return await diff(runner, torch, { computeClass, isolated: false, samples: NO_SAMPLES });
     } finally {
       await open.checkpoint.close();
       await runner.dispose();

@@ -12,6 +12,7 @@ import type { Precision } from "../../src/options.ts";
 import { type DiffOptions, type DiffReport, diff } from "../../src/precision/diff.ts";
 import { dump } from "../../src/precision/dump.ts";
 import { Reference } from "../../src/precision/reference.ts";
+import { NO_SAMPLES } from "../../src/precision/trust.ts";
 import { Runner } from "../../src/runner.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { quantizingReference } from "../kernels/quantized.ts";
@@ -91,7 +92,7 @@ describe.each<Case>(CASES)("$name", ({ model, dumps, base, flips = false }) => {
   });
 
   const compare = (name: string, reference: Reference, options: Omit<DiffOptions, "samples">): Promise<DiffReport> =>
-    diff(runners[name], reference, { ...options, samples: new Map() });
+    diff(runners[name], reference, { ...options, samples: NO_SAMPLES });
 
   /** What is not as it has to be, warnings included. */
   const wrong = ({ taps }: DiffReport) =>

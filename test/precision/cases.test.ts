@@ -34,7 +34,7 @@ const CASES = [...referenceCases(), ...(hasShared ? PACKED : [])];
 
 function open({ model }: Case, device: DeviceName, { prompt_len, ids }: Reference["manifest"]): Promise<Session> {
   const source = { kind: "path", path: model } as const;
-  return openSession({ source, device, promptLength: prompt_len, length: ids.length, sample: true });
+  return openSession({ source, device, promptLength: prompt_len, length: ids.length, sample: { ids } });
 }
 
 async function compare(one: Case, device: DeviceName, reference: Reference): Promise<void> {

@@ -287,18 +287,25 @@ describe("a dump of our own", () => {
     );
   });
 
-  test("of another config: key by key", () => {
+  test("of another config is not comparable, and the reason says which values differ", () => {
     const { config, ...rest } = manifest();
     const rope = { ...config.rope_parameters, factor: 3 };
     const other = { ...config, rms_norm_eps: 0.5, not_here: 1, rope_parameters: rope };
     writeFileSync(`${base}.json`, JSON.stringify({ ...rest, config: other }));
     const compared = vernier("diff", model, "--reference", base, "--device", "reference", "--json");
+    expect(compared.status).toBe(3);
     expect(JSON.parse(compared.stdout)).toMatchObject({
-      verdict: "pass",
-      notes: [
-        "config.json: rms_norm_eps is 0.5 in the reference, 0.00001 here",
+      verdict: "not-comparable",
+      reason:
+        "config.json: rms_norm_eps is 0.5 in the reference, 0.00001 here; " +
         "config.json: rope_parameters.factor is 3 in the reference, 8 here",
-      ],
+    });
+    // What changes nothing is a note.
+    writeFileSync(`${base}.json`, JSON.stringify({ ...rest, config: { ...config, bos_token_id: 77 } }));
+    const noted = vernier("diff", model, "--reference", base, "--device", "reference", "--json");
+    expect(JSON.parse(noted.stdout)).toMatchObject({
+      verdict: "pass",
+      notes: [expect.stringMatching(/^config.json: bos_token_id is 77 in the reference/)],
     });
     writeFileSync(`${base}.json`, JSON.stringify({ ...rest, config: "llama" }));
     const damaged = vernier("diff", model, "--reference", base, "--device", "reference");

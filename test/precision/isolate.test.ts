@@ -33,11 +33,11 @@ describe("what it costs", () => {
   const own = [PROMPT, ...Array(DECODED).fill(1)];
   const step = [1, 1, 1]; // a tapped decode step: its layers, and twice as it is decoded
 
-  test("a run in order: the prompt twice, its end two times more", async () => {
-    expect(await rowsOf("llama", createReferenceBackend())).toEqual([...own, PROMPT, END, END, ...step]);
+  test("a run in order: the prompt twice, one layer of it fused, its end two times more", async () => {
+    expect(await rowsOf("llama", createReferenceBackend())).toEqual([...own, PROMPT, PROMPT, END, END, ...step]);
   });
 
-  test("one that is not: the prompt a third time, in its bad layers only", async () => {
+  test("one that is not: the prompt once more, in its bad layers only", async () => {
     const defect = DEFECTS.find(({ name }) => name === "bias of k missing in one layer")!;
     let linears = 0;
     const counted: AlterOps = (ops, launch, label) => ({
@@ -49,10 +49,10 @@ describe("what it costs", () => {
       },
     });
     const rows = await rowsOf(defect.model, alteredBackend({ ops: counted }));
-    expect(rows.filter((n) => n === PROMPT)).toEqual([PROMPT, PROMPT, PROMPT]);
+    expect(rows.filter((n) => n === PROMPT)).toEqual([PROMPT, PROMPT, PROMPT, PROMPT]);
     // Two layers of seven products, and the head: all of them from the ids; with the layers' inputs, since the head inherits the
-    // error; then those of layer 1.
-    expect(linears).toBe(15 + 15 + 7);
+    // error; layer 1 fused, for all layers of its make; then its operations.
+    expect(linears).toBe(15 + 15 + 7 + 7);
   });
 
   test("without replays: the prompt once, its end two times more", async () => {
@@ -100,7 +100,19 @@ describe("what each run sees", () => {
     expect(notes[0]).toMatch(/layers\.1:out: its operations are right one by one; its fused kernels are not/);
     expect(taps.filter(({ key }) => key.startsWith("0/")).every((tap) => tap.verdict === "pass")).toBe(true);
     const { isolated } = taps.find(({ key }) => key === firstGuilty)!;
-    expect(isolated).toMatchObject({ verdict: "fail", worst: expect.stringMatching(/of the last 2 tokens$/) });
+    expect(isolated).toMatchObject({ verdict: "fail", worst: expect.stringMatching(/^token \d+; channel \d+$/) });
+  });
+
+  test("a fused kernel that is wrong for many rows only, and nowhere at the prompt's end", async () => {
+    const many: AlterOps = (ops) => {
+      const gateUp: FusedOps["gateUp"] = (x, gate, up, { gateBias, upBias, ...glu }) => {
+        const [a, b] = [ops.linear(x, gate, gateBias), ops.linear(x, up, upBias)];
+        return x.shape[0] > END ? ops.glu(b, a, glu) : ops.glu(a, b, glu);
+      };
+      return { gateUp } as ReturnType<AlterOps>;
+    };
+    const { verdict, guilty } = await reportOf("llama", many);
+    expect({ verdict, guilty }).toEqual({ verdict: "fail", guilty: ["0/model.layers.1:out"] });
   });
 
   /** Adds something that grows from run to run and stays below every gate. */

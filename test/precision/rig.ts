@@ -5,7 +5,7 @@ import type { Backend } from "../../src/backend.ts";
 import type { Architecture, BaseConfig } from "../../src/model.ts";
 import type { Alteration } from "../../src/precision/altered.ts";
 import { Reference } from "../../src/precision/reference.ts";
-import { sampleWeights, type WeightSample } from "../../src/precision/trust.ts";
+import { sampleWeights, type WeightSamples } from "../../src/precision/trust.ts";
 import { Runner } from "../../src/runner.ts";
 import type { Checkpoint } from "../../weights/checkpoint.ts";
 import { openDirectory } from "../../weights/directory.ts";
@@ -20,7 +20,7 @@ export interface Damage extends Alteration {
 export interface Opened extends AsyncDisposable {
   readonly runner: Runner;
   readonly reference: Reference;
-  readonly samples: ReadonlyMap<string, WeightSample>;
+  readonly samples: WeightSamples;
   readonly architecture: Architecture;
   /** As it is in the checkpoint. */
   readonly config: BaseConfig;
@@ -45,7 +45,7 @@ export async function openPair(
   const { checkpoint, architecture, config: read } = await openModel(folder);
   const config = damage.config?.(read) ?? read;
   const { ids, prompt_len } = reference.manifest;
-  const samples = await sampleWeights(checkpoint, architecture, read);
+  const samples = await sampleWeights(checkpoint, architecture, read, ids.slice(0, prompt_len));
   const sizes = { contextLength: ids.length + 2, maxSequences: 1, prefillChunk: prompt_len };
   const runner = await Runner.create({ architecture, config, checkpoint, backend, ...sizes });
   return {

@@ -13,6 +13,7 @@ import { dump } from "../../src/precision/dump.ts";
 import { writeDump } from "../../src/precision/dump-file.ts";
 import { nmse } from "../../src/precision/metrics.ts";
 import { Reference } from "../../src/precision/reference.ts";
+import { NO_SAMPLES } from "../../src/precision/trust.ts";
 import { quantizedModel } from "../../src/quantize.ts";
 import { Runner } from "../../src/runner.ts";
 import { openDirectory } from "../../weights/directory.ts";
@@ -43,7 +44,7 @@ test.each([
   await writeDump(join(folder, "dump"), made, header);
   await using stored = await Reference.open(await openDirectory(folder), "dump");
   for (const reference of [Reference.fromDump(made, "qwen3"), stored]) {
-    const { computeClass, verdict } = await diff(runner, reference, { samples: new Map() });
+    const { computeClass, verdict } = await diff(runner, reference, { samples: NO_SAMPLES });
     expect([computeClass, verdict]).toEqual([expected, "pass"]);
   }
   await Promise.all([runner.dispose(), open.checkpoint.close()]);
