@@ -113,7 +113,8 @@ function checkFlags(argument: string | undefined, flags: Flags): string {
   if (reference !== undefined) {
     const given = Object.entries({ "--a": a, "--b": b, "--ids": ids, "--decode": decode });
     const field = given.find(([, value]) => value !== undefined)?.[0];
-    if (field !== undefined) throw conflict(`${field} goes with --a and --b, not with --reference`, field);
+    if (field !== undefined)
+      throw conflict(`${field} is for two devices without a dump; leave it out with --reference`, field);
   } else if (device !== undefined) throw conflict("--a and --b are the devices; leave out --device", "--device");
   if (decode !== undefined && !(Number.isInteger(decode) && decode >= 0)) {
     const message = "--decode: a whole number from 0 on is expected";

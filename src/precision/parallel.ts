@@ -64,6 +64,11 @@ function isShared(task: Task): boolean {
 
 let seen = 0;
 
+/** Whether the second thread is there; for tests. */
+export function usesTwoThreads(): boolean {
+  return second.running;
+}
+
 async function shareOut(tasks: readonly Task[]): Promise<Result[]> {
   const sizes = tasks.map(sizeOf);
   const total = sizes.reduce((sum, size) => sum + size, 0);
@@ -103,6 +108,10 @@ class Second {
   /** Starts it the first time; until it is there, and where it cannot be, one thread does all. */
   ready(): boolean {
     if (this.#state === "none") this.#start();
+    return this.#state === "ready";
+  }
+
+  get running(): boolean {
     return this.#state === "ready";
   }
 

@@ -2,7 +2,7 @@
 
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -10,6 +10,8 @@ import { describe, expect, test } from "vitest";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
 import { compareConfigs } from "../../src/precision/config-diff.ts";
 import { type DiffReport, diff } from "../../src/precision/diff.ts";
+import { measure } from "../../src/precision/measure.ts";
+import { hashAll, measureAll, usesTwoThreads } from "../../src/precision/parallel.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
 import { MODELS, openPair } from "./rig.ts";
@@ -85,6 +87,33 @@ async function compare(base: string, model: string): Promise<DiffReport> {
   return await diff(pair.runner, pair.reference, { samples: pair.samples });
 }
 
+test("hashes and metrics of two threads are those of one", async () => {
+  // More values than are worth a second thread, in memory that it can see.
+  const shared = (length: number) => new Float32Array(new SharedArrayBuffer(4 * length));
+  const pairs = Array.from({ length: 24 }, (_, n) => {
+    const [actual, values] = [shared(100_000 + n), shared(100_000 + n)];
+    values.forEach((_, i) => {
+      values[i] = Math.sin(i + n);
+      actual[i] = values[i] * (1 + 1e-6 * Math.cos(i));
+    });
+    return { actual, expected: { key: String(n), shape: [1, 100_000 + n], values } };
+  });
+  const expected = pairs.map(({ actual, expected: { values, shape } }) => measure(actual.slice(), values, shape[1]));
+  const digests = pairs.map(({ actual }) => createHash("sha256").update(actual).digest("hex"));
+  for (let round = 0; round < 20 && !usesTwoThreads(); round++) {
+    expect(await hashAll(pairs.map(({ actual }) => actual))).toEqual(digests);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  expect(usesTwoThreads()).toBe(true);
+  await measureAll(pairs);
+  expect(pairs.map(({ actual, expected: { values, shape } }) => measure(actual, values, shape[1]))).toEqual(expected);
+  expect(await hashAll(pairs.map(({ actual }) => actual))).toEqual(digests);
+  // Memory of one thread is left to it.
+  const own = pairs.map(({ actual, expected: one }) => ({ actual: actual.slice(), expected: one }));
+  await measureAll(own);
+  expect(own.map(({ actual, expected: { values, shape } }) => measure(actual, values, shape[1]))).toEqual(expected);
+});
+
 const MAIN = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
 function vernier(...args: string[]) {
   const { status, stdout, stderr } = spawnSync(process.execPath, [MAIN, ...args], { encoding: "utf8" });
@@ -93,6 +122,11 @@ function vernier(...args: string[]) {
 
 const drop = (dump: Editable, pattern: RegExp) => {
   dump.order = dump.order.filter((key) => !pattern.test(key));
+};
+
+const scale = (dump: Editable, key: string, by: number) => {
+  const { values } = dump.tensors.get(key)!;
+  values.set(values.map((value) => value * by));
 };
 
 const cases: [what: string, change: (dump: Editable) => unknown, verdict: string, reason: RegExp][] = [
@@ -104,6 +138,35 @@ const cases: [what: string, change: (dump: Editable) => unknown, verdict: string
     "incomplete",
     /layers\.1\.self_attn:q_rope/,
   ],
+  [
+    "one operation of a decode step is missing",
+    (dump) => drop(dump, /^1\/.*layers\.1\.mlp\.down_proj:out$/),
+    "incomplete",
+    /1\/model\.layers\.1\.mlp\.down_proj:out/,
+  ],
+  ["an operation of all layers is missing", (dump) => drop(dump, /self_attn:probs$/), "incomplete", /probs/],
+  ["all products of a kind are missing", (dump) => drop(dump, /q_proj:/), "incomplete", /q_proj/],
+  ["the embedding is missing", (dump) => drop(dump, /embed_tokens/), "incomplete", /embed_tokens/],
+  ["the rope tables are missing", (dump) => drop(dump, /rotary_emb/), "incomplete", /rotary_emb/],
+  [
+    "some modules only, as its maker wanted",
+    (dump) => {
+      drop(dump, /embed_tokens|rotary_emb|_proj:|:probs$/);
+      dump.manifest.producer = { taps: "layernorm|self_attn|mlp" };
+    },
+    "pass",
+    /^$/,
+  ],
+  [
+    "some modules only, and one of them not in every layer",
+    (dump) => {
+      drop(dump, /embed_tokens|rotary_emb|_proj:|layers\.1\.self_attn:probs$/);
+      dump.manifest.producer = { taps: "layernorm|self_attn|mlp" };
+    },
+    "incomplete",
+    /layers\.1\.self_attn:probs/,
+  ],
+  ["all logits are missing", (dump) => drop(dump, /:logits$/), "incomplete", /0\/:logits/],
   ["the logits are missing", (dump) => drop(dump, /^0\/:logits$/), "incomplete", /0\/:logits/],
   ["the logits of a decode step are missing", (dump) => drop(dump, /^7\/:logits$/), "incomplete", /7\/:logits/],
   ["nothing in it", (dump) => drop(dump, /./), "incomplete", /no tap/],
@@ -190,6 +253,33 @@ const cases: [what: string, change: (dump: Editable) => unknown, verdict: string
     "incomplete",
     /11\/:logits/,
   ],
+  [
+    "another last id than the model chose",
+    (dump) => {
+      dump.manifest.producer = { forced: false };
+      dump.manifest.ids.splice(-1, 1, (dump.manifest.ids.at(-1)! + 1) % 70);
+    },
+    "not-comparable",
+    /not the greedy ones/,
+  ],
+  [
+    "greedy ids of another run",
+    (dump) => dump.manifest.greedy.splice(2, 1, (dump.manifest.greedy[2] + 1) % 70),
+    "not-comparable",
+    /not those of its logits/,
+  ],
+  [
+    "another embedding",
+    (dump) => scale(dump, "0/model.embed_tokens:out", 1.25),
+    "not-comparable",
+    /embed_tokens has other weights/,
+  ],
+  [
+    "another norm",
+    (dump) => scale(dump, "0/model.layers.1.post_attention_layernorm:out", 1.25),
+    "not-comparable",
+    /layers\.1\.post_attention_layernorm has other weights/,
+  ],
   ["an id that the model has not", (dump) => dump.manifest.ids.splice(25, 1, 70), "not-comparable", /token 70/],
   ["another kind of model", (dump) => Object.assign(dump.manifest, { model_type: "qwen2" }), "not-comparable", /qwen2/],
   [
@@ -231,6 +321,34 @@ describe("a dump with a fault", () => {
       verdict,
       reason: expect.stringMatching(reason),
     });
+  });
+
+  test("another router", async () => {
+    const dump = await read("mixtral");
+    scale(dump, "0/model.layers.0.mlp.gate:out.0", 1.25);
+    expect(await compare(write(dump), "mixtral")).toMatchObject({
+      verdict: "not-comparable",
+      reason: expect.stringMatching(/layers\.0\.mlp\.gate has other weights/),
+    });
+  });
+
+  test("no logits at all: none are reported", async () => {
+    const dump = await read("llama");
+    drop(dump, /:logits$/);
+    const { logits, headline } = await compare(write(dump), "llama");
+    expect({ logits, headline: headline.logits }).toEqual({ logits: null, headline: null });
+  });
+
+  test("of the ends of layers only: what a layer makes is the next one's input", async () => {
+    const dump = await read("llama");
+    drop(dump, /^(?!\d+\/(model\.layers\.\d+:out|model\.norm:out|:logits)$)/);
+    const report = await compare(write(dump), "llama");
+    expect(report).toMatchObject({ verdict: "pass", guilty: [] });
+    const norm = report.taps.find(({ key }) => key === "0/model.norm:out")!;
+    expect(norm.isolated!.metrics.nmse).toBeLessThan(1e-11);
+    // An error before it is not the norm's.
+    scale(dump, "0/model.layers.1:out", 1.001);
+    expect((await compare(write(dump), "llama")).guilty).toEqual(["0/model.layers.1:out"]);
   });
 
   test("of another model with the same architecture and sizes", async () => {
@@ -285,6 +403,52 @@ describe("a dump of our own", () => {
     expect(vernier("diff", model, "--reference", base, "--device", "reference", "--cost").stdout).toMatch(
       /^cost: \d+ ms, [\d.]+ × a plain pass of \d+ ms\ncost of another: \d+ ms, [\d.]+ × a plain pass of \d+ ms$/m,
     );
+  });
+
+  test("of the first layers is compared with as many", () => {
+    const cut = mkdtempSync(join(tmpdir(), "vernier-cut-"));
+    copyFileSync(join(model, "model.safetensors"), join(cut, "model.safetensors"));
+    const config = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
+    writeFileSync(join(cut, "config.json"), JSON.stringify({ ...config, num_hidden_layers: 1 }));
+    const first = join(cut, "first");
+    vernier("dump", cut, "--ids", ids.join(), "--decode", "1", "--device", "reference", "--out", first);
+    const made = JSON.parse(readFileSync(`${first}.json`, "utf8"));
+    const compared = (layers: number) => {
+      writeFileSync(`${first}.json`, JSON.stringify({ ...made, producer: { ...made.producer, layers } }));
+      const { status, stdout } = vernier("diff", model, "--reference", first, "--device", "reference", "--json");
+      return { status, ...JSON.parse(stdout) };
+    };
+    expect(compared(1)).toMatchObject({ status: 0, verdict: "pass", unobserved: [] });
+    for (const layers of [0, 3]) {
+      expect(compared(layers)).toMatchObject({
+        status: 3,
+        verdict: "not-comparable",
+        reason: expect.stringMatching(/first \d layers/),
+      });
+    }
+  });
+
+  test("that cannot be read is not comparable, in JSON too", () => {
+    const folder = mkdtempSync(join(tmpdir(), "vernier-damaged-"));
+    for (const end of ["json", "safetensors"]) copyFileSync(`${base}.${end}`, join(folder, `mine.${end}`));
+    const compared = () => {
+      const { status, stdout } = vernier(
+        "diff",
+        model,
+        "--reference",
+        join(folder, "mine"),
+        "--device",
+        "reference",
+        "--json",
+      );
+      return { status, ...JSON.parse(stdout) };
+    };
+    const nothing = { status: 3, verdict: "not-comparable", firstGuilty: null, guilty: [], logits: null, taps: [] };
+    const bytes = readFileSync(join(folder, "mine.safetensors"));
+    writeFileSync(join(folder, "mine.safetensors"), bytes.subarray(0, bytes.length / 2));
+    expect(compared()).toMatchObject({ ...nothing, reason: expect.stringMatching(/mine\.safetensors/) });
+    writeFileSync(join(folder, "mine.json"), "{");
+    expect(compared()).toMatchObject({ ...nothing, reason: expect.stringMatching(/mine\.json.*JSON/) });
   });
 
   test("of another config is not comparable, and the reason says which values differ", () => {
