@@ -47,6 +47,46 @@ function line(out: string) {
   return JSON.parse(out);
 }
 
+describe("diff", () => {
+  const dump = join(TINY, "dump.f32");
+
+  test("--model, two devices and no ids: one line of JSON with both of them", async () => {
+    const { code, out } = await vernier(["diff", "--model", TINY, "--a", "cpu", "--b", "reference", "--json"]);
+    expect(code).toBe(0);
+    const { a, b, device, verdict, taps } = line(out);
+    expect({ a, b, device, verdict }).toEqual({ a: "cpu", b: "reference", device: "reference", verdict: "pass" });
+    const { metrics, gate, key, nmse } = taps.at(-1);
+    expect({ key, gate }).toEqual({ key: "4/:logits", gate: { metric: "nmse", warn: 1e-9, fail: 1e-7 } });
+    expect(metrics).toMatchObject({ nmse, cosine: expect.any(Number), mae: expect.any(Number) });
+  });
+
+  test.each([
+    [["--reference", dump, "--a", "cpu"], "OPTION_CONFLICT"],
+    [["--reference", dump, "--b", "cpu"], "OPTION_CONFLICT"],
+    [["--reference", dump, "--ids", "1"], "OPTION_CONFLICT"],
+    [["--reference", dump, "--decode", "2"], "OPTION_CONFLICT"],
+    [["--a", "cpu", "--b", "reference", "--device", "cpu"], "OPTION_CONFLICT"],
+    [["--reference", dump, "--model", TINY], "OPTION_CONFLICT"],
+    [["--a", "cpu"], "OPTION_MISSING"],
+    [["--a", "cpu", "--b", "cpu", "--decode", "-1"], "OPTION_RANGE"],
+    [["--a", "cpu", "--b", "cpu", "--decode", "1.5"], "OPTION_RANGE"],
+    [["--reference", dump, "--csv", join(dump, "no.csv")], "OPTION_RANGE: --csv"],
+  ])("%j is refused", async (flags, code) => {
+    const refused = await vernier(["diff", TINY, ...flags, ...(flags.includes("--b") ? [] : ["--threads", "1"])]);
+    expect(refused).toMatchObject({ code: 2, out: "" });
+    expect(refused.err).toContain(`error ${code}`);
+  });
+
+  test("without any model", async () => {
+    expect((await vernier(["diff", "--reference", dump])).err).toContain("OPTION_MISSING: diff: give a model");
+  });
+
+  test("a device that is not there has compared nothing", async () => {
+    const { code, out } = await vernier(["diff", TINY, "--reference", dump, "--device", "webgpu", "--json"]);
+    expect({ code, verdict: line(out).verdict }).toEqual({ code: 6, verdict: "incomplete" });
+  });
+});
+
 describe("generate", () => {
   test("--ids --json: PyTorch's tokens in one line", async () => {
     const { code, out, err } = await vernier([

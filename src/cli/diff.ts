@@ -12,6 +12,7 @@ import { csv } from "../precision/csv.ts";
 import { type DiffOptions, type DiffReport, diff, type Headline } from "../precision/diff.ts";
 import { dump } from "../precision/dump.ts";
 import { explain } from "../precision/explain.ts";
+import { floorBeside } from "../precision/floor.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES, type Verdict } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
 import { Collector, layoutOf } from "../precision/report/collect.ts";
@@ -156,6 +157,7 @@ async function compare(model: string, flags: Flags): Promise<void> {
     computeClass: flags.class ?? session.computeClass,
     isolated: flags.isolated,
     forceRouting: flags.forceRouting,
+    floor: flags.reference === undefined ? undefined : await floorBeside(flags.reference),
     configJson: session.configJson,
   };
   const plainMs = flags.cost && (await plainTime(session.runner, reference));
@@ -327,9 +329,13 @@ function table(report: DiffReport, cost?: Costs): string {
     `mean absolute error ${meanAbsoluteError.toExponential(2)}, mean relative error ${(100 * meanRelativeError).toPrecision(3)} %, cosine ${cosine.toFixed(9)}`;
   for (const layer of report.headline.layers) lines.push(`${layer.key}: ${named(layer)}\n`);
   if (logits !== null && report.headline.logits !== null) {
-    const { nmse, kl, top1, greedyEqual } = logits;
+    const { nmse, kl, top1, greedyEqual, floor, rho } = logits;
     const rest = `NMSE ${nmse.toExponential(2)}, KL ${kl.toExponential(2)}, top-1 ${(100 * top1).toFixed(1)} %`;
     lines.push(`logits: ${named(report.headline.logits)}, ${rest}, greedy ids ${greedyEqual ? "equal" : "differ"}\n`);
+    if (floor !== null) {
+      const parts = [`NMSE ${floor.nmse.toExponential(2)}`, `mean absolute error ${floor.mae.toExponential(2)}`];
+      lines.push(`floor (PyTorch in bf16): ${parts.join(", ")}; ρ ${rho!.toPrecision(3)} of it\n`);
+    }
   }
   lines.push(...report.notes.map((note) => `note: ${note}\n`));
   if (cost !== undefined) {

@@ -5,6 +5,7 @@ import type { Runner } from "../runner.ts";
 import { type Judged, judge, type Observe, type Sides } from "./compare.ts";
 import { type ConfigEntry, compareConfigs, isDecisive } from "./config-diff.ts";
 import { type DumpTensor, layersToShow, watch } from "./dump.ts";
+import { type Floor, MOST_RHO, meetsHeadline, rhoOf } from "./floor.ts";
 import {
   accumulatedGate,
   type ComputeClass,
@@ -46,6 +47,8 @@ export interface DiffOptions {
   readonly forceRouting?: boolean;
   /** How many layers run and are compared at once. Default: as many as take little memory. */
   readonly layersAtOnce?: number;
+  /** PyTorch in bf16 against itself in f32 (`floorBeside`): what a device of class bf16 is measured by. */
+  readonly floor?: Floor;
   /** config.json, to be compared with that of the dump. */
   readonly configJson?: unknown;
   /** Sees the tensors of every comparison, which the report itself does not keep. */
@@ -80,6 +83,9 @@ export interface LogitsReport {
   readonly kl: number;
   readonly klMax: number;
   readonly top1: number;
+  /** The noise floor of the reference, if it has one, and how many times its root mean square the device's error is. */
+  readonly floor: Floor | null;
+  readonly rho: number | null;
   /** Greedy ids equal the reference's at every step (ties excepted: `top1`). */
   readonly greedyEqual: boolean;
   readonly pass: boolean;
@@ -167,7 +173,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     return { ...empty, verdict: "incomplete", reason: "no tap of the reference could be compared", unobserved };
   const excused = await excuseNearTies(reference, taps, own.values);
 
-  const logits = own.logits(greedy);
+  const logits = own.logits(greedy, options.floor);
   const failing = taps.filter(
     ({ key, verdict }) => (verdict === "fail" || verdict === "non-finite") && !excused.has(key),
   );
@@ -335,7 +341,7 @@ class OwnRun {
   }
 
   /** Of all steps together; null where none had any. */
-  logits(greedy: readonly number[]): LogitsReport | null {
+  logits(greedy: readonly number[], floor?: Floor): LogitsReport | null {
     if (this.#divergences.length === 0) return null;
     const { metrics, verdict } = this.#judgeLogits();
     const { nmse, maxAbs, mae, mre, relL1, cosine } = metrics;
@@ -344,16 +350,22 @@ class OwnRun {
     const top1 = this.#sameTop / rows;
     const gates = LOGIT_GATES[this.#computeClass];
     const headline = mae < HEADLINE.mae && mre < HEADLINE.mre && relL1 < HEADLINE.relL1;
+    const rho = floor === undefined ? null : rhoOf(nmse, floor);
+    // In bf16 the headline binds where PyTorch's own bf16 holds it; where it does not, that is what the device is held to.
+    const bf16 = this.#computeClass === "bf16" && floor !== undefined;
+    const byFloor = !bf16 || (meetsHeadline(floor) ? headline : rho! <= MOST_RHO);
     const pass =
       verdict !== "fail" &&
       verdict !== "non-finite" &&
       kl <= gates.kl &&
       top1 >= gates.top1 &&
       cosine >= gates.cosine &&
-      (headline || !gates.headline);
+      (headline || !gates.headline) &&
+      byFloor;
     const greedyEqual = greedy.every((id, i) => id === this.#reference.manifest.greedy[i]);
     const klMax = Math.max(0, ...this.#divergences);
-    return { nmse, maxAbs, mae, mre, relL1, cosine, kl, klMax, top1, greedyEqual, pass };
+    const known = { floor: floor ?? null, rho };
+    return { nmse, maxAbs, mae, mre, relL1, cosine, kl, klMax, top1, ...known, greedyEqual, pass };
   }
 }
 

@@ -4,6 +4,7 @@ import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Backend, FusedOps } from "../../src/backend.ts";
 import { type AlterOps, alteredBackend, amend } from "../../src/precision/altered.ts";
 import { type DiffOptions, diff } from "../../src/precision/diff.ts";
+import type { Floor } from "../../src/precision/floor.ts";
 import { isNearTie } from "../../src/precision/isolate.ts";
 import { DEFECTS } from "./defects.ts";
 import { openPair } from "./rig.ts";
@@ -113,6 +114,24 @@ describe("what each run sees", () => {
     };
     const { verdict, guilty } = await reportOf("llama", many);
     expect({ verdict, guilty }).toEqual({ verdict: "fail", guilty: ["0/model.layers.1:out"] });
+  });
+
+  test("in bf16: held to the floor of PyTorch's own bf16, or to the headline where that holds it", async () => {
+    // Logits that are wrong by a thousandth of themselves: an NMSE of about 1e-6.
+    const coarse = amend("linear", (out, [, weight]) => {
+      if (weight.name === "lm_head.weight")
+        for (let i = 0; i < out.length; i++) out[i] *= 1 + 1e-3 * Math.sign(Math.sin(i));
+    });
+    const held = async (floor?: Floor) => {
+      const { logits } = await reportOf("llama", coarse, { computeClass: "bf16", floor });
+      return { pass: logits!.pass, rho: logits!.rho };
+    };
+    const noisy = { mae: 1, relL1: 1, one_minus_cos: 1e-3, kl_mean: 1e-3 };
+    expect(await held()).toEqual({ pass: true, rho: null });
+    expect(await held({ ...noisy, nmse: 1e-6 })).toEqual({ pass: true, rho: expect.closeTo(1, 1) });
+    expect(await held({ ...noisy, nmse: 1e-8 })).toEqual({ pass: false, rho: expect.closeTo(10, 0) });
+    // A floor that holds the headline: this device does too.
+    expect(await held({ ...noisy, nmse: 1e-8, mae: 1e-3, relL1: 1e-3 })).toMatchObject({ pass: true });
   });
 
   /** Adds something that grows from run to run and stays below every gate. */

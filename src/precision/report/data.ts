@@ -1,7 +1,9 @@
 // The report as data: everything the page shows, small enough to travel in one file. Knows no HTML.
+
 import { columnName } from "../compare.ts";
 import type { ConfigEntry } from "../config-diff.ts";
 import type { DiffReport, Headline, LogitsReport, TapReport } from "../diff.ts";
+import type { Floor } from "../floor.ts";
 import { accumulatedGate, type Gate, HEADLINE, isolatedGate, LOGIT_GATES } from "../gates.ts";
 import type { Metrics } from "../measure.ts";
 import type { Choices, Collected, HeatRow, LogitRow, Mode } from "./collect.ts";
@@ -10,15 +12,6 @@ import type { Profile, Strip } from "./profile.ts";
 
 /** null: not finite, which JSON cannot say. */
 export type Num = number | null;
-
-/** Logits of a run in bf16 by the reference itself, against its own f32: what nobody can ask of a device in bf16. */
-export interface Floor {
-  readonly nmse: number;
-  readonly mae: number;
-  readonly relL1: number;
-  readonly one_minus_cos: number;
-  readonly kl_mean: number;
-}
 
 export type State = "guilty" | "propagated" | "non-finite" | "fail" | "near-tie" | "warn" | "pass";
 

@@ -1,6 +1,6 @@
 // Gathers what a report says about the world around a diff (machine, versions, config, tokenizer, noise floor), and writes the
 // file. Node only.
-import { readFile, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { arch, cpus, release, totalmem, type } from "node:os";
 import { basename, resolve } from "node:path";
 import type { ModelFiles } from "../../../weights/files.ts";
@@ -8,10 +8,11 @@ import { ModelFileError, OptionError } from "../../errors.ts";
 import { loadTokenizer } from "../../text/tokenizer.ts";
 import { compareConfigs } from "../config-diff.ts";
 import type { DiffReport } from "../diff.ts";
+import { floorBeside } from "../floor.ts";
 import type { Reference } from "../reference.ts";
 import type { Session } from "../session.ts";
 import type { Collector } from "./collect.ts";
-import { type Context, type Floor, reportData } from "./data.ts";
+import { type Context, reportData } from "./data.ts";
 import { reportPage } from "./page.ts";
 
 export interface Subject {
@@ -98,18 +99,4 @@ async function texts(files: ModelFiles, vocabSize: number): Promise<Context["tex
     if (error instanceof ModelFileError) return undefined;
     throw error;
   }
-}
-
-/** `<name>.f32` has its floor in `<name>.bf16.json`, written by the exporter's second run. */
-async function floorBeside(reference: string): Promise<Floor | undefined> {
-  if (!reference.endsWith(".f32")) return undefined;
-  let json: { floor_vs_f32?: Partial<Floor> };
-  try {
-    json = JSON.parse(await readFile(`${reference.slice(0, -".f32".length)}.bf16.json`, "utf8"));
-  } catch {
-    return undefined; // None was made: the class's own floor is shown.
-  }
-  const { nmse, mae, relL1, one_minus_cos, kl_mean } = json.floor_vs_f32 ?? {};
-  const known = [nmse, mae, relL1, one_minus_cos, kl_mean].every((value) => typeof value === "number");
-  return known ? ({ nmse, mae, relL1, one_minus_cos, kl_mean } as Floor) : undefined;
 }
