@@ -416,6 +416,7 @@ const isOwn = (key: string) => /\.mlp\.experts:(gate_up|act|slots)$|^model\.rota
 function holes(reference: Reference, asked: ReadonlySet<string>, layers: number): string[] {
   const { manifest } = reference;
   const listed = new Set(manifest.order);
+  const steps = Number(manifest.producer?.tap_steps ?? 0);
   const missing = new Set(reference.plannedKeys(layers).filter((full) => !listed.has(full)));
   const inside = manifest.order.some((full) => asked.has(full) && !isBoundary(split(full).key));
   const chosen = manifest.producer?.taps !== undefined;
@@ -426,6 +427,11 @@ function holes(reference: Reference, asked: ReadonlySet<string>, layers: number)
     if (listed.has(full) || isOwn(key)) continue;
     const port = layerPort(key);
     if ((inside && !chosen) || (port !== undefined && ports.has(port))) missing.add(full);
+  }
+  // A step of which nothing is left.
+  for (let step = 1; step <= steps && step <= manifest.ids.length - manifest.prompt_len; step++) {
+    if (!reference.tappedSteps.includes(step) && reference.tappedSteps.includes(0))
+      missing.add(`${step}/model.layers.0:out`);
   }
   return [...missing];
 }

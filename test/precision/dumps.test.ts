@@ -166,6 +166,15 @@ const cases: [what: string, change: (dump: Editable) => unknown, verdict: string
     "incomplete",
     /layers\.1\.self_attn:probs/,
   ],
+  [
+    "a decode step is missing",
+    (dump) => {
+      drop(dump, /^1\/(?!:logits)/);
+      dump.manifest.producer = { tap_steps: 1 };
+    },
+    "incomplete",
+    /1\/model\.layers\.0:out/,
+  ],
   ["all logits are missing", (dump) => drop(dump, /:logits$/), "incomplete", /0\/:logits/],
   ["the logits are missing", (dump) => drop(dump, /^0\/:logits$/), "incomplete", /0\/:logits/],
   ["the logits of a decode step are missing", (dump) => drop(dump, /^7\/:logits$/), "incomplete", /7\/:logits/],

@@ -229,7 +229,9 @@ def main():
     if plain.logits() != dump.logits():
         sys.exit("dump: looking changed the result; a module does not give the same twice")
     kind = model.config.model_type
-    producer = {"compute_dtype": "float32", **how, "profile": args.profile}
+    producer = {"compute_dtype": "float32", **how, "profile": args.profile, "tap_steps": min(args.tap_steps, args.decode)}
+    if args.taps:
+        producer["taps"] = args.taps                                     # a selection: what is missing may be meant
     head = manifest(name, kind, producer, ids, greedy, margins)
     save(dump, f"{args.out}.f32", {**head, **about})
     print(f"{args.out}.f32: {len(dump.entries)} taps, greedy {greedy}, smallest margin {min(margins):.3g}")
