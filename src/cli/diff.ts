@@ -5,7 +5,7 @@ import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
 import { checkPromptIds } from "../answer.ts";
 import type { KvType } from "../backend.ts";
-import { DeviceError, ModelFileError, OptionError, VernierError } from "../errors.ts";
+import { DeviceError, OptionError, VernierError } from "../errors.ts";
 import { type OpenModel, openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 import { csv } from "../precision/csv.ts";
