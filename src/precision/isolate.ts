@@ -168,7 +168,9 @@ export async function isolate(
       );
     }
     const guilty = blame(misses);
-    const innocent = (key: string) => !guilty.some((leaf) => blockOf(leaf) === blockOf(key));
+    // Tables are every layer's.
+    const innocent = (key: string) =>
+      !guilty.some((leaf) => blockOf(leaf) === blockOf(key) || blockOf(leaf) === "model.rotary_emb");
     for (const layer of wrong.filter(isLayerOutput).filter(innocent)) {
       guilty.push(layer);
       result.notes.push(`${step}/${layer}: its operations are right one by one; together they are not`);

@@ -134,7 +134,18 @@ describe("vernier explain", () => {
   const dumpOf = (model: string) => `${MODELS}${model}/dump.f32`;
 
   test("takes the options of diff", () => {
-    const options = ["--device", "cpu", "--kv-cache", "f16", "--force-routing", "--precision", "high", "--no-isolated"];
+    const options = [
+      "--device",
+      "cpu",
+      "--class",
+      "f32",
+      "--kv-cache",
+      "f16",
+      "--force-routing",
+      "--precision",
+      "high",
+      "--no-isolated",
+    ];
     const { status, stdout } = vernier("gpt_oss", dumpOf("gpt_oss"), ...options);
     expect(status).toBe(1);
     expect(JSON.parse(stdout)).toMatchObject({
