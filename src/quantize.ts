@@ -224,12 +224,15 @@ function quantizationConfig({ to, group }: QuantizeOptions): object {
   const strategy =
     group === undefined ? { strategy: "channel", group_size: null } : { strategy: "group", group_size: group };
   const weights = { num_bits: 8, type: "int", symmetric: true, dynamic: false, observer: "minmax", ...strategy };
+  // The group says its format too: where it does not, compressed-tensors takes 8 bits without activations for pack-quantized.
+  const format = "int-quantized";
+  const linear = { targets: ["Linear"], weights, input_activations: null, output_activations: null, format };
   return {
     quant_method: "compressed-tensors",
-    format: "int-quantized",
+    format,
     quantization_status: "compressed",
     ignore: ["lm_head", "re:.*\\.(gate|router)$", "re:.*\\.experts$"],
     kv_cache_scheme: null,
-    config_groups: { group_0: { targets: ["Linear"], weights, input_activations: null, output_activations: null } },
+    config_groups: { group_0: linear },
   };
 }
