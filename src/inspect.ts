@@ -27,6 +27,8 @@ export interface TensorSummary {
   readonly stored: string;
   /** Bytes of it in the files. More in memory: the stored type is not a format of the engine's, and was widened. */
   readonly storedBytes: number;
+  /** The layer quantises its input as well (W8A8). */
+  readonly activations?: "int8";
 }
 
 export interface ModelSummary {
@@ -41,6 +43,8 @@ export interface ModelSummary {
   readonly tensors: readonly TensorSummary[];
   /** What takes more memory than it does in the files, by stored type and format: nothing is lost by it. */
   readonly widened: readonly WidenedSummary[];
+  /** Layers that quantise their input to INT8 as well (W8A8): tensors of format int8. */
+  readonly int8Activations: number;
   readonly memory: MemoryNeed;
 }
 
@@ -196,7 +200,8 @@ export function summarize(
     const parts = (spec.from ?? [name]).flatMap((from) => checkpoint.tensors.get(from) ?? []);
     const stored = [...new Set(parts.map(({ dtype }) => dtype))].join(", ");
     const storedBytes = parts.reduce((sum, part) => sum + part.byteLength, 0);
-    return { name, shape: source.shape, format: source.format, byteLength, stored, storedBytes };
+    const { shape, format, activations } = source;
+    return { name, shape, format, byteLength, stored, storedBytes, ...(activations && { activations }) };
   });
   const formats: Record<string, { tensors: number; parameters: number; bytes: number }> = {};
   for (const { shape, format, byteLength } of tensors) {
@@ -216,6 +221,7 @@ export function summarize(
     formats,
     tensors,
     widened: widenedTensors(tensors),
+    int8Activations: tensors.filter(({ activations }) => activations !== undefined).length,
     memory: { weights, kv, total: weights + kv, contextLength },
   };
 }

@@ -1,4 +1,4 @@
-// f32 → INT8 and MXFP4: the nearest values that a checkpoint in these formats can have. Knows nothing of files.
+// f32 → INT8, MXFP4 and BF16: the nearest values that a checkpoint in these formats can have. Knows nothing of files.
 import type { WeightSource } from "../src/backend.ts";
 import { assert } from "../src/errors.ts";
 import { decodeWeight, rowBytes, rowsOf } from "./decode.ts";
@@ -86,6 +86,14 @@ export function quantizeMxfp4(values: Float32Array): QuantizedMxfp4 {
     }
   }
   return { blocks, scales };
+}
+
+/** The nearest bf16 of each value, ties to even, as PyTorch rounds; of finite values only. */
+export function encodeBf16(values: Float32Array): Uint16Array<ArrayBuffer> {
+  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const halves = new Uint16Array(values.length);
+  for (let i = 0; i < bits.length; i++) halves[i] = (bits[i] + 0x7fff + ((bits[i] >>> 16) & 1)) >>> 16;
+  return halves;
 }
 
 function largest(values: Float32Array, from: number, to: number): number {

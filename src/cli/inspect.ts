@@ -38,6 +38,7 @@ async function run(
       ({ stored, format, tensors, storedBytes, bytes }) =>
         `widened       ${tensors} tensors, ${stored} → ${format}: ${formatBytes(storedBytes)} in the file, ${formatBytes(bytes)} in memory, no value changed`,
     ),
+    ...(model.int8Activations === 0 ? [] : [`activations   int8 in ${model.int8Activations} tensors' layers (W8A8)`]),
     `memory        ${formatBytes(memory.weights)} weights + ${formatBytes(memory.kv)} keys and values = ${formatBytes(memory.total)}`,
     `              ${fits ? "fits" : "does not fit"}: ${formatBytes(available)} are available`,
     "",
