@@ -313,15 +313,15 @@ function configText(config: object): string {
   return JSON.stringify(config).replace(/"((?:attn|final)_logit_softcapping)":(\d+)(?=[,}])/g, '"$1":$2.0');
 }
 
+const ROPE_TENSORS: readonly string[] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+
 /** `rope_scaling` of config.json. Some converters store what a scaling does to each frequency instead of its settings. */
 async function ropeScaling(gguf: Metadata, file: ModelFile): Promise<Record<string, unknown> | null> {
   const values = async (name: string) => {
     const tensor = gguf.header.tensors.get(name);
     return tensor && [...(await decodeWeight(ggmlSource(name, file, tensor)))].map(asWritten);
   };
-  const [divisors, long, short] = await Promise.all(
-    ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"].map(values),
-  );
+  const [divisors, long, short] = await Promise.all(ROPE_TENSORS.map(values));
   if (divisors !== undefined) {
     // Llama 3.1: one list for any length, and no attention factor.
     const lists = { short_factor: divisors, long_factor: divisors };
@@ -380,6 +380,7 @@ function convertTensors(
   }
 
   for (const tensor of tensors.values()) {
+    if (ROPE_TENSORS.includes(tensor.name)) continue; // in config.json, where Hugging Face has them
     const [, layer, module, leaf] = /^blk\.(\d+)\.(.+)\.(weight|bias)$/.exec(tensor.name) ?? [];
     const at = `model.layers.${layer}`;
     const merged = /^ffn_(gate|up|down)_exps$/.exec(module ?? "")?.[1] as "gate" | "up" | "down" | undefined;

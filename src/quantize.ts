@@ -1,8 +1,9 @@
 // A checkpoint with its linear layers in INT8 (compressed-tensors), or its gpt-oss experts in MXFP4, as other engines read it
 // too; and how far each weight moved. Reads and writes a few MiB at a time; knows no files.
 import { decodeRows, decodeWeight, rowsOf } from "../weights/decode.ts";
+import { GGML_TYPES, type GgmlType } from "../weights/ggml.ts";
 import { MXFP4_BLOCK } from "../weights/mxfp4.ts";
-import { encodeBf16, quantized, quantizeInt8, quantizeMxfp4 } from "../weights/quantize.ts";
+import { encodeBf16, quantized, quantizeInt8, quantizeMxfp4, rounded } from "../weights/quantize.ts";
 import { type SafetensorsEntry, writeSafetensors } from "../weights/safetensors.ts";
 import type { WeightSource } from "./backend.ts";
 import { OptionError } from "./errors.ts";
@@ -128,6 +129,18 @@ function isLinear(name: string, { shape }: TensorSpec): boolean {
   return shape.length >= 2 && !/(embed_tokens|lm_head|norm|\.gate|router)\.weight$|_bias$/.test(name);
 }
 
+/** Columns of an INT8 product: groups with fewer do not stay packed on any device. */
+const PACKED_GROUP = 32;
+
+const isPacked = ({ format, shape, group = shape.at(-1)! }: WeightSource) =>
+  format === "mxfp4" || (format === "int8" && (group >= PACKED_GROUP || group === shape.at(-1)));
+
+/** What becomes of a linear layer that is loaded as `to`: `ragged` ones have rows that are no whole blocks, and stay. */
+function fateOf(stored: WeightSource, to: "int8" | "mxfp4"): "made" | "packed" | "ragged" {
+  if (isPacked(stored)) return "packed";
+  return to === "mxfp4" && stored.shape.at(-1)! % MXFP4_BLOCK !== 0 ? "ragged" : "made";
+}
+
 /**
  * The same model, whose linear layers are in another format from the moment they are read: INT8 with one scale a row, or MXFP4
  * (layers whose rows are no whole blocks of 32 stay as they are). Packed weights stay packed.
@@ -136,9 +149,44 @@ export function quantizedModel(model: OpenModel, to: "int8" | "mxfp4"): OpenMode
   const { checkpoint } = model;
   const source = (name: string, spec: TensorSpec): WeightSource => {
     const stored = checkpoint.source(name, spec);
-    const wide = stored.format === "f32" || stored.format === "f16" || stored.format === "bf16";
-    const fits = to === "int8" || stored.shape.at(-1)! % MXFP4_BLOCK === 0;
-    return wide && fits && isLinear(name, spec) ? quantized(stored, to) : stored;
+    return isLinear(name, spec) && fateOf(stored, to) === "made" ? quantized(stored, to) : stored;
+  };
+  return { ...model, checkpoint: { ...checkpoint, source } };
+}
+
+/** A line about what `quantizedModel` leaves alone; undefined: it changes all linear layers. */
+export function leftAlone(
+  { architecture, config, checkpoint }: OpenModel,
+  to: "int8" | "mxfp4",
+): { level: "warn" | "info"; message: string } | undefined {
+  const fates = { made: [] as string[], packed: [] as string[], ragged: [] as string[] };
+  for (const [name, spec] of Object.entries(architecture.tensors(config))) {
+    if (isLinear(name, spec)) fates[fateOf(checkpoint.source(name, spec), to)].push(name);
+  }
+  const { made, packed, ragged } = fates;
+  if (packed.length + ragged.length === 0) return undefined;
+  const left = [
+    ...(packed.length === 0 ? [] : [`${packed.length} are packed already (${packed[0]}, …)`]),
+    ...(ragged.length === 0 ? [] : [`${ragged.length} have rows that blocks of 32 do not divide (${ragged[0]}, …)`]),
+  ];
+  const all = made.length + packed.length + ragged.length;
+  const message = `quantize: "${to}" is for ${made.length} of ${all} weights of linear layers; ${left.join(", ")}`;
+  return { level: made.length === 0 || ragged.length > 0 ? "warn" : "info", message };
+}
+
+/**
+ * The same model as devices keep it that are to be fast: matrices in block types of GGUF that have no packed format in the engine
+ * (those with minima, and those with a scale for 16 values) are rounded to BF16. In f32 they would take up to twelve times
+ * what they take in the file; rounding moves a value by 2^-8 of it at most, the blocks themselves are off by far more.
+ */
+export function compactModel(model: OpenModel): OpenModel {
+  const { checkpoint } = model;
+  const source = (name: string, spec: TensorSpec): WeightSource => {
+    const stored = checkpoint.source(name, spec);
+    const types = (spec.from ?? [name]).flatMap((from) => checkpoint.tensors.get(from)?.dtype.split(", ") ?? []);
+    const blocks = types.some((type) => Object.hasOwn(GGML_TYPES, type) && GGML_TYPES[type as GgmlType].elements > 1);
+    const wide = stored.format === "f32" || (stored.format === "int8" && !isPacked(stored));
+    return blocks && wide && stored.shape.length > 1 ? rounded(stored) : stored;
   };
   return { ...model, checkpoint: { ...checkpoint, source } };
 }

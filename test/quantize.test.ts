@@ -6,7 +6,14 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import { type OpenModel, openModel, summarize } from "../src/inspect.ts";
-import { configText, type QuantizeOptions, type QuantizeReport, quantize, quantizedModel } from "../src/quantize.ts";
+import {
+  configText,
+  leftAlone,
+  type QuantizeOptions,
+  type QuantizeReport,
+  quantize,
+  quantizedModel,
+} from "../src/quantize.ts";
 import { decodeWeight } from "../weights/decode.ts";
 import { decodeInt8 } from "../weights/int8.ts";
 import { decodeMxfp4 } from "../weights/mxfp4.ts";
@@ -42,11 +49,17 @@ test.each([
   ["mistral", undefined],
   ["mixtral", undefined],
   ["../gguf/qwen3-q8_0.gguf", 16],
+  ["../gguf/llama-q8_0.gguf", undefined],
 ] as const)("%s in int8, group %s: linears are packed, the rest is untouched", async (name, group) => {
   const model = await open(name);
   const [report, made] = await quantized(model, { to: "int8", group });
   const errors = new Map(report.tensors.map((one) => [one.name, one]));
   const left = new Map(report.left.map((one) => [one.name, one]));
+  // What GGUF has as tensors and Hugging Face in config.json (frequencies of rope) is in config.json.
+  const known = Object.entries(model.architecture.tensors(model.config)).flatMap(
+    ([tensor, { from }]) => from ?? [tensor],
+  );
+  expect(report.left.filter((one) => !known.includes(one.name))).toEqual([]);
   let packed = 0;
   for (const [tensor, spec] of Object.entries(model.architecture.tensors(model.config))) {
     const [before, after] = [await weight(model, tensor), await weight(made, tensor)];
@@ -138,6 +151,31 @@ test.each([
   }
   expect(summarize(loaded).formats[to]?.tensors).toBe(count);
   await model.checkpoint.close();
+});
+
+test("what is left alone while loading is said", async () => {
+  const mistral = await open("mistral");
+  const parts: Uint8Array[] = [];
+  const { config } = await quantize(mistral, async (bytes) => void parts.push(bytes.slice()), { to: "int8" });
+  const [int8, oss, mixtral] = [
+    await openFiles(config, joined(parts)),
+    await open("gpt_oss_mxfp4"),
+    await open("mixtral"),
+  ];
+  expect(leftAlone(mistral, "int8")).toBeUndefined();
+  expect(leftAlone(oss, "int8")).toEqual({
+    level: "info",
+    message: expect.stringMatching(/8 of 12 .* 4 are packed already \(.*experts/),
+  });
+  expect(leftAlone(int8, "mxfp4")).toEqual({
+    level: "warn",
+    message: expect.stringMatching(/0 of 14 .* 14 are packed/),
+  });
+  expect(leftAlone(mixtral, "mxfp4")).toEqual({
+    level: "warn",
+    message: expect.stringContaining("2 have rows that blocks of 32 do not divide"),
+  });
+  await Promise.all([mistral, int8, oss, mixtral].map(({ checkpoint }) => checkpoint.close()));
 });
 
 test("gpt-oss in mxfp4: values that the format has come back bit for bit", async () => {
@@ -249,6 +287,7 @@ test("the command writes a folder that the other commands read, and keeps one th
   expect(quantization_config.config_groups.group_0.format).toBe("int-quantized");
   const { formats } = JSON.parse(run("inspect", out, "--json"));
   expect(formats.int8.tensors).toBe(28);
+  expect(run("inspect", out)).not.toContain("W8A8");
   expect(() => run("quantize", gguf, out, "--to", "int8")).toThrow("exists already");
   expect(() => run("quantize", gguf, join(folder, "none", "int8"), "--to", "int8")).toThrow(
     `no folder ${join(folder, "none")}`,
@@ -256,6 +295,12 @@ test("the command writes a folder that the other commands read, and keeps one th
   expect(() => run("quantize", gguf, join(out, "config.json", "int8"), "--to", "int8")).toThrow("is not a folder");
   expect(() => run("quantize", gguf, join(folder, "small"), "--to", "int8", "--group", "1")).toThrow("OPTION_RANGE");
   expect(existsSync(join(folder, "small"))).toBe(false);
+
+  const input = { num_bits: 8, type: "int", symmetric: true, dynamic: true, strategy: "token" };
+  quantization_config.config_groups.group_0.input_activations = input;
+  writeFileSync(join(out, "config.json"), JSON.stringify({ ...config(out), quantization_config }));
+  expect(run("inspect", out)).toMatch(/^activations +int8 in 28 tensors' layers \(W8A8\)$/m);
+  expect(() => run("quantize", out, join(folder, "twice"), "--to", "int8")).toThrow("quantised already");
 
   // What a folder has for other engines comes along; weights of other kinds do not.
   const model = join(folder, "model");

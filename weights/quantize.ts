@@ -58,6 +58,26 @@ export function quantized(source: WeightSource, to: "int8" | "mxfp4"): WeightSou
   };
 }
 
+/** A weight seen in BF16, every value rounded to the nearest. */
+export function rounded(source: WeightSource): WeightSource {
+  const { name, shape } = source;
+  const stride = rowBytes("bf16", rowsOf(shape).columns).data;
+  const size = planeBytes("bf16", shape, "data");
+  return {
+    name,
+    shape,
+    format: "bf16",
+    byteLength: (plane) => (plane === "data" ? size : 0),
+    async read(plane, byteOffset, byteLength, into) {
+      const inside = byteOffset >= 0 && byteOffset + byteLength <= size;
+      assert(plane === "data" && inside, `${name}: ${plane} ${byteOffset} + ${byteLength}`);
+      const from = Math.floor(byteOffset / stride);
+      const halves = encodeBf16(await decodeWeight(source, from, Math.ceil((byteOffset + byteLength) / stride)));
+      return placed(new Uint8Array(halves.buffer, byteOffset - from * stride, byteLength), into);
+    },
+  };
+}
+
 export interface QuantizedMxfp4 {
   /** 16 bytes a block, in the order of Hugging Face's gpt-oss files. */
   readonly blocks: Uint8Array;
