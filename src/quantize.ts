@@ -129,11 +129,12 @@ function isLinear(name: string, { shape }: TensorSpec): boolean {
   return shape.length >= 2 && !/(embed_tokens|lm_head|norm|\.gate|router)\.weight$|_bias$/.test(name);
 }
 
-/** Columns of an INT8 product: groups with fewer do not stay packed on any device. */
+/** Columns that products of INT8 take at a time: groups that they do not divide are widened. */
 const PACKED_GROUP = 32;
 
+/** A weight that stays packed in memory; INT8 of a scale a row is as small as it can be, whatever a device makes of it. */
 const isPacked = ({ format, shape, group = shape.at(-1)! }: WeightSource) =>
-  format === "mxfp4" || (format === "int8" && (group >= PACKED_GROUP || group === shape.at(-1)));
+  format === "mxfp4" || (format === "int8" && (group % PACKED_GROUP === 0 || group === shape.at(-1)));
 
 /** What becomes of a linear layer that is loaded as `to`: `ragged` ones have rows that are no whole blocks, and stay. */
 function fateOf(stored: WeightSource, to: "int8" | "mxfp4"): "made" | "packed" | "ragged" {

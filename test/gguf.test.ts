@@ -494,6 +494,11 @@ test.each(ARCHITECTURES)("%s: the checkpoint that was converted comes back, conf
     ...(name.startsWith("qwen") && { windows: undefined, normTopkProb: undefined }),
   };
   expect({ ...model.config, ...unknown }).toEqual({ ...hf.config, ...unknown });
+  // For other engines, where it is written to a folder: the class, and floats that look like floats.
+  const { architectures } = hf.configJson as { architectures: string[] };
+  expect(model.configJson).toMatchObject({ architectures, torch_dtype: "float32" });
+  const text = await textOf(model.files, "config.json");
+  for (const [, value] of text.matchAll(/softcapping":([^,}]+)/g)) expect(value).toMatch(/^\d+\.\d+$/);
   const table = hf.architecture.tensors(hf.config);
   expect(model.architecture.tensors(model.config)).toEqual(table);
   for (const [tensor, spec] of Object.entries(table)) {

@@ -1,5 +1,5 @@
 // Quantised checkpoints: read back by the same engine, with the values they were given and the errors that were reported.
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { cpSync, existsSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -178,6 +178,34 @@ test("what is left alone while loading is said", async () => {
   await Promise.all([mistral, int8, oss, mixtral].map(({ checkpoint }) => checkpoint.close()));
 });
 
+test("groups that no device keeps packed are quantised again while loading", async () => {
+  const source = await open("../gguf/qwen3-q8_0.gguf");
+  for (const [group, bytes] of [
+    [16, 1 + 4 / 96],
+    [32, 1 + 4 / 32],
+    [48, 1 + 4 / 96],
+  ]) {
+    const stored = grouped(source, group);
+    const name = "model.layers.0.self_attn.q_proj.weight";
+    const made = quantizedModel(stored, "int8").checkpoint.source(
+      name,
+      source.architecture.tensors(source.config)[name],
+    );
+    expect([made.format, made.byteLength("data") + made.byteLength("scales")]).toEqual(["int8", 192 * 96 * bytes]);
+  }
+  await source.checkpoint.close();
+});
+
+/** The model with another group: what its scales would be does not matter here. */
+function grouped(model: OpenModel, group: number): OpenModel {
+  const source: OpenModel["checkpoint"]["source"] = (name, spec) => {
+    const own = model.checkpoint.source(name, spec);
+    const scales = (own.byteLength("data") / group) * 4;
+    return { ...own, group, byteLength: (plane) => (plane === "scales" ? scales : own.byteLength(plane)) };
+  };
+  return { ...model, checkpoint: { ...model.checkpoint, source } };
+}
+
 test("gpt-oss in mxfp4: values that the format has come back bit for bit", async () => {
   const source = await open("gpt_oss_mxfp4");
   // The same model as a dense checkpoint, experts as [E, in, out].
@@ -295,6 +323,12 @@ test("the command writes a folder that the other commands read, and keeps one th
   expect(() => run("quantize", gguf, join(out, "config.json", "int8"), "--to", "int8")).toThrow("is not a folder");
   expect(() => run("quantize", gguf, join(folder, "small"), "--to", "int8", "--group", "1")).toThrow("OPTION_RANGE");
   expect(existsSync(join(folder, "small"))).toBe(false);
+  const { stderr } = spawnSync(
+    process.execPath,
+    [main, "quantize", gguf, join(folder, "grouped"), "--to", "int8", "--group", "16"],
+    { encoding: "utf8" },
+  );
+  expect(stderr).toContain("groups of 16 become f32 in this engine's memory; multiples of 32 stay packed");
 
   const input = { num_bits: 8, type: "int", symmetric: true, dynamic: true, strategy: "token" };
   quantization_config.config_groups.group_0.input_activations = input;
