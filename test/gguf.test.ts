@@ -132,7 +132,7 @@ test.each([
 test("tekken: 1,500 texts give the ids of Hugging Face's tokenizers with the expression of Mistral's tekken.json", async () => {
   const original: TokenizerJson = readText("tokenizers/o200k/tokenizer.json");
   const strings: string[] = readText("tokenizers/strings.json");
-  const { tokenizer } = await tokenizerOf(
+  const { tokenizer, json } = await tokenizerOf(
     tokenizerMetadata(original, {
       "tokenizer.ggml.model": ["string", "gpt2"],
       "tokenizer.ggml.pre": ["string", "tekken"],
@@ -145,6 +145,7 @@ test("tekken: 1,500 texts give the ids of Hugging Face's tokenizers with the exp
   expect(createHash("sha256").update(JSON.stringify(ids)).digest("hex")).toBe(
     "78039df7396ee05b0c42dc719671c62545e8d753f1aa19c659fcdd15c96417f0",
   );
+  expect(json.model.ignore_merges).toBe(true);
   expect(tokenizer.encode("a")).toEqual([0, ...tokenizer.encode("a", { addSpecialTokens: false })]);
 });
 
