@@ -38,9 +38,18 @@ const O200K: Pre = {
     `${OPTIONAL_MARK}${UPPER}*${LOWER}+${CONTRACTIONS}?|${OPTIONAL_MARK}${UPPER}+${LOWER}*${CONTRACTIONS}?` +
     `|\\p{N}{1,3}|${SYMBOLS}[\\r\\n/]*|${SPACES}`,
 };
+/** Mistral's: O200K without contractions, digits one by one. */
+const TEKKEN: Pre = {
+  ignoreMerges: true,
+  addBos: true,
+  pattern:
+    `${OPTIONAL_MARK}${UPPER}*${LOWER}+|${OPTIONAL_MARK}${UPPER}+${LOWER}*` + `|\\p{N}|${SYMBOLS}[\\r\\n/]*|${SPACES}`,
+};
 const PRES: Readonly<Record<string, Pre>> = {
   "gpt-2": {},
   qwen2: QWEN2,
+  "deepseek-r1-qwen": QWEN2,
+  tekken: TEKKEN,
   "llama-bpe": LLAMA3,
   llama3: LLAMA3,
   "llama-v3": LLAMA3,

@@ -158,7 +158,7 @@ export async function openGguf(files: ModelFiles, name: string): Promise<GgufMod
     const config = { ...gguf.config(conversion), rope_scaling: await ropeScaling(gguf, file) };
     const label = `${files.label}/${name}`;
     const tensors = convertTensors(file, header, conversion, gguf);
-    const texts = { "config.json": () => JSON.stringify(config), ...tokenizerFiles(header.metadata, name) };
+    const texts = { "config.json": () => configText(config), ...tokenizerFiles(header.metadata, name) };
     return { files: textFiles(label, texts), checkpoint: makeCheckpoint(label, tensors, () => file.close()) };
   } catch (error) {
     await file.close();
@@ -252,7 +252,9 @@ class Metadata {
     const rotated = this.int("rope.dimension_count", { default: this.headDim, min: 2, max: this.headDim });
     if (rotated % 2 !== 0) this.#reader.fail(`${this.#key}.rope.dimension_count`, "an even number");
     return {
+      architectures: [className(modelType)],
       model_type: modelType,
+      torch_dtype: TORCH_DTYPES[this.header.tensors.get("token_embd.weight")?.type ?? ""] ?? "bfloat16",
       hidden_size: this.hiddenSize,
       num_hidden_layers: this.layers,
       num_attention_heads: this.heads,
@@ -297,15 +299,29 @@ class Metadata {
   }
 }
 
+/** What Hugging Face would compute in, by the type of the embedding: that of packed ones is BF16. */
+const TORCH_DTYPES: Readonly<Record<string, string>> = { F32: "float32", F16: "float16" };
+
+/** Hugging Face's class: qwen3_moe → Qwen3MoeForCausalLM, gemma3_text → Gemma3ForCausalLM. */
+function className(modelType: string): string {
+  const words = modelType.replace(/_text$/, "").split("_");
+  return `${words.map((word) => word[0].toUpperCase() + word.slice(1)).join("")}ForCausalLM`;
+}
+
+/** Whole numbers get a point where transformers refuses a number without. */
+function configText(config: object): string {
+  return JSON.stringify(config).replace(/"((?:attn|final)_logit_softcapping)":(\d+)(?=[,}])/g, '"$1":$2.0');
+}
+
+const ROPE_TENSORS: readonly string[] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+
 /** `rope_scaling` of config.json. Some converters store what a scaling does to each frequency instead of its settings. */
 async function ropeScaling(gguf: Metadata, file: ModelFile): Promise<Record<string, unknown> | null> {
   const values = async (name: string) => {
     const tensor = gguf.header.tensors.get(name);
     return tensor && [...(await decodeWeight(ggmlSource(name, file, tensor)))].map(asWritten);
   };
-  const [divisors, long, short] = await Promise.all(
-    ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"].map(values),
-  );
+  const [divisors, long, short] = await Promise.all(ROPE_TENSORS.map(values));
   if (divisors !== undefined) {
     // Llama 3.1: one list for any length, and no attention factor.
     const lists = { short_factor: divisors, long_factor: divisors };
@@ -364,6 +380,7 @@ function convertTensors(
   }
 
   for (const tensor of tensors.values()) {
+    if (ROPE_TENSORS.includes(tensor.name)) continue; // in config.json, where Hugging Face has them
     const [, layer, module, leaf] = /^blk\.(\d+)\.(.+)\.(weight|bias)$/.exec(tensor.name) ?? [];
     const at = `model.layers.${layer}`;
     const merged = /^ffn_(gate|up|down)_exps$/.exec(module ?? "")?.[1] as "gate" | "up" | "down" | undefined;

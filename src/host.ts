@@ -6,10 +6,18 @@ import { InternalError } from "./errors.ts";
 import { generateText, requireTokenizer, type TextModel } from "./generate.ts";
 import type { GenerationEnd, Piece } from "./generation.ts";
 import { type GenerationConfig, readGenerationConfig } from "./generation-config.ts";
-import { type ModelSummary, type OpenModel, openModel, readConfigFile, type Source, summarize } from "./inspect.ts";
+import {
+  type ModelSummary,
+  type OpenModel,
+  openModel,
+  readConfigFile,
+  type Source,
+  summarize,
+  widenedLine,
+} from "./inspect.ts";
 import type { GenerateOptions, LoadOptions, LoadProgress, Logger, Prompt } from "./options.ts";
 import type { CallContext } from "./protocol.ts";
-import { quantizedModel } from "./quantize.ts";
+import { compactModel, leftAlone, quantizedModel } from "./quantize.ts";
 import { loadChatTemplate } from "./text/chat-template.ts";
 import { loadTokenizer } from "./text/tokenizer.ts";
 
@@ -163,11 +171,23 @@ async function loadModel(source: Source, options: LoadRequest["options"], contex
   const startedAt = performance.now();
   const open = await openModel(source);
   try {
-    const model = options.quantize === undefined ? open : quantizedModel(open, options.quantize);
-    return await loadOpened(model, options, context, startedAt);
+    return await loadOpened(keptModel(open, options, context), options, context, startedAt);
   } finally {
     await open.checkpoint.close();
   }
+}
+
+/** The model in the formats that stay in memory, and what there is to say about them. */
+function keptModel(open: OpenModel, options: LoadRequest["options"], context: CallContext): OpenModel {
+  const { quantize, precision, device } = options;
+  const log = (level: keyof Logger, message: string) =>
+    context.note({ kind: "log", level, message } satisfies HostNote);
+  const left = quantize && leftAlone(open, quantize);
+  if (left !== undefined) log(left.level, left.message);
+  const model = quantize === undefined ? open : quantizedModel(open, quantize);
+  // Devices that judge others have the values of the file, as has whoever asks for them.
+  if (precision === "exact" || device === "reference" || device === "tfjs") return model;
+  return compactModel(model);
 }
 
 async function loadOpened(
@@ -188,6 +208,9 @@ async function loadOpened(
   } = options;
   const { tensors: _, ...summary } = summarize(open, { contextLength, kvCache });
   const { files, architecture, config, checkpoint } = open;
+  const line = widenedLine(summary);
+  const level = summary.widened.some(({ rounded }) => rounded) ? "warn" : "info";
+  if (line !== undefined) context.note({ kind: "log", level, message: line } satisfies HostNote);
   const [defaults, tokenizer] = await Promise.all([
     readDefaults(open),
     (await files.has("tokenizer.json")) ? loadTokenizer(files, { vocabSize: config.vocabSize }) : undefined,

@@ -27,6 +27,8 @@ export interface TensorSummary {
   readonly stored: string;
   /** Bytes of it in the files. More in memory: the stored type is not a format of the engine's, and was widened. */
   readonly storedBytes: number;
+  /** The layer quantises its input as well (W8A8). */
+  readonly activations?: "int8";
 }
 
 export interface ModelSummary {
@@ -39,8 +41,10 @@ export interface ModelSummary {
   readonly maxContextLength: number;
   readonly formats: Readonly<Partial<Record<WeightFormat, { tensors: number; parameters: number; bytes: number }>>>;
   readonly tensors: readonly TensorSummary[];
-  /** What takes more memory than it does in the files, by stored type and format: nothing is lost by it. */
+  /** What takes more memory than it does in the files, and what is rounded, by stored type and format. */
   readonly widened: readonly WidenedSummary[];
+  /** Layers that quantise their input to INT8 as well (W8A8): tensors of format int8. */
+  readonly int8Activations: number;
   readonly memory: MemoryNeed;
 }
 
@@ -51,6 +55,8 @@ export interface WidenedSummary {
   /** Bytes in the files and in memory. */
   readonly storedBytes: number;
   readonly bytes: number;
+  /** To the nearest BF16; else no value is changed. */
+  readonly rounded: boolean;
 }
 
 /** Bytes. */
@@ -192,11 +198,13 @@ export function summarize(
   }
   const tensors = Object.entries(architecture.tensors(config)).map(([name, spec]): TensorSummary => {
     const source = checkpoint.source(name, spec);
-    const byteLength = source.byteLength("data") + source.byteLength("scales");
+    // Where a file has blocks that the contract knows, they are kept as they are.
+    const byteLength = source.byteLength("blocks") || source.byteLength("data") + source.byteLength("scales");
     const parts = (spec.from ?? [name]).flatMap((from) => checkpoint.tensors.get(from) ?? []);
     const stored = [...new Set(parts.map(({ dtype }) => dtype))].join(", ");
     const storedBytes = parts.reduce((sum, part) => sum + part.byteLength, 0);
-    return { name, shape: source.shape, format: source.format, byteLength, stored, storedBytes };
+    const { shape, format, activations } = source;
+    return { name, shape, format, byteLength, stored, storedBytes, ...(activations && { activations }) };
   });
   const formats: Record<string, { tensors: number; parameters: number; bytes: number }> = {};
   for (const { shape, format, byteLength } of tensors) {
@@ -216,6 +224,7 @@ export function summarize(
     formats,
     tensors,
     widened: widenedTensors(tensors),
+    int8Activations: tensors.filter(({ activations }) => activations !== undefined).length,
     memory: { weights, kv, total: weights + kv, contextLength },
   };
 }
@@ -223,10 +232,11 @@ export function summarize(
 function widenedTensors(tensors: readonly TensorSummary[]): WidenedSummary[] {
   const widened = new Map<string, WidenedSummary>();
   for (const { stored, format, storedBytes, byteLength } of tensors) {
+    const rounded = format === "bf16" && stored !== "BF16";
     // Scales of INT8 in 16 bits are widened too, but that is not worth a line.
-    if (byteLength <= storedBytes || stored.toLowerCase() === format) continue;
+    if ((byteLength <= storedBytes && !rounded) || stored.toLowerCase() === format) continue;
     const key = `${stored} ${format}`;
-    const sum = widened.get(key) ?? { stored, format, tensors: 0, storedBytes: 0, bytes: 0 };
+    const sum = widened.get(key) ?? { stored, format, tensors: 0, storedBytes: 0, bytes: 0, rounded };
     widened.set(key, {
       ...sum,
       tensors: sum.tensors + 1,
@@ -235,6 +245,18 @@ function widenedTensors(tensors: readonly TensorSummary[]): WidenedSummary[] {
     });
   }
   return [...widened.values()];
+}
+
+/** One line about `widened`; undefined: every weight takes what it takes in the files. */
+export function widenedLine({ widened }: Pick<ModelSummary, "widened">): string | undefined {
+  if (widened.length === 0) return undefined;
+  const mib = (bytes: number) => (bytes / 2 ** 20).toFixed(1);
+  const kinds = widened.map(({ stored, format, tensors, storedBytes, bytes, rounded }) => {
+    const how = rounded ? "rounded" : "exactly";
+    return `${tensors} of ${stored} to ${format} ${how}, ${mib(storedBytes)} to ${mib(bytes)} MiB`;
+  });
+  const advice = widened.some(({ rounded }) => rounded) ? '; precision "exact" keeps all values, in f32' : "";
+  return `weights: tensors whose type is widened in memory: ${kinds.join("; ")}${advice}`;
 }
 
 /** Sliding layers keep their window (and the largest chunk, which is not counted here), others every position. */

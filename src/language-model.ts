@@ -60,7 +60,8 @@ export async function load(source: ModelSource = "demo", options: LoadOptions = 
 }
 
 /**
- * What a model is and what memory it takes, from its config and the headers of its files; no weight is read, unless asked.
+ * What a model is and what memory it takes on a CPU, from its config and the headers of its files; no weight is read, unless
+ * asked. Formats are those that `load` keeps with the default precision.
  * @param options.contextLength tokens to keep keys and values for; default what `load` takes.
  * @param options.kvCache how they are stored, as for `load`.
  * @param options.checkTensors reads every weight and looks for NaN and infinity. Default false.
@@ -75,14 +76,17 @@ export async function inspect(
     kvCache: options.kvCache,
   });
   const checked = checkSource(source);
-  const { openModel, summarize } = await import("./inspect.ts");
+  const [{ openModel, summarize }, { compactModel }] = await Promise.all([
+    import("./inspect.ts"),
+    import("./quantize.ts"),
+  ]);
   const model = await openModel(checked);
   try {
     if (options.checkTensors === true) {
       const { checkFinite } = await import("../weights/finite.ts");
       await checkFinite(model.checkpoint);
     }
-    return summarize(model, { contextLength, kvCache });
+    return summarize(compactModel(model), { contextLength, kvCache });
   } finally {
     await model.checkpoint.close();
   }

@@ -1,8 +1,9 @@
 // A checkpoint with its linear layers in INT8 (compressed-tensors), or its gpt-oss experts in MXFP4, as other engines read it
 // too; and how far each weight moved. Reads and writes a few MiB at a time; knows no files.
 import { decodeRows, decodeWeight, rowsOf } from "../weights/decode.ts";
+import { GGML_TYPES, type GgmlType } from "../weights/ggml.ts";
 import { MXFP4_BLOCK } from "../weights/mxfp4.ts";
-import { quantized, quantizeInt8, quantizeMxfp4 } from "../weights/quantize.ts";
+import { encodeBf16, quantized, quantizeInt8, quantizeMxfp4, rounded } from "../weights/quantize.ts";
 import { type SafetensorsEntry, writeSafetensors } from "../weights/safetensors.ts";
 import type { WeightSource } from "./backend.ts";
 import { OptionError } from "./errors.ts";
@@ -11,7 +12,7 @@ import type { TensorSpec } from "./model.ts";
 
 export interface QuantizeOptions {
   readonly to: "int8" | "mxfp4";
-  /** INT8: values that share a scale; it must divide the rows. Default: a whole row. */
+  /** INT8: values that share a scale, from 16; it must divide the rows. Default: a whole row. */
   readonly group?: number;
   readonly signal?: AbortSignal;
   readonly onProgress?: (done: number, total: number) => void;
@@ -26,6 +27,18 @@ export interface TensorError {
   readonly maxAbs: number;
 }
 
+/** A tensor that was not quantised. */
+export interface LeftTensor {
+  readonly name: string;
+  /** Its type in the old checkpoint, in that format's own words. */
+  readonly stored: string;
+  /** Its dtype in the new one; undefined: it is not there. */
+  readonly written?: string;
+  readonly bytesBefore: number;
+  readonly bytesAfter: number;
+  readonly why: string;
+}
+
 export interface QuantizeReport {
   /** config.json of the new checkpoint. */
   readonly config: Record<string, unknown>;
@@ -33,27 +46,34 @@ export interface QuantizeReport {
   readonly bytesAfter: number;
   /** The quantised tensors. */
   readonly tensors: readonly TensorError[];
+  /** All others. */
+  readonly left: readonly LeftTensor[];
 }
 
 /** Values that are read at once. */
 const CHUNK = 2 ** 20;
+/** With fewer values, scales of 32 bits take more than a fifth of the file; a model of 16 bits would become larger below 4. */
+const LEAST_GROUP = 16;
 
-/** One tensor to write, and the one it is made from. */
+/** One tensor to write, and the one it is made from, if it can be written at all. */
 interface Planned {
-  readonly source: WeightSource;
-  readonly quantized: boolean;
+  readonly name: string;
+  readonly source?: WeightSource;
+  /** Why it is not quantised; undefined: it is. */
+  readonly left?: string;
   readonly entries: readonly Omit<SafetensorsEntry, "bytes">[];
 }
 
 /**
  * Writes model.safetensors of the quantised checkpoint, piece by piece, to `write`.
- * Throws OptionError OPTION_RANGE for a model or a group that does not fit the format.
+ * Throws OptionError OPTION_RANGE for a model or a group that does not fit the format, OPTION_CONFLICT for a group with MXFP4.
  */
 export async function quantize(
   model: OpenModel,
   write: (bytes: Uint8Array) => Promise<void>,
   options: QuantizeOptions,
 ): Promise<QuantizeReport> {
+  requireFit(model, options);
   const plan = planOf(model, options);
   const total = plan.length;
   const empty = new Uint8Array(0);
@@ -68,26 +88,58 @@ export async function quantize(
     await write(bytes);
   };
   const tensors: TensorError[] = [];
-  for (const [done, planned] of plan.entries()) {
+  const left: LeftTensor[] = [];
+  for (const [done, { name, source, left: why, entries }] of plan.entries()) {
     options.signal?.throwIfAborted();
     options.onProgress?.(done, total);
     const before = bytesAfter;
-    const { name } = planned.source;
-    const bytesBefore = model.checkpoint.tensors.get(name)!.byteLength;
-    if (!planned.quantized) await copy(planned.source, count);
-    else {
-      const error = await convert(planned.source, count, options);
+    const { dtype: stored, byteLength: bytesBefore } = model.checkpoint.tensors.get(name)!;
+    if (source !== undefined && why === undefined) {
+      const error = await convert(source, count, options);
       tensors.push({ name, bytesBefore, bytesAfter: bytesAfter - before, ...error });
+    } else {
+      if (source !== undefined) await copy(source, entries[0].dtype, count);
+      const written = entries.length > 1 ? stored : entries.at(0)?.dtype;
+      left.push({ name, stored, written, bytesBefore, bytesAfter: bytesAfter - before, why: why! });
     }
   }
   options.onProgress?.(total, total);
   const config = { ...(model.configJson as object), quantization_config: quantizationConfig(options) };
-  return { config, bytesBefore: model.checkpoint.byteLength, bytesAfter, tensors };
+  return { config, bytesBefore: model.checkpoint.byteLength, bytesAfter, tensors, left };
+}
+
+/** Of ECMAScript 2026 (JSON.parse source text access), which the compiler does not know yet. */
+interface SpelledJson {
+  rawJSON(text: string): unknown;
+  parse(text: string, reviver: (key: string, value: unknown, context: { source: string }) => unknown): object;
+}
+
+/**
+ * config.json of the new checkpoint: that of the old one, with its numbers as they were spelled. transformers refuses 7 where it
+ * wants a float, 7.0.
+ */
+export function configText(original: string, { config }: Pick<QuantizeReport, "config">): string {
+  const { rawJSON, parse } = JSON as unknown as SpelledJson;
+  const spelled = parse(original, (_, value, { source }) => (typeof value === "number" ? rawJSON(source) : value));
+  return `${JSON.stringify({ ...spelled, quantization_config: config.quantization_config }, undefined, 2)}\n`;
 }
 
 /** Linear layers and experts. Embeddings, the head, routers and norms stay as they are: they are small, or matter too much. */
 function isLinear(name: string, { shape }: TensorSpec): boolean {
   return shape.length >= 2 && !/(embed_tokens|lm_head|norm|\.gate|router)\.weight$|_bias$/.test(name);
+}
+
+/** Columns that products of INT8 take at a time: groups that they do not divide are widened. */
+const PACKED_GROUP = 32;
+
+/** A weight that stays packed in memory; INT8 of a scale a row is as small as it can be, whatever a device makes of it. */
+const isPacked = ({ format, shape, group = shape.at(-1)! }: WeightSource) =>
+  format === "mxfp4" || (format === "int8" && (group % PACKED_GROUP === 0 || group === shape.at(-1)));
+
+/** What becomes of a linear layer that is loaded as `to`: `ragged` ones have rows that are no whole blocks, and stay. */
+function fateOf(stored: WeightSource, to: "int8" | "mxfp4"): "made" | "packed" | "ragged" {
+  if (isPacked(stored)) return "packed";
+  return to === "mxfp4" && stored.shape.at(-1)! % MXFP4_BLOCK !== 0 ? "ragged" : "made";
 }
 
 /**
@@ -98,12 +150,74 @@ export function quantizedModel(model: OpenModel, to: "int8" | "mxfp4"): OpenMode
   const { checkpoint } = model;
   const source = (name: string, spec: TensorSpec): WeightSource => {
     const stored = checkpoint.source(name, spec);
-    const wide = stored.format === "f32" || stored.format === "f16" || stored.format === "bf16";
-    const fits = to === "int8" || stored.shape.at(-1)! % MXFP4_BLOCK === 0;
-    return wide && fits && isLinear(name, spec) ? quantized(stored, to) : stored;
+    return isLinear(name, spec) && fateOf(stored, to) === "made" ? quantized(stored, to) : stored;
   };
   return { ...model, checkpoint: { ...checkpoint, source } };
 }
+
+/** A line about what `quantizedModel` leaves alone; undefined: it changes all linear layers. */
+export function leftAlone(
+  { architecture, config, checkpoint }: OpenModel,
+  to: "int8" | "mxfp4",
+): { level: "warn" | "info"; message: string } | undefined {
+  const fates = { made: [] as string[], packed: [] as string[], ragged: [] as string[] };
+  for (const [name, spec] of Object.entries(architecture.tensors(config))) {
+    if (isLinear(name, spec)) fates[fateOf(checkpoint.source(name, spec), to)].push(name);
+  }
+  const { made, packed, ragged } = fates;
+  if (packed.length + ragged.length === 0) return undefined;
+  const left = [
+    ...(packed.length === 0 ? [] : [`${packed.length} are packed already (${packed[0]}, …)`]),
+    ...(ragged.length === 0 ? [] : [`${ragged.length} have rows that blocks of 32 do not divide (${ragged[0]}, …)`]),
+  ];
+  const all = made.length + packed.length + ragged.length;
+  const message = `quantize: "${to}" is for ${made.length} of ${all} weights of linear layers; ${left.join(", ")}`;
+  return { level: made.length === 0 || ragged.length > 0 ? "warn" : "info", message };
+}
+
+/**
+ * The same model as devices keep it that are to be fast: matrices in block types of GGUF that have no packed format in the engine
+ * (those with minima, and those with a scale for 16 values) are rounded to BF16. In f32 they would take up to twelve times
+ * what they take in the file; rounding moves a value by 2^-8 of it at most, the blocks themselves are off by far more.
+ */
+export function compactModel(model: OpenModel): OpenModel {
+  const { checkpoint } = model;
+  const source = (name: string, spec: TensorSpec): WeightSource => {
+    const stored = checkpoint.source(name, spec);
+    const types = (spec.from ?? [name]).flatMap((from) => checkpoint.tensors.get(from)?.dtype.split(", ") ?? []);
+    const blocks = types.some((type) => Object.hasOwn(GGML_TYPES, type) && GGML_TYPES[type as GgmlType].elements > 1);
+    const wide = stored.format === "f32" || (stored.format === "int8" && !isPacked(stored));
+    return blocks && wide && stored.shape.length > 1 ? rounded(stored) : stored;
+  };
+  return { ...model, checkpoint: { ...checkpoint, source } };
+}
+
+/** Refuses what would give a checkpoint that says one thing and holds another, or one that is no use. */
+function requireFit({ configJson, checkpoint }: OpenModel, { to, group }: QuantizeOptions): void {
+  const refuse = (message: string, field: string, actual: unknown, limit?: number): never => {
+    throw new OptionError("OPTION_RANGE", `quantize: ${message}`, { field, actual, limit });
+  };
+  if (to === "mxfp4" && group !== undefined) {
+    const message = `quantize: group ${group} is for int8; a scale of mxfp4 is always for ${MXFP4_BLOCK} values: leave it out`;
+    throw new OptionError("OPTION_CONFLICT", message, { field: "group", actual: group });
+  }
+  if (group !== undefined && group < LEAST_GROUP) {
+    const wanted = `give ${LEAST_GROUP} or more, at best a multiple of 32, which stays packed in memory`;
+    refuse(`a scale for ${group} values takes too much of the file; ${wanted}`, "group", group, LEAST_GROUP);
+  }
+  const method = Object((configJson as Record<string, unknown>).quantization_config).quant_method;
+  if (method === "compressed-tensors") {
+    refuse(`the model is quantised already (${method}); start from the checkpoint that it was made from`, "to", to);
+  }
+  if (to === "int8" && [...checkpoint.tensors.values()].some(({ format }) => format === "mxfp4")) {
+    const advice = 'start from a version in bfloat16, or load this one with quantize "int8", which makes no file';
+    refuse(`the experts are in MXFP4, and no checkpoint can have both it and INT8; ${advice}`, "to", to);
+  }
+}
+
+const EXPERTS_ONLY = "mxfp4 is for experts only";
+const STACKED = "experts in one tensor, for which compressed-tensors has no INT8; mxfp4 is a format for them";
+const KEPT = "an embedding, head, router, norm or bias";
 
 /** Every tensor of the checkpoint, in its order. */
 function planOf({ architecture, config, checkpoint }: OpenModel, { to, group }: QuantizeOptions): Planned[] {
@@ -117,12 +231,13 @@ function planOf({ architecture, config, checkpoint }: OpenModel, { to, group }: 
     const message = `quantize: mxfp4 is the format of gpt-oss's experts, and ${architecture.modelType} has none; use int8`;
     throw new OptionError("OPTION_RANGE", message, { field: "to", actual: to });
   }
-  return [...checkpoint.tensors.values()].flatMap(({ name, shape, format, asLinear }): Planned[] => {
-    if (format === undefined) return [];
+  const planned = [...checkpoint.tensors.values()].map(({ name, dtype, shape, format, asLinear }): Planned => {
+    if (format === undefined) return { name, left: `${dtype} is no format of weights`, entries: [] };
     const wanted = to === "mxfp4" ? experts.has(name) && format !== "mxfp4" : linears.has(name) && shape.length === 2;
     if (!wanted) {
       const source = checkpoint.source(name, { shape });
-      return [{ source, quantized: false, entries: copiedEntries(source) }];
+      const left = to === "mxfp4" ? EXPERTS_ONLY : linears.has(name) ? STACKED : KEPT;
+      return { name, source, left: format === "mxfp4" ? "MXFP4 already" : left, entries: copiedEntries(source, dtype) };
     }
     const turned = to === "mxfp4" && asLinear !== true;
     const own = turned ? [...shape.slice(0, -2), shape.at(-1)!, shape.at(-2)!] : shape;
@@ -144,14 +259,23 @@ function planOf({ architecture, config, checkpoint }: OpenModel, { to, group }: 
             { name, dtype: "I8" as const, shape: own },
             { name: `${name}_scale`, dtype: "F32" as const, shape: scales },
           ];
-    return [{ source, quantized: true, entries }];
+    return { name, source, entries };
   });
+  if (planned.every(({ left }) => left !== undefined)) {
+    const message = `quantize: nothing of the model can become ${to}: what could is packed already; use it as it is`;
+    throw new OptionError("OPTION_RANGE", message, { field: "to", actual: to });
+  }
+  return planned;
 }
 
 const DTYPES = { f32: "F32", f16: "F16", bf16: "BF16" } as const;
 
-/** A tensor that stays as it is; formats without a dtype of their own are widened to f32. */
-function copiedEntries({ name, shape, format }: WeightSource): Planned["entries"] {
+/**
+ * A tensor that is not quantised. What a file has packed in a way that no safetensors dtype says (blocks of GGUF, words of GPTQ)
+ * is rounded to BF16, or it would take several times the memory.
+ * @param stored its dtype in the checkpoint, several with commas where several tensors make it.
+ */
+function copiedEntries({ name, shape, format }: WeightSource, stored: string): Planned["entries"] {
   if (format === "mxfp4") {
     const scales = [...shape.slice(0, -1), shape[shape.length - 1] / MXFP4_BLOCK];
     return [
@@ -159,12 +283,17 @@ function copiedEntries({ name, shape, format }: WeightSource): Planned["entries"
       { name: `${name}_scales`, dtype: "U8", shape: scales },
     ];
   }
-  return [{ name, dtype: format === "int8" ? "F32" : DTYPES[format], shape }];
+  const plain = stored.split(", ").every((dtype) => Object.values<string>(DTYPES).includes(dtype));
+  return [{ name, dtype: format === "int8" || !plain ? "BF16" : DTYPES[format], shape }];
 }
 
-async function copy(source: WeightSource, write: (bytes: Uint8Array) => Promise<void>): Promise<void> {
-  if (source.format === "int8") {
-    for await (const values of chunks(source)) await write(new Uint8Array(values.buffer));
+async function copy(
+  source: WeightSource,
+  dtype: SafetensorsEntry["dtype"],
+  write: (bytes: Uint8Array) => Promise<void>,
+): Promise<void> {
+  if (dtype === "BF16" && source.format !== "bf16") {
+    for await (const values of chunks(source)) await write(new Uint8Array(encodeBf16(values).buffer));
     return;
   }
   for (const plane of ["data", "scales"] as const) {
@@ -224,12 +353,15 @@ function quantizationConfig({ to, group }: QuantizeOptions): object {
   const strategy =
     group === undefined ? { strategy: "channel", group_size: null } : { strategy: "group", group_size: group };
   const weights = { num_bits: 8, type: "int", symmetric: true, dynamic: false, observer: "minmax", ...strategy };
+  // The group says its format too: where it does not, compressed-tensors takes 8 bits without activations for pack-quantized.
+  const format = "int-quantized";
+  const linear = { targets: ["Linear"], weights, input_activations: null, output_activations: null, format };
   return {
     quant_method: "compressed-tensors",
-    format: "int-quantized",
+    format,
     quantization_status: "compressed",
     ignore: ["lm_head", "re:.*\\.(gate|router)$", "re:.*\\.experts$"],
     kv_cache_scheme: null,
-    config_groups: { group_0: { targets: ["Linear"], weights, input_activations: null, output_activations: null } },
+    config_groups: { group_0: linear },
   };
 }

@@ -1,6 +1,7 @@
 // One model with a weight of nearly every ggml type: the cpu backend, which packs what it can, gives what the reference gives.
 import { expect, test } from "vitest";
 import { createBackend } from "../src/devices.ts";
+import { inspect, type LoadOptions, load } from "../src/index.ts";
 import { openModel } from "../src/inspect.ts";
 import { diff } from "../src/precision/diff.ts";
 import { dump } from "../src/precision/dump.ts";
@@ -89,7 +90,7 @@ async function runnerOn(device: "reference" | "cpu", bytes: Uint8Array<ArrayBuff
   return Runner.create({ ...open, backend, contextLength: 32, maxSequences: 1, prefillChunk: 16 });
 }
 
-test("a model of ten types: every tap of cpu is within the f32 gates of reference", async () => {
+test("a model of ten types, as stored: every tap of cpu is within the f32 gates of reference", async () => {
   const bytes = model();
   const reference = await runnerOn("reference", bytes);
   const ids = [3, 1, 4, 1, 5, 9, 2, 6, 53, 58, 69];
@@ -99,4 +100,50 @@ test("a model of ten types: every tap of cpu is within the f32 gates of referenc
   expect(report.taps.filter(({ verdict }) => verdict === "fail" || verdict === "non-finite")).toEqual([]);
   expect([report.verdict, report.logits?.greedyEqual]).toEqual(["pass", true]);
   await Promise.all([reference.dispose(), cpu.dispose()]);
+});
+
+test("load keeps block types that have no packed format in BF16, and says so; precision exact keeps them in f32", async () => {
+  const bytes = model();
+  const files = () => new Map([["m.gguf", new Blob([bytes])]]);
+  const ids = [3, 1, 4, 1, 5, 9, 2, 6, 53, 58, 69];
+  async function loaded(options: LoadOptions) {
+    const lines: string[] = [];
+    const logger = { warn: (line: string) => lines.push(`warn ${line}`), info: (line: string) => lines.push(line) };
+    await using one = await load(files(), { threads: 2, logger, ...options });
+    const { data } = await one.logits(ids);
+    return { data, formats: one.info.formats, lines: lines.filter((line) => /weights:|quantize:/.test(line)) };
+  }
+  const reference = await loaded({ device: "reference" });
+  const nmse = ({ data }: { data: Float32Array }) => {
+    const sum = (of: (value: number, i: number) => number) =>
+      reference.data.reduce((all, value, i) => all + of(value, i) ** 2, 0);
+    return sum((value, i) => value - data[i]) / sum((value) => value);
+  };
+  const high = await loaded({ device: "cpu" });
+  // Q6_K, Q3_K, Q4_K and Q2_K; norms stay in f32.
+  expect([high.formats.bf16?.tensors, high.formats.f32?.tensors, high.formats.int8?.tensors]).toEqual([4, 3, 5]);
+  expect(high.lines).toEqual([expect.stringMatching(/^warn weights: .*1 of Q4_K to bf16 rounded, 0\.0 to 0\.1 MiB/)]);
+  expect(nmse(high)).toBeGreaterThan(1e-7);
+  expect(nmse(high)).toBeLessThan(1e-4);
+  const exact = await loaded({ device: "cpu", precision: "exact" });
+  expect([exact.formats.bf16, exact.formats.f32?.tensors]).toEqual([undefined, 3 + 2]);
+  expect(exact.lines).toEqual([expect.stringMatching(/^weights: .*1 of Q4_K to f32 exactly/)]);
+  expect(nmse(exact)).toBeLessThan(1e-9);
+  const int8 = await loaded({ device: "cpu", quantize: "int8" });
+  expect([int8.formats.bf16, int8.formats.int8?.tensors]).toEqual([undefined, 9]);
+  expect(int8.lines[0]).toMatch(
+    /^quantize: "int8" is for 4 of 7 weights of linear layers; 3 are packed already \(model\.layers\.0/,
+  );
+
+  const summary = await inspect(files());
+  expect(summary.formats).toEqual(high.formats);
+  expect(summary.widened.find(({ stored }) => stored === "Q4_K")).toMatchObject({
+    format: "bf16",
+    rounded: true,
+    bytes: 2 * WIDTH ** 2,
+  });
+  expect(summary.widened.find(({ stored }) => stored === "Q4_0")).toMatchObject({ format: "int8", rounded: false });
+  // The cpu backend keeps blocks of Q8_0 as they are.
+  expect(summary.widened.map(({ stored }) => stored)).not.toContain("Q8_0");
+  expect(summary.tensors[0]).toMatchObject({ stored: "Q8_0", byteLength: (70 * WIDTH * 34) / 32 });
 });

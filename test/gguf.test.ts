@@ -1,5 +1,6 @@
 // GGUF files as checkpoints: their tokenizers, and their weights against the checkpoints they were made from. Their numbers against
 // PyTorch are in precision/cases.test.ts.
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { afterEach, describe, expect, test } from "vitest";
@@ -108,6 +109,7 @@ test.each([
   ["gpt2", "gpt-2"],
   ["llama3", "llama-bpe"],
   ["qwen2", "qwen2"],
+  ["qwen2", "deepseek-r1-qwen"],
   ["o200k", "gpt-4o"],
 ])("tokenizers of kind %s (%s): 1,500 texts give the ids of the original", async (name, pre) => {
   const original: TokenizerJson = readText(`tokenizers/${name}/tokenizer.json`);
@@ -125,6 +127,26 @@ test.each([
     expect([strings[i], tokenizer.encode(strings[i], { addSpecialTokens: false })]).toEqual([strings[i], ids]);
   }
   for (const [i, ids] of golden.ids_add_special_tokens.entries()) expect(tokenizer.encode(strings[i])).toEqual(ids);
+});
+
+test("tekken: 1,500 texts give the ids of Hugging Face's tokenizers with the expression of Mistral's tekken.json", async () => {
+  const original: TokenizerJson = readText("tokenizers/o200k/tokenizer.json");
+  const strings: string[] = readText("tokenizers/strings.json");
+  const { tokenizer, json } = await tokenizerOf(
+    tokenizerMetadata(original, {
+      "tokenizer.ggml.model": ["string", "gpt2"],
+      "tokenizer.ggml.pre": ["string", "tekken"],
+      "tokenizer.ggml.merges": ["array", "string", original.model.merges.map((merge) => pairOf(merge).join(" "))],
+      "tokenizer.ggml.bos_token_id": ["u32", 0],
+    }),
+  );
+  const ids = strings.map((text) => tokenizer.encode(text, { addSpecialTokens: false }));
+  // Computed by tokenizers (Python) with the vocabulary of the test's o200k, that expression, and ignore_merges.
+  expect(createHash("sha256").update(JSON.stringify(ids)).digest("hex")).toBe(
+    "78039df7396ee05b0c42dc719671c62545e8d753f1aa19c659fcdd15c96417f0",
+  );
+  expect(json.model.ignore_merges).toBe(true);
+  expect(tokenizer.encode("a")).toEqual([0, ...tokenizer.encode("a", { addSpecialTokens: false })]);
 });
 
 test("SentencePiece: merges are made from scores, and 1,500 texts give the ids of the converted tokenizer", async () => {
@@ -473,6 +495,11 @@ test.each(ARCHITECTURES)("%s: the checkpoint that was converted comes back, conf
     ...(name.startsWith("qwen") && { windows: undefined, normTopkProb: undefined }),
   };
   expect({ ...model.config, ...unknown }).toEqual({ ...hf.config, ...unknown });
+  // For other engines, where it is written to a folder: the class, and floats that look like floats.
+  const { architectures } = hf.configJson as { architectures: string[] };
+  expect(model.configJson).toMatchObject({ architectures, torch_dtype: "float32" });
+  const text = await textOf(model.files, "config.json");
+  for (const [, value] of text.matchAll(/softcapping":([^,}]+)/g)) expect(value).toMatch(/^\d+\.\d+$/);
   const table = hf.architecture.tensors(hf.config);
   expect(model.architecture.tensors(model.config)).toEqual(table);
   for (const [tensor, spec] of Object.entries(table)) {

@@ -1,4 +1,4 @@
-// f32 → INT8 and MXFP4: the nearest values that a checkpoint in these formats can have. Knows nothing of files.
+// f32 → INT8, MXFP4 and BF16: the nearest values that a checkpoint in these formats can have. Knows nothing of files.
 import type { WeightSource } from "../src/backend.ts";
 import { assert } from "../src/errors.ts";
 import { decodeWeight, rowBytes, rowsOf } from "./decode.ts";
@@ -58,6 +58,26 @@ export function quantized(source: WeightSource, to: "int8" | "mxfp4"): WeightSou
   };
 }
 
+/** A weight seen in BF16, every value rounded to the nearest. */
+export function rounded(source: WeightSource): WeightSource {
+  const { name, shape } = source;
+  const stride = rowBytes("bf16", rowsOf(shape).columns).data;
+  const size = planeBytes("bf16", shape, "data");
+  return {
+    name,
+    shape,
+    format: "bf16",
+    byteLength: (plane) => (plane === "data" ? size : 0),
+    async read(plane, byteOffset, byteLength, into) {
+      const inside = byteOffset >= 0 && byteOffset + byteLength <= size;
+      assert(plane === "data" && inside, `${name}: ${plane} ${byteOffset} + ${byteLength}`);
+      const from = Math.floor(byteOffset / stride);
+      const halves = encodeBf16(await decodeWeight(source, from, Math.ceil((byteOffset + byteLength) / stride)));
+      return placed(new Uint8Array(halves.buffer, byteOffset - from * stride, byteLength), into);
+    },
+  };
+}
+
 export interface QuantizedMxfp4 {
   /** 16 bytes a block, in the order of Hugging Face's gpt-oss files. */
   readonly blocks: Uint8Array;
@@ -86,6 +106,14 @@ export function quantizeMxfp4(values: Float32Array): QuantizedMxfp4 {
     }
   }
   return { blocks, scales };
+}
+
+/** The nearest bf16 of each value, ties to even, as PyTorch rounds; of finite values only. */
+export function encodeBf16(values: Float32Array): Uint16Array<ArrayBuffer> {
+  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const halves = new Uint16Array(values.length);
+  for (let i = 0; i < bits.length; i++) halves[i] = (bits[i] + 0x7fff + ((bits[i] >>> 16) & 1)) >>> 16;
+  return halves;
 }
 
 function largest(values: Float32Array, from: number, to: number): number {

@@ -35,9 +35,10 @@ async function run(
       ([format, { tensors, bytes }]) => `${format.padEnd(13)} ${tensors} tensors, ${formatBytes(bytes)}`,
     ),
     ...model.widened.map(
-      ({ stored, format, tensors, storedBytes, bytes }) =>
-        `widened       ${tensors} tensors, ${stored} → ${format}: ${formatBytes(storedBytes)} in the file, ${formatBytes(bytes)} in memory, no value changed`,
+      ({ stored, format, tensors, storedBytes, bytes, rounded }) =>
+        `widened       ${tensors} tensors, ${stored} → ${format}: ${formatBytes(storedBytes)} in the file, ${formatBytes(bytes)} in memory, ${rounded ? "rounded to the nearest" : "no value changed"}`,
     ),
+    ...(model.int8Activations === 0 ? [] : [`activations   int8 in ${model.int8Activations} tensors' layers (W8A8)`]),
     `memory        ${formatBytes(memory.weights)} weights + ${formatBytes(memory.kv)} keys and values = ${formatBytes(memory.total)}`,
     `              ${fits ? "fits" : "does not fit"}: ${formatBytes(available)} are available`,
     "",

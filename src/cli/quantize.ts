@@ -1,10 +1,11 @@
 // `vernier quantize`: a checkpoint in fewer bits, and how far each weight moved. Node only.
 import { mkdir, open, rename, rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { Command, Option } from "commander";
+import type { ModelFiles } from "../../weights/files.ts";
 import { OptionError } from "../errors.ts";
 import { openModel } from "../inspect.ts";
-import { type QuantizeReport, quantize } from "../quantize.ts";
+import { configText, type LeftTensor, type QuantizeReport, quantize } from "../quantize.ts";
 import { interruptible, printJson } from "./common.ts";
 import { formatBytes } from "./progress.ts";
 
@@ -27,10 +28,11 @@ export function quantizeCommand(): Command {
     .action((model: string, out: string, flags: Flags) => interruptible((signal) => run(model, out, flags, signal)));
 }
 
-/** Everything of a checkpoint's folder that is not its weights or its config. */
+/** What a checkpoint's folder may have beside its weights and its config: for other engines too, and terms of use. */
 const COMPANIONS = [
   ...["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"],
-  ...["chat_template.jinja", "chat_template.json"],
+  ...["added_tokens.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "merges.txt"],
+  ...["chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md"],
 ];
 
 async function run(path: string, out: string, { to, group, json }: Flags, signal: AbortSignal): Promise<void> {
@@ -53,13 +55,17 @@ async function run(path: string, out: string, { to, group, json }: Flags, signal
       throw error;
     }
     await file.close();
+    if (group !== undefined && group % 32 !== 0) {
+      const message = `groups of ${group} become f32 in this engine's memory; multiples of 32 stay packed`;
+      process.stderr.write(`vernier: ${message}\n`);
+    }
     for (const name of COMPANIONS) {
       if (!(await model.files.has(name))) continue;
       const companion = await model.files.open(name);
       await writeFile(join(out, name), await companion.read(0, companion.size));
       await companion.close();
     }
-    await writeFile(join(out, "config.json"), `${JSON.stringify(report.config, undefined, 2)}\n`);
+    await writeFile(join(out, "config.json"), configText(await textOf(model.files, "config.json"), report));
     await rename(part, join(out, "model.safetensors"));
     const { config: _, ...summary } = report;
     if (json) printJson({ out, ...summary });
@@ -69,20 +75,43 @@ async function run(path: string, out: string, { to, group, json }: Flags, signal
   }
 }
 
+/** Of a file that has been read and checked before. */
+async function textOf(files: ModelFiles, name: string): Promise<string> {
+  const file = await files.open(name);
+  try {
+    return new TextDecoder().decode(await file.read(0, file.size));
+  } finally {
+    await file.close();
+  }
+}
+
 async function makeFolder(out: string): Promise<void> {
   try {
     await mkdir(out);
   } catch (cause) {
-    const exists = (cause as NodeJS.ErrnoException).code === "EEXIST";
-    const reason = exists ? "exists already; give the name of a new folder" : (cause as Error).message;
+    const { code, message } = cause as NodeJS.ErrnoException;
+    const reasons: Record<string, string> = {
+      EEXIST: "exists already; give the name of a new folder",
+      ENOENT: `cannot be made: there is no folder ${dirname(resolve(out))}; make that first`,
+      ENOTDIR: `cannot be made: ${dirname(resolve(out))} is not a folder; give another place`,
+    };
+    const reason = reasons[code ?? ""] ?? `cannot be made: ${message}`;
     throw new OptionError("OPTION_RANGE", `quantize: ${out} ${reason}`, { field: "out", actual: out, cause });
   }
 }
 
-function table(out: string, { tensors, bytesBefore, bytesAfter }: QuantizeReport): string {
+/** What was left, a line for each reason. */
+function leftLines(left: readonly LeftTensor[]): string[] {
+  return [...Map.groupBy(left, ({ why, written }) => `${written ?? "not written"}: ${why}`)].map(([why, some]) => {
+    const bytes = some.reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
+    return `left ${some.length} tensors, ${formatBytes(bytes)} ${why}`;
+  });
+}
+
+function table(out: string, { tensors, left, bytesBefore, bytesAfter }: QuantizeReport): string {
   const lines = tensors.map(({ name, nmse, maxAbs }) => {
     return `${nmse.toExponential(2).padStart(9)} ${maxAbs.toExponential(2).padStart(9)}  ${name}`;
   });
   const sizes = `${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)}`;
-  return `${["     NMSE   max abs  tensor", ...lines].join("\n")}\n${out}: ${tensors.length} tensors quantised, ${sizes}\n`;
+  return `${["     NMSE   max abs  tensor", ...lines, ...leftLines(left)].join("\n")}\n${out}: ${tensors.length} tensors quantised, ${sizes}\n`;
 }

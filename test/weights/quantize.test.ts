@@ -1,8 +1,9 @@
 // Quantisers: the nearest value that a format has, and nothing lost of values that it has.
 import { expect, test } from "vitest";
+import { decodeBf16 } from "../../weights/bf16.ts";
 import { decodeInt8 } from "../../weights/int8.ts";
 import { decodeMxfp4 } from "../../weights/mxfp4.ts";
-import { quantizeInt8, quantizeMxfp4 } from "../../weights/quantize.ts";
+import { encodeBf16, quantizeInt8, quantizeMxfp4, rounded } from "../../weights/quantize.ts";
 
 /** Values of about one, from a seed. */
 function values(count: number, seed: number): Float32Array {
@@ -45,4 +46,38 @@ test("mxfp4: what it can say comes back bit for bit, at every scale", () => {
   expect(decodeMxfp4(again.blocks, again.scales).map((value) => value + 0)).toEqual(stored.map((value) => value + 0));
   const zeros = quantizeMxfp4(new Float32Array(32));
   expect(decodeMxfp4(zeros.blocks, zeros.scales)).toEqual(new Float32Array(32));
+});
+
+test("bf16: the nearest of both neighbours, ties to even", () => {
+  const stored = values(1000, 5);
+  for (const [i, half] of encodeBf16(stored).entries()) {
+    const [back] = decodeBf16(Uint16Array.of(half));
+    for (const other of decodeBf16(Uint16Array.of(half - 1, half + 1))) {
+      expect(Math.abs(back - stored[i])).toBeLessThanOrEqual(Math.abs(other - stored[i]));
+    }
+  }
+  const ties = new Float32Array(Uint32Array.of(0x3f808000, 0x3f818000, 0x3f808001, 0xbf808000, 0, 0x80000000).buffer);
+  expect([...encodeBf16(ties)]).toEqual([0x3f80, 0x3f82, 0x3f81, 0xbf80, 0, 0x8000]);
+});
+
+test("a weight seen in bf16: any range of its bytes", async () => {
+  const stored = values(6 * 40, 7);
+  const bytes = new Uint8Array(stored.buffer);
+  const source = rounded({
+    name: "w",
+    shape: [6, 40],
+    format: "f32",
+    byteLength: (plane) => (plane === "data" ? bytes.length : 0),
+    read: async (_, from, length) => bytes.slice(from, from + length),
+  });
+  const expected = new Uint8Array(encodeBf16(stored).buffer);
+  expect([source.format, source.byteLength("data"), source.byteLength("scales")]).toEqual(["bf16", expected.length, 0]);
+  for (const [from, length] of [
+    [0, expected.length],
+    [3, 5],
+    [79, 2],
+    [81, 170],
+  ]) {
+    expect([...(await source.read("data", from, length))]).toEqual([...expected.subarray(from, from + length)]);
+  }
 });
