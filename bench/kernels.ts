@@ -256,14 +256,16 @@ async function measure(name: string, run: (bench: Bench) => Promise<Omit<Row, "n
 const { description } = (await createCpuBackend(options).then((backend) => backend.dispose().then(() => backend))).caps;
 process.stdout.write(`cpu: ${description}\n\n`);
 
-const probe = await measure("probe: stream read", async ({ backend }) => {
-  const { pass, byteLength } = await createProbe(backend);
+const probe = await measure("probe: stream read", async () => {
+  const { threads, variant, allowV8Flags } = options;
+  const { pass, byteLength, dispose } = await createProbe({ device: "cpu", threads, variant, allowV8Flags });
   let ms = Number.POSITIVE_INFINITY;
   for (let i = 0; i < 16; i++) {
     const start = now();
     await pass();
     ms = Math.min(ms, now() - start);
   }
+  await dispose();
   return { ms, gbs: byteLength / ms / 1e6, share: 1 };
 });
 

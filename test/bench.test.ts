@@ -73,7 +73,7 @@ const OPTIONS: BenchOptions = {
   batch: [1, 3],
   precision: "high",
   repeat: 2,
-  probeBytes: 16 << 20,
+  probeBytes: 4 << 20,
 };
 
 describe("bench", () => {
@@ -88,6 +88,7 @@ describe("bench", () => {
       peakRssBytes: expect.any(Number),
       weightBytes: expect.any(Number),
       streamReadGBs: expect.any(Number),
+      streamReadKind: expect.stringMatching(/^(argmax|one row) of /),
       results: expect.any(Array),
       error: null,
     });
@@ -155,13 +156,18 @@ describe("bench", () => {
     expect(error.message).toContain(message);
   });
 
-  test("the probe reads all it was given", async () => {
-    const { backend } = await createBackend("cpu", { threads: 2 });
-    const probe = await createProbe(backend, 16 << 20);
-    expect(probe.byteLength).toBe(16 << 20);
+  test.each([
+    ["cpu", ["argmax of f32", "1 stream a thread", "one row of f32, 4 streams", "one row of int8, 4 streams"]],
+    ["reference", ["argmax of f32"]],
+  ] as const)("the probe of %s tries all kinds of reading and keeps the fastest", async (device, kinds) => {
+    const probe = await createProbe({ device, threads: 2, bytes: 4 << 20 });
+    expect(probe.byteLength).toBe(4 << 20);
+    expect(probe.tried.map(({ kind }) => kind)).toEqual(kinds.map((kind) => expect.stringContaining(kind)));
+    const fastest = probe.tried.toSorted((a, b) => b.gbs - a.gbs)[0];
+    expect(probe.kind).toBe(fastest.kind);
     expect(await probe.pass()).toBeGreaterThan(0);
-    probe.free();
-    await backend.dispose();
+    await probe.dispose();
+    await expect(probe.pass()).rejects.toThrow(/dispose/);
   });
 
   test("medians", () => {
@@ -174,7 +180,7 @@ describe("bench", () => {
     const speeds = { tokensPerSecond: 5, min: 4, max: 6, tokensPerCpuSecond: 5, rooflineShare: 0.5 };
     const report: BenchReport = {
       ...{ device: "cpu", description: "two threads", threads: 2, node: "v26.0.0" },
-      ...{ loadMs: 1, peakRssBytes: 1, weightBytes: 1, streamReadGBs: 10 },
+      ...{ loadMs: 1, peakRssBytes: 1, weightBytes: 1, streamReadGBs: 10, streamReadKind: "argmax of f32" },
       results: [
         { ...result, ...speeds },
         { ...result, ...speeds, name: "prefill" },

@@ -2,7 +2,7 @@
 // memory, beside the rate at which the same threads read memory. Runs on a Runner in this thread. Node only.
 import { cpuUsage, resourceUsage } from "node:process";
 import { type KvType, kvPositionBytes } from "../backend.ts";
-import { createBackend } from "../devices.ts";
+import { createBackend, type DeviceInfo } from "../devices.ts";
 import { OptionError } from "../errors.ts";
 import { openModel, type Source } from "../inspect.ts";
 import type { DeviceName, Precision } from "../options.ts";
@@ -80,6 +80,8 @@ export interface BenchReport {
   readonly weightBytes: number;
   /** 10⁹ bytes per second, median over the rounds of the measurement. */
   readonly streamReadGBs: number;
+  /** The way of reading that was the fastest here: see probe.ts. */
+  readonly streamReadKind: string;
   readonly results: readonly BenchResult[];
   /** Of the logits after a prompt of random tokens, against those at `exact` precision with a cache in f32; null: not asked for. */
   readonly error: PrecisionError | null;
@@ -132,13 +134,10 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
       signal?.throwIfAborted();
     }
     const peakRssBytes = resourceUsage().maxRSS * 1024;
-    // On a backend of its own: the model's may have no room left.
-    const { backend } = await createBackend(options.device, {
-      threads: options.threads,
-      allowV8Flags: options.allowV8Flags,
-    });
+    onProgress?.("probe of the memory");
+    const { allowV8Flags, probeBytes: bytes } = options;
+    const probe = await createProbe({ device, threads, allowV8Flags, bytes, signal });
     try {
-      const probe = await createProbe(backend, options.probeBytes);
       const passes: number[] = [];
       await probe.pass();
       // Round by round, so that what else the machine does falls on all cases alike.
@@ -153,17 +152,18 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
       const streamReadGBs = probe.byteLength / median(passes) / 1e6;
       report = {
         device,
-        description: backend.caps.description,
+        description: runner.backend.caps.description,
         threads,
         node: process.version,
         loadMs,
         peakRssBytes,
         weightBytes: [...runner.weights.values()].reduce((sum, { byteLength }) => sum + byteLength, 0),
         streamReadGBs,
+        streamReadKind: probe.kind,
         results: cases.map((one, i) => summarize(runner, one, results[i], streamReadGBs, options.precision)),
       };
     } finally {
-      await backend.dispose();
+      await probe.dispose();
     }
     if (options.error) own = await work.logits();
   } finally {
@@ -237,7 +237,7 @@ const LIMIT = 2 ** 20;
 async function load(
   options: Omit<BenchOptions, "prefill" | "decode" | "context" | "batch" | "repeat">,
   cases: readonly Case[],
-): Promise<{ runner: Runner; device: string; threads: number }> {
+): Promise<{ runner: Runner; device: DeviceInfo["name"]; threads: number }> {
   const open = await openModel(options.source);
   try {
     const { threads, precision, allowV8Flags } = options;

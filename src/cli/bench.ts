@@ -66,13 +66,14 @@ function table({
   weightBytes,
   peakRssBytes,
   streamReadGBs,
+  streamReadKind,
   results,
   error,
 }: BenchReport) {
   const lines = [
     `${device}: ${description}; Node ${node}`,
     `load ${(loadMs / 1000).toFixed(2)} s, weights ${formatBytes(weightBytes)}, peak memory ${formatBytes(peakRssBytes)}`,
-    `memory reads at ${streamReadGBs.toFixed(1)} GB/s`,
+    `memory reads at ${streamReadGBs.toFixed(1)} GB/s (${streamReadKind})`,
     "",
     `${"".padEnd(8)}${["tokens", "context", "batch", "tokens/s", "min", "max", "roofline"].map((title) => title.padStart(10)).join("")}`,
     ...results.map(({ name, tokens, context, batch, tokensPerSecond, min, max, rooflineShare }) => {
