@@ -1,6 +1,6 @@
 // `vernier bench`: the shape of its line, what it refuses, its chart; and the random models it is used with. Nothing is timed.
 import { spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text as readAll } from "node:stream/consumers";
@@ -237,7 +237,41 @@ describe("the command", () => {
     expect(code).toBe(0);
     expect(out).toMatch(/decode +2 +0 +1 +\d/);
     expect(err).toContain("1 of 1: prefill 4");
-    expect(readFileSync(file, "utf8")).toContain("</svg>");
+    expect(readFileSync(file, "utf8")).toMatch(/^<svg .*<\/svg>\n$/s);
+  });
+
+  test("a chart as a page of its own", async () => {
+    const file = join(folder, "chart.HTML");
+    const { code, out } = await command(model, ...short, "--chart", file, "--json");
+    expect(code).toBe(0);
+    expect(JSON.parse(out).results).toHaveLength(2);
+    const page = readFileSync(file, "utf8");
+    expect(page).toMatch(/^<!doctype html>\n<html lang="en">.*<svg .*<\/svg>\n<\/html>\n$/s);
+    expect(page).not.toMatch(/(src|href)=/);
+  });
+
+  test.each([
+    ["no-such-folder/x.svg", "cannot write .* \\(ENOENT\\); give a file in a folder that is there"],
+    ["qwen3-1/config.json/x.svg", "cannot write .* \\(ENOTDIR\\)"],
+    ["folder.svg", "cannot write .* \\(it is a folder\\)"],
+    ["chart.png", "a name that ends in .svg or .html is expected, got .*chart.png"],
+    ["chart", "a name that ends in .svg or .html is expected"],
+  ])("--chart %s is refused before anything is measured", async (name, message) => {
+    mkdirSync(join(folder, "folder.svg"), { recursive: true });
+    const { code, out, err } = await command(model, ...short, "--chart", join(folder, name));
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(new RegExp(`^error OPTION_RANGE: --chart: ${message}`));
+    if (!name.startsWith("folder")) expect(existsSync(join(folder, name))).toBe(false);
+  });
+
+  // Whatever is written to it, /dev/full has no room.
+  test.runIf(existsSync("/dev/full"))("results are printed when the chart cannot be written after all", async () => {
+    const file = join(folder, "full.svg");
+    symlinkSync("/dev/full", file);
+    const { code, out, err } = await command(model, ...short, "--chart", file, "--json");
+    expect(code).toBe(2);
+    expect(JSON.parse(out).results).toHaveLength(2);
+    expect(err).toMatch(/^error OPTION_RANGE: --chart: cannot write .* \(ENOSPC\)/);
   });
 
   test("--precision reaches the report, and is refused where a device has no such products", async () => {
