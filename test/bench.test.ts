@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text as readAll } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
-import { afterAll, describe, expect, test } from "vitest";
+import { afterAll, describe, expect, test, vi } from "vitest";
 import { type GgufEncoding, writeGguf } from "../bench/gguf-writer.ts";
 import { rowValues, writeCheckpoint } from "../bench/random-model.ts";
 import { SHAPES } from "../bench/shapes.ts";
@@ -157,6 +157,26 @@ describe("bench", () => {
   });
 
   test.each([
+    ["prefill", { prefill: [100_000], context: [], batch: [] }],
+    ["steps", { prefill: [], decode: 100_000, context: [0], batch: [1], repeat: 1 }],
+    ["filling the cache", { prefill: [], decode: 1, context: [100_000], batch: [1] }],
+  ])("a signal ends it between %s, not after the case", async (_, long) => {
+    const abort = new AbortController();
+    let clock = 0; // ms, however fast the machine is
+    vi.spyOn(performance, "now").mockImplementation(() => {
+      clock += 20;
+      return clock;
+    });
+    const steps = vi.spyOn(Runner.prototype, "step");
+    const writes = vi.spyOn(Runner.prototype, "writeKv");
+    const onProgress = (what: string) => void (what.startsWith("warm-up") && setTimeout(() => abort.abort("enough")));
+    await expect(bench({ ...OPTIONS, ...long, signal: abort.signal, onProgress })).rejects.toBe("enough");
+    const count = steps.mock.calls.length + writes.mock.calls.length;
+    vi.restoreAllMocks();
+    expect(count).toBeLessThan(100); // of 391 chunks, 100,000 steps, or 782 chunks of two layers
+  });
+
+  test.each([
     ["cpu", ["argmax of f32", "1 stream a thread", "one row of f32, 4 streams", "one row of int8, 4 streams"]],
     ["reference", ["argmax of f32"]],
   ] as const)("the probe of %s tries all kinds of reading and keeps the fastest", async (device, kinds) => {
@@ -272,6 +292,27 @@ describe("the command", () => {
     expect(code).toBe(2);
     expect(JSON.parse(out).results).toHaveLength(2);
     expect(err).toMatch(/^error OPTION_RANGE: --chart: cannot write .* \(ENOSPC\)/);
+  });
+
+  test.each([
+    ["--prefill", ""],
+    ["--prefill", "32,,64"],
+    ["--prefill", "0x10"],
+    ["--context", "1.5"],
+    ["--batch", "none"],
+  ])("%s %j is not a list of numbers", async (flag, value) => {
+    const { code, err } = await command(model, ...short, flag, value);
+    expect(code).toBe(2);
+    const got = JSON.stringify(value);
+    expect(err).toBe(`error OPTION_RANGE: ${flag}: expected whole numbers with a comma between them, got ${got}\n`);
+  });
+
+  test.each([
+    ["--prefill", ["decode"]],
+    ["--context", ["prefill"]],
+  ])("%s none leaves those cases out", async (flag, names) => {
+    const { out } = await command(model, ...short, flag, "none", "--json");
+    expect(JSON.parse(out).results.map(({ name }: { name: string }) => name)).toEqual(names);
   });
 
   test("--precision reaches the report, and is refused where a device has no such products", async () => {

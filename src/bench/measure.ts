@@ -127,11 +127,10 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
   let own: Logits | undefined;
   try {
     const results = cases.map((): Took[] => []);
-    const work = new Work(runner);
+    const work = new Work(runner, signal);
     for (const one of cases) {
       onProgress?.(`warm-up: ${describe(one)}`);
       await work.run({ ...one, tokens: one.name === "decode" ? Math.min(one.tokens, 4) : one.tokens });
-      signal?.throwIfAborted();
     }
     const peakRssBytes = resourceUsage().maxRSS * 1024;
     onProgress?.("probe of the memory");
@@ -146,7 +145,6 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
           onProgress?.(`${round + 1} of ${repeat}: ${describe(one)}`);
           passes.push(await fastestOf(3, probe));
           results[i].push(await work.run(one));
-          signal?.throwIfAborted();
         }
       }
       const streamReadGBs = probe.byteLength / median(passes) / 1e6;
@@ -190,7 +188,7 @@ export async function exactLogits(
   const one: Case = { name: "prefill", tokens, context: 0, batch: 1 };
   const { runner } = await load({ source, device, threads, signal, precision: "exact" }, [one]);
   try {
-    return await new Work(runner).logits();
+    return await new Work(runner, signal).logits();
   } finally {
     await runner.dispose();
   }
@@ -289,17 +287,24 @@ function pagesOf({ context, tokens }: Case): number {
 
 // ---------------------------------------------------------------------------------------------- measuring
 
+/** How long nobody waits for Ctrl-C, a step's time left aside. */
+const TURN_MS = 50;
+
 /** Runs cases on a runner. Every step's tokens are read back, as an engine does that gives them to somebody. */
 class Work {
   readonly #runner: Runner;
+  readonly #signal: AbortSignal | undefined;
+  /** When the event loop turned the last time. */
+  #turned = performance.now();
   #seed = 1;
   /** Physical pages, and positions of each sequence's rings, that were written: never-written memory is fast to read. */
   readonly #written = { pages: new Set<number>(), rings: [] as number[] };
   /** Keys or values of a chunk, of any layer. */
   readonly #block: Float32Array;
 
-  constructor(runner: Runner) {
+  constructor(runner: Runner, signal: AbortSignal | undefined) {
     this.#runner = runner;
+    this.#signal = signal;
     const { architecture, config } = runner;
     const widths = Array.from({ length: config.numHiddenLayers }, (_, i) => {
       const { kvHeads, headDim } = architecture.kv(config, i);
@@ -344,6 +349,7 @@ class Work {
       const to = Math.min(from + chunk, tokens);
       const positions = Array.from({ length: to - from }, (_, i) => from + i);
       const last = to === tokens;
+      await this.#turn();
       const program = await this.#runner.step(
         {
           tokens: ids.slice(from, to),
@@ -366,6 +372,7 @@ class Work {
     const ahead = runner.backend.caps.asynchronous && runner.canContinue;
     let program = await step(this.#ids(batch), 0);
     for (let at = 1; at <= steps; at++) {
+      await this.#turn();
       const reading = runner.read(program.outputs.tokens, batch);
       if (ahead && at < steps) program = runner.continueGreedy();
       const tokens = await reading;
@@ -385,6 +392,7 @@ class Work {
       const used = pages.slice(0, Math.ceil(one.context / PAGE));
       if (used.every((page) => written.has(page)) && (rings[sequence] ?? 0) >= one.context) continue;
       for (let from = 0; from < one.context; from += PREFILL_CHUNK) {
+        await this.#turn();
         const rows = Math.min(PREFILL_CHUNK, one.context - from);
         for (let layer = 0; layer < runner.config.numHiddenLayers; layer++) {
           const { kvHeads, headDim } = runner.architecture.kv(runner.config, layer);
@@ -395,6 +403,17 @@ class Work {
       for (const page of used) written.add(page);
       rings[sequence] = Math.max(rings[sequence] ?? 0, one.context);
     }
+  }
+
+  /**
+   * Between steps: throws when the signal was aborted. That is known only after a turn of the event loop, which is left out after
+   * short steps: it is part of what is measured.
+   */
+  async #turn(): Promise<void> {
+    if (performance.now() - this.#turned < TURN_MS) return;
+    await new Promise((resolve) => setImmediate(resolve));
+    this.#turned = performance.now();
+    this.#signal?.throwIfAborted();
   }
 
   #ids(count: number): number[] {

@@ -8,7 +8,7 @@ import { chart, chartPage } from "../bench/chart.ts";
 import { type BenchReport, bench } from "../bench/measure.ts";
 import { OptionError } from "../errors.ts";
 import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
-import { interruptible, kvCacheOption, numbers, printJson, v8FlagsOption } from "./common.ts";
+import { interruptible, kvCacheOption, numbers, numbersOrNone, printJson, v8FlagsOption } from "./common.ts";
 import { formatBytes } from "./progress.ts";
 
 interface Flags {
@@ -35,10 +35,15 @@ export function benchCommand(): Command {
     .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
     .option("--threads <n>", "CPU threads", Number)
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
-    .option("--prefill <list>", "lengths of prompts, comma list", numbers, [256])
+    .option("--prefill <list>", "lengths of prompts, comma list, or none", numbersOrNone("--prefill"), [256])
     .option("--decode <n>", "steps of one measurement of decoding", Number, 64)
-    .option("--context <list>", "tokens in the cache when decoding begins, comma list", numbers, [0])
-    .option("--batch <list>", "sequences to decode at once, comma list", numbers, [1])
+    .option(
+      "--context <list>",
+      "tokens in the cache when decoding begins, comma list, or none: no decoding",
+      numbersOrNone("--context"),
+      [0],
+    )
+    .option("--batch <list>", "sequences to decode at once, comma list", numbers("--batch"), [1])
     .addOption(
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("high"),
     )
