@@ -224,18 +224,49 @@ async function command(...args: string[]) {
   return { code, out, err };
 }
 
-test("--error: how far the logits are from those at exact precision", async () => {
-  const model = join(root, "test", "data", "models", "gpt_oss_mxfp4");
-  const errorAt = async (precision: string) => {
-    const short = ["--device", "cpu", "--threads", "1", "--prefill", "64", "--decode", "1", "--repeat", "1"];
-    const { out } = await command(model, ...short, "--precision", precision, "--error", "--json");
-    return JSON.parse(out).error;
-  };
-  const [exact, high, fast] = await Promise.all(["exact", "high", "fast"].map(errorAt));
-  expect(exact).toEqual({ tokens: 64, nmse: 0, kl: 0, top1: 1 });
+test("error: how far the logits are from those at exact precision", async () => {
+  const path = join(root, "test", "data", "models", "gpt_oss_mxfp4");
+  const short: BenchOptions = { ...OPTIONS, source: { kind: "path", path }, prefill: [64], context: [], repeat: 1 };
+  const errorAt = async (precision: BenchOptions["precision"]) =>
+    (await bench({ ...short, precision, error: true })).error!;
+  const [exact, high, fast] = [await errorAt("exact"), await errorAt("high"), await errorAt("fast")];
+  expect(exact).toEqual({ tokens: 64, context: 0, nmse: 0, kl: 0, top1: 1 });
   expect(high.nmse).toBeGreaterThan(0);
   expect(high.nmse).toBeLessThan(1e-5); // f16 class
   expect(fast.nmse).toBeGreaterThan(high.nmse);
+});
+
+test("error: of logits at the longest context, where a smaller cache shows", async () => {
+  const path = join(root, "test", "data", "models", "gpt_oss_mxfp4");
+  const short: BenchOptions = {
+    ...OPTIONS,
+    source: { kind: "path", path },
+    prefill: [],
+    decode: 1,
+    batch: [1],
+    repeat: 1,
+  };
+  const errorOf = async (context: number[], kvCache: "f32" | "int8") => {
+    return (await bench({ ...short, context, kvCache, precision: "exact", error: true })).error!;
+  };
+  expect(await errorOf([0, 30], "f32")).toEqual({ tokens: 64, context: 30, nmse: 0, kl: 0, top1: 1 });
+  const [near, far] = [await errorOf([0], "int8"), await errorOf([30], "int8")];
+  expect(near).toMatchObject({ tokens: 64, context: 0 });
+  expect(near.nmse).toBeGreaterThan(0);
+  expect(far.context).toBe(30);
+  expect(far.nmse).toBeGreaterThan(0);
+  expect(far.nmse).not.toBe(near.nmse);
+});
+
+test("peak memory is that of loading and every case in full", async () => {
+  const steps = vi.spyOn(Runner.prototype, "step");
+  const counts: number[] = [];
+  const onProgress = (what: string) => void (what === "probe of the memory" && counts.push(steps.mock.calls.length));
+  const { peakRssBytes } = await bench({ ...OPTIONS, decode: 6, onProgress });
+  vi.restoreAllMocks();
+  expect(counts).toEqual([1 + 2 + 4 * 6]); // 300 tokens are two chunks
+  expect(peakRssBytes).toBeGreaterThan(1e7);
+  expect(peakRssBytes).toBeLessThanOrEqual(process.resourceUsage().maxRSS * 1024);
 });
 
 describe("the command", () => {
@@ -313,6 +344,14 @@ describe("the command", () => {
   ])("%s none leaves those cases out", async (flag, names) => {
     const { out } = await command(model, ...short, flag, "none", "--json");
     expect(JSON.parse(out).results.map(({ name }: { name: string }) => name)).toEqual(names);
+  });
+
+  test("--error: a line below the table", async () => {
+    const { code, out } = await command(model, ...short, "--context", "0,9", "--error");
+    expect(code).toBe(0);
+    const line =
+      /^logits of 64 tokens behind 9, against exact precision: NMSE 0.0e\+0, KL 0.0e\+0, same top token 100.0 %$/m;
+    expect(out).toMatch(line); // BF16 weights: no precision rounds anything
   });
 
   test("--precision reaches the report, and is refused where a device has no such products", async () => {

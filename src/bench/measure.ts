@@ -30,8 +30,8 @@ export interface BenchOptions {
   /** See LoadOptions. Default false. */
   readonly allowV8Flags?: boolean;
   /**
-   * Also load the model at `exact`, with a cache in f32, and tell how far the logits are from there. Default false: it takes a
-   * second load.
+   * Also load the model at `exact`, with a cache in f32, and tell how far the logits are from there: those of 64 tokens behind as
+   * many as the longest of `context`. Default false: it takes a second load.
    */
   readonly error?: boolean;
   /** Measurements of each case; results are medians. */
@@ -74,7 +74,7 @@ export interface BenchReport {
   readonly node: string;
   /** Opening the files, starting the device and loading all weights. */
   readonly loadMs: number;
-  /** Of this process, after every case ran once; the probe's memory is not in it. */
+  /** Of this process, after loading and every case in full, once; what the probe and `error` take is not in it. */
   readonly peakRssBytes: number;
   /** On the device. */
   readonly weightBytes: number;
@@ -83,13 +83,15 @@ export interface BenchReport {
   /** The way of reading that was the fastest here: see probe.ts. */
   readonly streamReadKind: string;
   readonly results: readonly BenchResult[];
-  /** Of the logits after a prompt of random tokens, against those at `exact` precision with a cache in f32; null: not asked for. */
+  /** Of the logits of random tokens, against those at `exact` precision with a cache in f32; null: not asked for. */
   readonly error: PrecisionError | null;
 }
 
 export interface PrecisionError {
   /** Positions that are compared. */
   readonly tokens: number;
+  /** Positions before them, whose keys and values they see. */
+  readonly context: number;
   /** Σ (logit − exact)² / Σ exact². */
   readonly nmse: number;
   /** Mean over the positions, natural logarithm. */
@@ -121,7 +123,8 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
   ];
   onProgress?.("load");
   const start = performance.now();
-  const { runner, device, threads } = await load(options, cases);
+  const errorCase = options.error ? logitsCase(Math.max(0, ...context)) : undefined;
+  const { runner, device, threads } = await load(options, errorCase === undefined ? cases : [...cases, errorCase]);
   const loadMs = performance.now() - start;
   let report: Omit<BenchReport, "error">;
   let own: Logits | undefined;
@@ -130,7 +133,8 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
     const work = new Work(runner, signal);
     for (const one of cases) {
       onProgress?.(`warm-up: ${describe(one)}`);
-      await work.run({ ...one, tokens: one.name === "decode" ? Math.min(one.tokens, 4) : one.tokens });
+      // In full: the cpu backend chooses between two ways of reading in the first steps, and caches are written to their end.
+      await work.run(one);
     }
     const peakRssBytes = resourceUsage().maxRSS * 1024;
     onProgress?.("probe of the memory");
@@ -163,32 +167,36 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
     } finally {
       await probe.dispose();
     }
-    if (options.error) own = await work.logits();
+    if (errorCase !== undefined) {
+      onProgress?.("logits");
+      own = await work.logits(errorCase.context);
+    }
   } finally {
     await runner.dispose();
   }
   if (own === undefined) return { ...report, error: null };
   onProgress?.("exact precision");
-  return { ...report, error: compare(own.values, await exactLogits(options, own.ids.length)) };
+  return { ...report, error: compare(own.values, await exactLogits(options, own.context)) };
 }
 
-/** Logits of a prompt: at the position of each of its tokens, those of the next. */
+/** Logits of random tokens, always the same: at the position of each of them, those of the next. */
 export interface Logits {
   readonly ids: readonly number[];
+  /** How many others came before them. */
+  readonly context: number;
   /** f32 [tokens, V] */
   readonly values: Float32Array;
   readonly vocabSize: number;
 }
 
-/** What the model computes at `exact`, with a cache in f32, for a prompt of 64 random tokens, always the same. Loads it. */
+/** What the model computes at `exact`, with a cache in f32, for 64 random tokens behind `context` others. Loads it. */
 export async function exactLogits(
   { source, device, threads, signal }: Pick<BenchOptions, "source" | "device" | "threads" | "signal">,
-  tokens = ERROR_TOKENS,
+  context = 0,
 ): Promise<Logits> {
-  const one: Case = { name: "prefill", tokens, context: 0, batch: 1 };
-  const { runner } = await load({ source, device, threads, signal, precision: "exact" }, [one]);
+  const { runner } = await load({ source, device, threads, signal, precision: "exact" }, [logitsCase(context)]);
   try {
-    return await new Work(runner, signal).logits();
+    return await new Work(runner, signal).logits(context);
   } finally {
     await runner.dispose();
   }
@@ -199,6 +207,7 @@ export function compare(logits: Float32Array, exact: Logits): PrecisionError {
   const kl = klDivergence(logits, exact.values, exact.vocabSize);
   return {
     tokens: kl.length,
+    context: exact.context,
     nmse: nmse(logits, exact.values),
     kl: kl.reduce((sum, one) => sum + one, 0) / kl.length,
     top1: top1Agreement(logits, exact.values, exact.vocabSize, accumulatedGate("logits", "w8a8").fail),
@@ -273,8 +282,13 @@ async function load(
   }
 }
 
-/** Length of the prompt whose logits are compared. */
+/** Positions whose logits are compared. */
 const ERROR_TOKENS = 64;
+
+/** What the comparison needs room for. */
+function logitsCase(context: number): Case {
+  return { name: "decode", tokens: ERROR_TOKENS, context, batch: 1 };
+}
 
 /** The engine's default. */
 const PREFILL_CHUNK = 256;
@@ -317,50 +331,54 @@ class Work {
     await this.#fill(one);
     const start = performance.now();
     const before = cpuUsage();
-    await (one.name === "prefill" ? this.#prefill(one.tokens) : this.#decode(one));
+    const prefill = () => this.#prompt(this.#ids(one.tokens), { length: one.tokens, last: "greedy" });
+    await (one.name === "prefill" ? prefill() : this.#decode(one));
     const { user, system } = cpuUsage(before);
     return { seconds: (performance.now() - start) / 1000, cpuSeconds: (user + system) / 1e6 };
   }
 
-  /** Of a prompt of 64 tokens, or as many as there is room for; always the same. */
-  async logits(): Promise<Logits> {
-    const count = Math.min(ERROR_TOKENS, this.#runner.prefillChunk, this.#runner.contextLength);
-    const one: Case = { name: "prefill", tokens: count, context: 0, batch: 1 };
-    await this.#fill(one);
+  /** Of 64 tokens behind `context` others. Their keys and values are those that the model computes, not any as in `run`. */
+  async logits(context: number): Promise<Logits> {
+    await this.#fill({ ...logitsCase(0), tokens: context + ERROR_TOKENS });
     this.#seed = 1;
-    const ids = this.#ids(count);
-    const positions = ids.map((_, i) => i);
+    const all = this.#ids(context + ERROR_TOKENS);
+    await this.#prompt(all.slice(0, context), { length: all.length, last: "none" });
+    const ids = all.slice(context);
+    const rows = ids.map((_, i) => i);
     const step = {
       tokens: ids,
-      positions,
-      sequences: positions.map(() => 0),
-      selected: positions,
-      lengths: positions.map(() => count),
+      positions: rows.map((row) => context + row),
+      sequences: rows.map(() => 0),
+      selected: rows,
+      lengths: rows.map(() => all.length),
     };
     const { outputs } = await this.#runner.step(step, "logits");
-    const values = (await this.#runner.read(outputs.logits, count)) as Float32Array;
-    return { ids, values, vocabSize: this.#runner.vocabSize };
+    const values = (await this.#runner.read(outputs.logits, ids.length)) as Float32Array;
+    return { ids, context, values, vocabSize: this.#runner.vocabSize };
   }
 
-  async #prefill(tokens: number): Promise<void> {
-    const ids = this.#ids(tokens);
+  /** Steps of a sequence that will have `length` tokens. `last`: whether the token after the last of them is asked for. */
+  async #prompt(
+    ids: readonly number[],
+    { length, last }: { readonly length: number; readonly last: "greedy" | "none" },
+  ): Promise<void> {
     const chunk = this.#runner.prefillChunk;
-    for (let from = 0; from < tokens; from += chunk) {
-      const to = Math.min(from + chunk, tokens);
+    for (let from = 0; from < ids.length; from += chunk) {
+      const to = Math.min(from + chunk, ids.length);
       const positions = Array.from({ length: to - from }, (_, i) => from + i);
-      const last = to === tokens;
+      const head = to === ids.length ? last : "none";
       await this.#turn();
       const program = await this.#runner.step(
         {
           tokens: ids.slice(from, to),
           positions,
           sequences: positions.map(() => 0),
-          selected: last ? [to - from - 1] : [],
-          lengths: positions.map(() => tokens),
+          selected: head === "greedy" ? [to - from - 1] : [],
+          lengths: positions.map(() => length),
         },
-        last ? "greedy" : "none",
+        head,
       );
-      if (last) await this.#runner.read(program.outputs.tokens, 1);
+      if (head === "greedy") await this.#runner.read(program.outputs.tokens, 1);
     }
   }
 

@@ -50,7 +50,10 @@ export function benchCommand(): Command {
     .addOption(kvCacheOption())
     .addOption(v8FlagsOption())
     .option("--repeat <n>", "measurements of each case; medians are reported", Number, 5)
-    .option("--error", "also load at exact precision with an f32 cache, and tell how far the logits are from there")
+    .option(
+      "--error",
+      "also load at exact precision with an f32 cache, and tell how far logits at the longest --context are from there",
+    )
     .option("--json", "print one line of JSON and nothing else")
     .option("--chart <file>", "also draw the speeds, as .svg or as an .html page")
     .action((model: string, flags: Flags) => interruptible((signal) => run(model, flags, signal)));
@@ -133,7 +136,8 @@ function table({
   ];
   if (error !== null) {
     const far = `NMSE ${error.nmse.toExponential(1)}, KL ${error.kl.toExponential(1)}`;
-    lines.push("", `logits against exact precision: ${far}, same top token ${(100 * error.top1).toFixed(1)} %`);
+    const where = `logits of ${error.tokens} tokens behind ${error.context}, against exact precision`;
+    lines.push("", `${where}: ${far}, same top token ${(100 * error.top1).toFixed(1)} %`);
   }
   return `${lines.join("\n")}\n`;
 }
