@@ -1,4 +1,5 @@
-// `vernier bench`: the shape of its line, what it refuses, its chart; and the random models it is used with. Nothing is timed.
+// `vernier bench`: the shape of its line, what it refuses, its chart; the scripts of bench/ beside it, and the random models that
+// they are used with. No speed is judged.
 import { spawn } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -9,6 +10,7 @@ import { afterAll, describe, expect, test, vi } from "vitest";
 import { type GgufEncoding, writeGguf } from "../bench/gguf-writer.ts";
 import { rowValues, writeCheckpoint } from "../bench/random-model.ts";
 import { SHAPES } from "../bench/shapes.ts";
+import { fastest, inTurn } from "../bench/timing.ts";
 import { chart } from "../src/bench/chart.ts";
 import { type BenchOptions, type BenchReport, bench, median } from "../src/bench/measure.ts";
 import { createProbe } from "../src/bench/probe.ts";
@@ -214,8 +216,12 @@ describe("bench", () => {
   });
 });
 
-async function command(...args: string[]) {
-  const child = spawn(process.execPath, [join(root, "src", "cli", "main.ts"), "bench", ...args]);
+function command(...args: string[]) {
+  return script("src/cli/main.ts", "bench", ...args);
+}
+
+async function script(path: string, ...args: string[]) {
+  const child = spawn(process.execPath, [join(root, path), ...args]);
   const [code, out, err] = await Promise.all([
     new Promise<number | null>((resolve) => child.on("close", resolve)),
     readAll(child.stdout),
@@ -361,6 +367,83 @@ describe("the command", () => {
     const refused = await command(model, ...short, "--device", "reference", "--precision", "fast");
     expect(refused.code).toBe(2);
     expect(refused.err).toMatch(/^error OPTION_RANGE: precision: .* use "high" with reference$/m);
+  });
+});
+
+describe("timing of kernels", () => {
+  /** A clock that only its runs move; `tick`: what it is rounded down to. */
+  function fake({ costs, tick, shortest }: { costs: readonly number[]; tick: number; shortest: number }) {
+    let time = 0;
+    const log: number[] = [];
+    const runs = costs.map((ms, i) => () => {
+      time += ms;
+      log.push(i);
+    });
+    return { runs, log, clock: { now: () => Math.floor(time / tick) * tick, shortest } };
+  }
+
+  test("what is compared is all warm before the first is measured, and takes turns in being first", () => {
+    const { runs, log, clock } = fake({ costs: [10, 30], tick: 1, shortest: 1 });
+    const samples = inTurn(runs, clock);
+    expect(samples.map((own) => new Set(own))).toEqual([new Set([10]), new Set([30])]);
+    expect(samples[0].length).toBe(samples[1].length);
+    const warmUp = [...Array(15).fill(0), ...Array(5).fill(1)];
+    expect(log.slice(0, warmUp.length + 8)).toEqual([...warmUp, 0, 1, 1, 0, 0, 1, 1, 0]);
+  });
+
+  test("a short op is run as often as the clock needs to tell its time", () => {
+    const { runs, clock } = fake({ costs: [0.01], tick: 10, shortest: 100 });
+    for (const ms of [fastest(runs[0], clock), ...inTurn(runs, clock)[0]]) {
+      expect(Math.abs(ms - 0.01)).toBeLessThan(0.0015);
+    }
+  });
+});
+
+describe("bench:kernels", () => {
+  const kernels = (...args: string[]) => script("bench/kernels.ts", "--threads", "1", ...args);
+
+  test("has a row with and without each fusion, in the formats that it is for", async () => {
+    const { code, out } = await kernels("--list");
+    expect(code).toBe(0);
+    const names = out.trimEnd().split("\n");
+    for (const row of [
+      "addNorm 1 ×",
+      "addNorm + qkv int8 1 ×",
+      "addNorm + qkv int8/32 1 ×",
+      "gateUp int8 1 ×",
+      "gateUp int8/32 1 ×",
+      "gateUp mxfp4 1 ×",
+      "expertsUp mxfp4 1 ×",
+      "expertsDown + addNorm mxfp4 1 ×",
+      "linearArgmax int8/32 1 ×",
+    ]) {
+      expect(names.filter((name) => name.startsWith(row), row)).toHaveLength(1);
+    }
+  });
+
+  test("rows as a table and as JSON", async () => {
+    const { code, out, err } = await kernels("--cpu-time", "--only", "addNorm + qkv int8/32");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    const { rows } = JSON.parse(out.trimEnd().split("\n").at(-1)!);
+    const name = expect.stringMatching(/^probe: /);
+    const measured = { ms: expect.any(Number), speedup: expect.any(Number) };
+    expect(rows).toEqual([
+      { name, ms: expect.any(Number), gbs: expect.any(Number), share: 1 },
+      { name: "addNorm + qkv int8/32 1 × 1024, 16 + 2 · 8 heads", ...measured },
+    ]);
+    expect(rows[1].ms).toBeGreaterThan(0);
+    expect(out).toMatch(/8 heads +\d+\.\d+ ms +× \d+\.\d\d/);
+  });
+
+  test.each([
+    ["--variant", "bogus", 'OPTION_RANGE: bench:kernels: --variant: expected auto, relaxed, simd, single, got "bogus"'],
+    ["--precision", "bogus", 'OPTION_RANGE: bench:kernels: --precision: expected exact, high, fast, got "bogus"'],
+    ["--threads", "0", 'OPTION_RANGE: bench:kernels: --threads: expected a whole number from 1 to 256, got "0"'],
+    ["--only", "bogus", 'OPTION_RANGE: bench:kernels: --only: no row has "bogus" in its name; --list prints the names'],
+    ["--bogus", "", "ERR_PARSE_ARGS_UNKNOWN_OPTION: bench:kernels: Unknown option '--bogus'"],
+  ])("%s %s is refused", async (flag, value, message) => {
+    const { code, out, err } = await kernels(flag, ...(value === "" ? [] : [value]));
+    expect({ code, out, err }).toEqual({ code: 2, out: "", err: `error ${message}\n` });
   });
 });
 
