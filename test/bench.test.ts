@@ -8,6 +8,8 @@ import { text as readAll } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, test, vi } from "vitest";
 import { type GgufEncoding, writeGguf } from "../bench/gguf-writer.ts";
+import { promptIds } from "../bench/peers/prompt.ts";
+import { summary } from "../bench/peers/summary.ts";
 import { rowValues, writeCheckpoint } from "../bench/random-model.ts";
 import { SHAPES } from "../bench/shapes.ts";
 import { fastest, inTurn } from "../bench/timing.ts";
@@ -444,6 +446,56 @@ describe("bench:kernels", () => {
   ])("%s %s is refused", async (flag, value, message) => {
     const { code, out, err } = await kernels(flag, ...(value === "" ? [] : [value]));
     expect({ code, out, err }).toEqual({ code: 2, out: "", err: `error ${message}\n` });
+  });
+});
+
+describe("bench:peers", () => {
+  const peers = (...args: string[]) => script("bench/peers/peers.ts", ...args);
+  const model = gguf("qwen3", "Q8_0");
+
+  test.each([
+    [[], "OPTION_MISSING: bench:peers: give one or more GGUF files"],
+    [["/no/such.gguf"], 'FILE_MISSING: bench:peers: "/no/such.gguf": there is no such file'],
+    [[checkpoint("qwen3")], "OPTION_RANGE: bench:peers: .*: a GGUF file is expected"],
+    [[model, "--rounds", "0"], 'OPTION_RANGE: bench:peers: --rounds: expected a whole number from 1 to \\d+, got "0"'],
+    [[model, "--decode", "x"], 'OPTION_RANGE: bench:peers: --decode: expected a whole number from 1 to \\d+, got "x"'],
+    [[model, "--bogus"], "ERR_PARSE_ARGS_UNKNOWN_OPTION: bench:peers: "],
+  ])("%j is refused", async (args, message) => {
+    const { code, out, err } = await peers(...args);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(new RegExp(`^error ${message}.*\n$`));
+  });
+
+  const installed = existsSync(join(root, "bench", "peers", "node_modules", "node-llama-cpp"));
+  test.skipIf(installed)("says how to install the peer", async () => {
+    const { code, err } = await peers(model);
+    expect(code).toBe(2);
+    expect(err).toBe(
+      "error PEER_MISSING: bench:peers: node-llama-cpp is not installed; run `npm install` in bench/peers, see its README.md\n",
+    );
+  });
+
+  test("the peer gets tokens of its vocabulary, and of all of it", () => {
+    const ids = promptIds(1000, 320);
+    expect(Math.max(...ids)).toBe(319);
+    expect(Math.max(...promptIds(1000, 151_936))).toBeGreaterThan(150_000);
+  });
+
+  test("a line a model below the tables", () => {
+    const rows = (ratio: number) => [
+      { quantity: "decode", ratio, fastRatio: ratio + 0.1 },
+      { quantity: "prefill", ratio: 1.25, fastRatio: 1.5 },
+      { quantity: "load, ms", ratio: 0.5, fastRatio: 0.4 },
+    ];
+    const [header, ...lines] = summary([
+      { file: "a.gguf", rows: rows(1.6) },
+      { file: "b.gguf", rows: rows(0.9) },
+    ])
+      .trimEnd()
+      .split("\n");
+    expect(header).toMatch(/high \/ fast +decode +prefill +load$/);
+    expect(lines[0]).toMatch(/^a\.gguf +1\.60 \/ 1\.70 +1\.25 \/ 1\.50 +0\.50 \/ 0\.40$/);
+    expect(lines[1]).toMatch(/^b\.gguf +0\.90 \/ 1\.00 /);
   });
 });
 
