@@ -1,7 +1,16 @@
 // `vernier bench`: the shape of its line, what it refuses, its chart; the scripts of bench/ beside it, and the random models that
 // they are used with. No speed is judged.
 import { spawn } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text as readAll } from "node:stream/consumers";
@@ -496,6 +505,48 @@ describe("bench:peers", () => {
     expect(header).toMatch(/high \/ fast +decode +prefill +load$/);
     expect(lines[0]).toMatch(/^a\.gguf +1\.60 \/ 1\.70 +1\.25 \/ 1\.50 +0\.50 \/ 0\.40$/);
     expect(lines[1]).toMatch(/^b\.gguf +0\.90 \/ 1\.00 /);
+  });
+});
+
+describe("bench:model", () => {
+  const model = (...args: string[]) => script("bench/make-model.ts", ...args);
+  const taken = gguf("qwen3", "Q8_0");
+
+  test.each([
+    [
+      ["qwen3-0.6b"],
+      "OPTION_MISSING: bench:model: give a shape \\(qwen3-0.6b, .*\\) and where to write it, got 1 arguments",
+    ],
+    [["qwen3-0.6b", "a", "b"], "OPTION_MISSING: bench:model: give a shape .*, got 3 arguments"],
+    [["qwen9", "x"], 'OPTION_RANGE: bench:model: shape: expected qwen3-0.6b, .*, got "qwen9"'],
+    [["qwen3-0.6b", "x", "--format", "q4"], 'OPTION_RANGE: bench:model: --format: expected safetensors, .*, got "q4"'],
+    [["qwen3-0.6b", "x", "--layers", "29"], 'OPTION_RANGE: bench:model: --layers: .* from 1 to 28, got "29"'],
+    [["qwen3-0.6b", "x", "--seed", "x"], 'OPTION_RANGE: bench:model: --seed: .*, got "x"'],
+    [["qwen3-0.6b", "/no/such/x.gguf", "--format", "q8_0"], 'OPTION_RANGE: bench:model: "/no/such" is no folder'],
+    // Names of any case; what is there stays.
+    [["Qwen3-0.6B", taken, "--format", "q8_0"], "OPTION_RANGE: bench:model: .* is there already; .* or --force"],
+    [["Qwen3-4B", taken, "--format", "bf16"], "OPTION_RANGE: bench:model: .* is there already"],
+    [["gpt-oss-20b", checkpoint("qwen3")], 'OPTION_RANGE: bench:model: ".*config.json" is there already'],
+    [["Mistral-7B", taken], "OPTION_RANGE: bench:model: .* is a file; safetensors need the name of a folder"],
+    [["Mistral-7B", folder, "--format", "q8_0"], "OPTION_RANGE: bench:model: .* is a folder; q8_0 needs"],
+  ])("%j is refused", async (args, message) => {
+    const before = readFileSync(taken);
+    const { code, out, err } = await model(...args);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(new RegExp(`^error ${message}.*\n$`));
+    expect(readFileSync(taken).equals(before)).toBe(true);
+    expect(existsSync("x")).toBe(false);
+  });
+
+  test("writes over a file with --force, and what it writes can be loaded", async () => {
+    const file = join(folder, "real.gguf");
+    writeFileSync(file, "other");
+    const { code, err } = await model("QWEN3-0.6B", file, "--format", "q8_0", "--layers", "1", "--force");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    const generate = ["generate", file, "--ids", "1,2,3", "--max-new-tokens", "4", "--ignore-eos", "--json"];
+    const { out } = await script("src/cli/main.ts", ...generate, "--device", "cpu", "--threads", "2");
+    expect(JSON.parse(out).tokens).toHaveLength(4);
+    rmSync(file);
   });
 });
 
