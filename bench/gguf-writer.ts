@@ -188,17 +188,18 @@ function metadata(
   };
 }
 
-/** The 256 bytes as GPT-2 spells them, one merge, then names; the last token ends texts. */
+/** The 256 bytes as GPT-2 spells them, one merge, then names; the last token ends texts. Only that one is a control token. */
 function vocabulary(size: number, pre: string): Record<string, Value> {
   const printable = (byte: number) => (byte > 32 && byte < 127) || (byte > 160 && byte < 256 && byte !== 173);
   let others = 256;
   const bytes = Array.from({ length: 256 }, (_, byte) => String.fromCharCode(printable(byte) ? byte : others++));
-  const tokens = Array.from({ length: size }, (_, id) => bytes[id] ?? (id === 256 ? "ab" : `<|${id}|>`));
+  const tokens = Array.from({ length: size }, (_, id) => bytes[id] ?? (id === 256 ? "ab" : `t${id}`));
+  tokens[size - 1] = "<|end|>";
   return {
     "tokenizer.ggml.model": { string: "gpt2" },
     "tokenizer.ggml.pre": { string: pre },
     "tokenizer.ggml.tokens": { strings: tokens },
-    "tokenizer.ggml.token_type": { i32s: tokens.map((_, id) => (id <= 256 ? 1 : 3)) }, // normal, control
+    "tokenizer.ggml.token_type": { i32s: tokens.map((_, id) => (id < size - 1 ? 1 : 3)) }, // normal, control
     "tokenizer.ggml.merges": { strings: ["a b"] },
     "tokenizer.ggml.bos_token_id": { u32: size - 1 },
     "tokenizer.ggml.eos_token_id": { u32: size - 1 },

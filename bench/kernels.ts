@@ -1,10 +1,10 @@
 // How fast the cpu backend's kernels are: products with weights of each format and attention over each type of cache, beside the
-// rate at which the same threads can read memory, and each fused op beside its base ops. A table for people, then one JSON line for scripts.
+// rate at which the same threads can read memory, and fused ops beside their base ops. A table for people, then one JSON line for scripts.
 //
 //   npm run bench:kernels -- [--threads n] [--variant relaxed|simd|single] [--v8-flags]
-//     [--precision exact|high|fast] [--only text] [--cpu-time]
+//     [--precision exact|high|fast] [--only text] [--list] [--cpu-time]
 //
-// --cpu-time counts the time that the threads ran, not the time that went by: for machines with other work, with --threads 1.
+// --only leaves out all rows without that text in their names, --list prints the names and measures nothing. --cpu-time counts the time that the threads ran, not the time that went by: for machines with other work, with --threads 1.
 import { parseArgs } from "node:util";
 import { type CpuBackend, type CpuOptions, createCpuBackend } from "../backends/cpu/index.ts";
 import {
@@ -14,6 +14,7 @@ import {
   type KvType,
   kvPositionBytes,
   type Ops,
+  type Program,
   type Routing,
   type Shape,
   type Step,
@@ -23,36 +24,53 @@ import {
   type WeightFormat,
   type WeightSource,
 } from "../src/backend.ts";
+import { median } from "../src/bench/measure.ts";
 import { createProbe } from "../src/bench/probe.ts";
+import { OptionError } from "../src/errors.ts";
 import { lower } from "../src/ops.ts";
+import { PRECISIONS } from "../src/options.ts";
 import { Taps } from "../src/tap.ts";
 import { placed } from "../weights/files.ts";
+import { CPU, fastest, inTurn, WALL } from "./timing.ts";
+import { choice, orExit, whole } from "./usage.ts";
 
-const { values: flags } = parseArgs({
-  options: {
-    threads: { type: "string" },
-    variant: { type: "string" },
-    only: { type: "string", default: "" },
-    precision: { type: "string", default: "high" },
-    "v8-flags": { type: "boolean", default: false },
-    "cpu-time": { type: "boolean", default: false },
-  },
+const VARIANTS = ["auto", "relaxed", "simd", "single"] as const;
+
+const { options, description, only, list, clock } = await orExit("bench:kernels", async () => {
+  const { values: flags } = parseArgs({
+    options: {
+      threads: { type: "string" },
+      variant: { type: "string", default: "auto" },
+      only: { type: "string", default: "" },
+      list: { type: "boolean", default: false },
+      precision: { type: "string", default: "high" },
+      "v8-flags": { type: "boolean", default: false },
+      "cpu-time": { type: "boolean", default: false },
+    },
+  });
+  const options: CpuOptions = {
+    threads: flags.threads === undefined ? undefined : whole("--threads", flags.threads, 1, 256),
+    variant: choice("--variant", flags.variant, VARIANTS),
+    precision: choice("--precision", flags.precision, PRECISIONS),
+    allowV8Flags: flags["v8-flags"],
+  };
+  const backend = await createCpuBackend(options);
+  await backend.dispose();
+  const clock = flags["cpu-time"] ? CPU : WALL;
+  return { options, description: backend.caps.description, only: flags.only, list: flags.list, clock };
 });
-const options: CpuOptions = {
-  threads: flags.threads === undefined ? undefined : Number(flags.threads),
-  variant: flags.variant as CpuOptions["variant"],
-  precision: flags.precision as CpuOptions["precision"],
-  allowV8Flags: flags["v8-flags"],
-};
-
-function now(): number {
-  if (!flags["cpu-time"]) return performance.now();
-  const { user, system } = process.cpuUsage();
-  return (user + system) / 1000;
-}
 
 /** Bytes of a weight per element, scales left out. */
 const BYTES: Record<WeightFormat, number> = { f32: 4, f16: 2, bf16: 2, int8: 1, mxfp4: 0.5 };
+
+/** `group`: as in `source`. */
+type Format = readonly [format: WeightFormat, group?: number];
+
+const Q8_0: Format = ["int8", 32];
+
+function nameOf([format, group]: Format): string {
+  return group === undefined ? format : `${format}/${group}`;
+}
 
 /** Positions of a page, as the runner has them. */
 const PAGE = 64;
@@ -129,6 +147,9 @@ function source(format: WeightFormat, shape: Shape, group = shape.at(-1)!): Weig
   };
 }
 
+/** What a case records; what it returns keeps the rest. */
+type Build = (ops: Ops) => Tensor;
+
 /** A backend and what a case puts on it. */
 class Bench {
   readonly backend: CpuBackend;
@@ -137,8 +158,8 @@ class Bench {
     this.backend = backend;
   }
 
-  weight(format: WeightFormat, ...shape: number[]): Promise<Weight> {
-    return this.backend.loadWeight(source(format, shape));
+  weight([format, group]: Format, ...shape: number[]): Promise<Weight> {
+    return this.backend.loadWeight(source(format, shape, group));
   }
 
   /** So many that they do not fit a cache. */
@@ -198,27 +219,32 @@ class Bench {
     return cache;
   }
 
-  /** Milliseconds of the fastest run of as many as fit half a second, at least 7: others may use the machine, too. */
-  async time(build: (ops: Ops) => Record<string, Tensor>, fusion: "on" | "off" = "on"): Promise<number> {
-    const lowering = { taps: new Taps(), fusion, headNorms: "perHead", keys: 0 } as const;
-    const program = await this.backend.record("bench", (ops) => build(lower(ops, lowering)));
-    const warm = performance.now() + 150;
-    do this.backend.run(program);
-    while (performance.now() < warm);
-    let fastest = Number.POSITIVE_INFINITY;
-    for (let runs = 0, spent = 0; runs < 7 || spent < 500; runs++) {
-      const start = now();
-      this.backend.run(program);
-      const took = now() - start;
-      fastest = Math.min(fastest, took);
-      spent += took;
-    }
+  /** Milliseconds of the fastest run. */
+  async time(build: Build): Promise<number> {
+    const program = await this.#record(build, "on");
+    const ms = fastest(() => this.backend.run(program), clock);
     this.backend.release(program);
-    return fastest;
+    return ms;
+  }
+
+  /** Medians with the fused ops, and of how many times as long the base ops took beside each such run. */
+  async compare(build: Build): Promise<{ ms: number; speedup: number }> {
+    const programs = [await this.#record(build, "on"), await this.#record(build, "off")];
+    const [native, lowered] = inTurn(
+      programs.map((program) => () => this.backend.run(program)),
+      clock,
+    );
+    for (const program of programs) this.backend.release(program);
+    return { ms: median(native), speedup: median(lowered.map((ms, round) => ms / native[round])) };
+  }
+
+  #record(build: Build, fusion: "on" | "off"): Promise<Program> {
+    const lowering = { taps: new Taps(), fusion, headNorms: "perHead", keys: 0 } as const;
+    return this.backend.record("bench", (ops) => ({ out: build(lower(ops, lowering)) }));
   }
 }
 
-// ---------------------------------------------------------------------------------------------- results
+// ---------------------------------------------------------------------------------------------- cases
 
 interface Row {
   readonly name: string;
@@ -233,122 +259,88 @@ interface Row {
   readonly speedup?: number;
 }
 
-const rows: Row[] = [];
+type Measure = (bench: Bench, probeGBs: number) => Promise<Omit<Row, "name">>;
 
-/** Runs a case on a backend of its own, unless `--only` leaves it out. */
-async function measure(name: string, run: (bench: Bench) => Promise<Omit<Row, "name">>): Promise<Row | undefined> {
-  if (!name.includes(flags.only) && !name.startsWith("probe")) return undefined;
-  const backend = await createCpuBackend(options);
-  const row = { name, ...(await run(new Bench(backend))) };
-  await backend.dispose();
-  rows.push(row);
-  const cells = [
-    row.gbs === undefined ? "" : `${row.gbs.toFixed(1)} GB/s`,
-    row.share === undefined ? "" : `${(100 * row.share).toFixed(0)} %`,
-    row.gmacs === undefined ? "" : `${row.gmacs.toFixed(1)} GMAC/s`,
-    row.speedup === undefined ? "" : `× ${row.speedup.toFixed(2)}`,
-  ];
-  const [label, time] = [name.padEnd(52), `${row.ms.toFixed(3)} ms`.padStart(12)];
-  process.stdout.write(`${label}${time}${cells.map((cell) => cell.padStart(13)).join("")}\n`);
-  return row;
-}
-
-const { description } = (await createCpuBackend(options).then((backend) => backend.dispose().then(() => backend))).caps;
-process.stdout.write(`cpu: ${description}\n\n`);
-
-const probe = await measure("probe: stream read", async ({ backend }) => {
-  const { pass, byteLength } = await createProbe(backend);
-  let ms = Number.POSITIVE_INFINITY;
-  for (let i = 0; i < 16; i++) {
-    const start = now();
-    await pass();
-    ms = Math.min(ms, now() - start);
-  }
-  return { ms, gbs: byteLength / ms / 1e6, share: 1 };
-});
+/** By name, in the order in which they run. */
+const cases = new Map<string, Measure>();
 
 /** `batch` rows times weights [outs, columns]; `group` as in `source`. */
-async function product(
-  format: WeightFormat,
-  batch: number,
-  outs: number,
-  columns: number,
-  group?: number,
-): Promise<void> {
-  const name = group === undefined ? format : `${format}/${group}`;
-  await measure(`linear ${name} ${batch} × [${outs}, ${columns}]`, async (bench) => {
+function product(format: WeightFormat, batch: number, outs: number, columns: number, group?: number): void {
+  cases.set(`linear ${nameOf([format, group])} ${batch} × [${outs}, ${columns}]`, async (bench, probeGBs) => {
     // Many rows are bound by arithmetic: one weight is enough.
     const weights = await bench.weights(format, [outs, columns], group, batch > 4 ? 1 : undefined);
     const x = bench.floats(batch, columns);
-    const all = await bench.time((ops) => ({ out: weights.map((weight) => ops.linear(x, weight)).at(-1)! }));
+    const all = await bench.time((ops) => weights.map((weight) => ops.linear(x, weight)).at(-1)!);
     const ms = all / weights.length;
     const gbs = weights[0].byteLength / ms / 1e6;
-    return { ms, gbs, share: gbs / probe!.gbs!, gmacs: (batch * outs * columns) / ms / 1e6 };
+    return { ms, gbs, share: gbs / probeGBs, gmacs: (batch * outs * columns) / ms / 1e6 };
   });
 }
 
-/** One fused op, native and lowered. */
-async function fused(
-  op: keyof FusedOps,
-  what: string,
-  make: (bench: Bench) => Promise<(ops: Ops) => Tensor>,
-): Promise<void> {
-  await measure(`${op} ${what}`, async (bench) => {
-    const build = await make(bench);
-    const record = (ops: Ops) => ({ out: build(ops) });
-    const ms = await bench.time(record);
-    return { ms, speedup: (await bench.time(record, "off")) / ms };
-  });
+/** Fused ops, native and lowered. */
+function fused(ops: readonly (keyof FusedOps)[], what: string, make: (bench: Bench) => Promise<Build>): void {
+  cases.set(`${ops.join(" + ")} ${what}`, async (bench) => bench.compare(await make(bench)));
 }
 
-const FORMATS: readonly (readonly [format: WeightFormat, group?: number])[] = [
-  ["f32"],
-  ["bf16"],
-  ["f16"],
-  ["int8"],
-  ["int8", 32], // Q8_0
-  ["mxfp4"],
-];
+const FORMATS: readonly Format[] = [["f32"], ["bf16"], ["f16"], ["int8"], Q8_0, ["mxfp4"]];
 for (const [format, group] of FORMATS) {
-  await product(format, 1, 3072, 1024, group); // Qwen3-0.6B, gate and up
-  await product(format, 1, 4096, 14336, group); // Llama-3-8B, down
-  await product(format, 4, 4096, 4096, group);
-  await product(format, 64, 4096, 4096, group);
-  await product(format, 256, 3072, 1024, group);
+  product(format, 1, 3072, 1024, group); // Qwen3-0.6B, gate and up
+  product(format, 1, 4096, 14336, group); // Llama-3-8B, down
+  product(format, 4, 4096, 4096, group);
+  product(format, 64, 4096, 4096, group);
+  product(format, 256, 3072, 1024, group);
 }
 
-// Decode steps of one row, in the shapes of Qwen3-0.6B (bf16) and gpt-oss-20b (MXFP4).
-await fused("addNorm", "1 × 1024", async (bench) => {
-  const [x, weight] = [bench.floats(1, 1024), await bench.weight("f32", 1024)];
+// Decode steps of one row, in the shapes of Qwen3-0.6B and gpt-oss-20b.
+fused(["addNorm"], "1 × 1024", async (bench) => {
+  const [x, weight] = [bench.floats(1, 1024), await bench.weight(["f32"], 1024)];
   return (ops) => ops.addNorm(x, x, weight, { eps: 1e-6 })[1];
 });
-await fused("qkv", "bf16 1 × 1024, 16 + 2 · 8 heads", async (bench) => {
-  const [q, k, v] = await Promise.all([2048, 1024, 1024].map((outs) => bench.weight("bf16", outs, 1024)));
-  const headNorm = await bench.weight("f32", 128);
+
+/** Projections, head norms, rope and append of a row. */
+async function qkv(bench: Bench, format: Format): Promise<(ops: Ops, x: Tensor) => Tensor> {
+  const [q, k, v] = await Promise.all([2048, 1024, 1024].map((outs) => bench.weight(format, outs, 1024)));
+  const headNorm = await bench.weight(["f32"], 128);
   const spec = { label: "bench", kvHeads: 8, headDim: 128, sequences: 1, pageSize: 16, pages: 1 };
-  const [cache, step, x] = [bench.backend.allocKv(spec), bench.step(), bench.floats(1, 1024)];
+  const [cache, step] = [bench.backend.allocKv(spec), bench.step()];
   const rope = { cos: bench.floats(1, 64), sin: bench.floats(1, 64), rotaryDim: 128 };
   const heads = { heads: 16, kvHeads: 8, headDim: 128, norm: { eps: 1e-6 } };
-  return (ops) => ops.qkv(x, { q, k, v, qNorm: headNorm, kNorm: headNorm }, cache, rope, step, heads);
+  return (ops, x) => ops.qkv(x, { q, k, v, qNorm: headNorm, kNorm: headNorm }, cache, rope, step, heads);
+}
+const HEADS = "1 × 1024, 16 + 2 · 8 heads";
+fused(["qkv"], `bf16 ${HEADS}`, async (bench) => {
+  const [project, x] = [await qkv(bench, ["bf16"]), bench.floats(1, 1024)];
+  return (ops) => project(ops, x);
 });
-await fused("gateUp", "bf16 1 × [3072, 1024]", async (bench) => {
-  const [gate, up] = [await bench.weight("bf16", 3072, 1024), await bench.weight("bf16", 3072, 1024)];
-  const x = bench.floats(1, 1024);
-  return (ops) => ops.gateUp(x, gate, up, { activation: "silu" });
-});
+// From the residual to the cache: the norm also gives its row as the integers that the products read.
+for (const format of [["int8"], Q8_0] as const) {
+  fused(["addNorm", "qkv"], `${nameOf(format)} ${HEADS}`, async (bench) => {
+    const [x, weight] = [bench.floats(1, 1024), await bench.weight(["f32"], 1024)];
+    const project = await qkv(bench, format);
+    return (ops) => project(ops, ops.addNorm(x, x, weight, { eps: 1e-6 })[1]);
+  });
+}
+
+for (const format of [["bf16"], ["int8"], Q8_0, ["mxfp4"]] as const) {
+  fused(["gateUp"], `${nameOf(format)} 1 × [3072, 1024]`, async (bench) => {
+    const [gate, up] = [await bench.weight(format, 3072, 1024), await bench.weight(format, 3072, 1024)];
+    const x = bench.floats(1, 1024);
+    return (ops) => ops.gateUp(x, gate, up, { activation: "silu" });
+  });
+}
 
 /** The last `batch` rows of a sequence of `keys` positions; a window's keys are in a ring. */
-async function attention(
+function attention(
   kvType: KvType,
   batch: number,
   [heads, kvHeads, headDim]: readonly [number, number, number],
   keys: number,
   window?: number,
-): Promise<void> {
+): void {
   const sliding = window === undefined ? "" : `, window ${window}`;
-  await measure(
+  cases.set(
     `attention ${kvType} ${batch} × ${heads}/${kvHeads} · ${headDim}, ${keys} keys${sliding}`,
-    async (bench) => {
+    async (bench, probeGBs) => {
       const spec = { dtype: kvType, kvHeads, headDim, ring: window && window + 255 };
       const seen = Math.min(keys, window ?? keys);
       const bytes = seen * kvPositionBytes(spec);
@@ -359,43 +351,103 @@ async function attention(
       const step = bench.step(keys - batch, batch, Math.ceil(keys / PAGE));
       const q = bench.floats(batch, heads * headDim);
       const options = { scale: headDim ** -0.5, window };
-      const build = (ops: Ops) => ({ out: caches.map((cache) => ops.attention(q, cache, step, options)).at(-1)! });
+      const build: Build = (ops) => caches.map((cache) => ops.attention(q, cache, step, options)).at(-1)!;
       const ms = (await bench.time(build)) / layers;
       // Row i of the batch sees batch − 1 − i keys fewer than the last one.
       const pairs = window === undefined ? batch * (keys - (batch - 1) / 2) : batch * seen;
       const gmacs = (2 * heads * headDim * pairs) / ms / 1e6;
       if (batch > 1) return { ms, gmacs };
       const gbs = bytes / ms / 1e6;
-      return { ms, gbs, share: gbs / probe!.gbs!, gmacs };
+      return { ms, gbs, share: gbs / probeGBs, gmacs };
     },
   );
 }
 
 // Of Qwen3-0.6B; then of gpt-oss-20b, whose sliding layers must not care how long the context is.
 for (const kvType of ["f32", "f16", "int8"] as const) {
-  await attention(kvType, 1, [16, 8, 128], 8192);
-  await attention(kvType, 1, [64, 8, 64], 8192);
-  for (const keys of [200, 8192]) await attention(kvType, 1, [64, 8, 64], keys, 128);
-  for (const keys of [256, 1024]) await attention(kvType, 256, [16, 8, 128], keys);
+  attention(kvType, 1, [16, 8, 128], 8192);
+  attention(kvType, 1, [64, 8, 64], 8192);
+  for (const keys of [200, 8192]) attention(kvType, 1, [64, 8, 64], keys, 128);
+  for (const keys of [256, 1024]) attention(kvType, 256, [16, 8, 128], keys);
 }
 
 const routing = (bench: Bench): Routing => ({
   weights: bench.floats(1, 4),
   experts: bench.ints([3, 9, 17, 30], [1, 4]),
 });
-await fused("expertsUp", "mxfp4 1 × 4 of [32, 5760, 2880]", async (bench) => {
-  const weight = await bench.weight("mxfp4", 32, 5760, 2880);
+fused(["expertsUp"], "mxfp4 1 × 4 of [32, 5760, 2880]", async (bench) => {
+  const weight = await bench.weight(["mxfp4"], 32, 5760, 2880);
   const [x, chosen] = [bench.floats(1, 2880), routing(bench)];
   return (ops) => ops.expertsUp(x, chosen, weight, { activation: "swiglu_oai", layout: "interleaved" });
 });
-await fused("expertsDown", "mxfp4 1 × 4 of [32, 2880, 2880]", async (bench) => {
-  const weight = await bench.weight("mxfp4", 32, 2880, 2880);
+const DOWN = "mxfp4 1 × 4 of [32, 2880, 2880]";
+fused(["expertsDown"], DOWN, async (bench) => {
+  const weight = await bench.weight(["mxfp4"], 32, 2880, 2880);
   const [x, chosen] = [bench.floats(4, 2880), routing(bench)];
   return (ops) => ops.expertsDown(x, chosen, weight);
 });
-await fused("linearArgmax", "bf16 1 × [151936, 1024]", async (bench) => {
-  const [x, weight] = [bench.floats(1, 1024), await bench.weight("bf16", 151936, 1024)];
-  return (ops) => ops.linearArgmax(x, weight);
+// To the residual and the next norm.
+fused(["expertsDown", "addNorm"], DOWN, async (bench) => {
+  const [weight, norm] = [await bench.weight(["mxfp4"], 32, 2880, 2880), await bench.weight(["f32"], 2880)];
+  const [residual, x, chosen] = [bench.floats(1, 2880), bench.floats(4, 2880), routing(bench)];
+  return (ops) => ops.addNorm(residual, ops.expertsDown(x, chosen, weight), norm, { eps: 1e-5 })[1];
 });
+for (const format of [["bf16"], Q8_0] as const) {
+  fused(["linearArgmax"], `${nameOf(format)} 1 × [151936, 1024]`, async (bench) => {
+    const [x, weight] = [bench.floats(1, 1024), await bench.weight(format, 151936, 1024)];
+    return (ops) => ops.linearArgmax(x, weight);
+  });
+}
 
+// ---------------------------------------------------------------------------------------------- measuring
+
+const chosen = await orExit("bench:kernels", () => {
+  const found = [...cases].filter(([name]) => name.includes(only));
+  if (found.length > 0) return found;
+  const message = `--only: no row has ${JSON.stringify(only)} in its name; --list prints the names`;
+  throw new OptionError("OPTION_RANGE", message, { field: "--only", actual: only });
+});
+if (list) {
+  for (const [name] of chosen) process.stdout.write(`${name}\n`);
+  process.exit();
+}
+
+const rows: Row[] = [];
+
+function show(row: Row): void {
+  rows.push(row);
+  const cells = [
+    row.gbs === undefined ? "" : `${row.gbs.toFixed(1)} GB/s`,
+    row.share === undefined ? "" : `${(100 * row.share).toFixed(0)} %`,
+    row.gmacs === undefined ? "" : `${row.gmacs.toFixed(1)} GMAC/s`,
+    row.speedup === undefined ? "" : `× ${row.speedup.toFixed(2)}`,
+  ];
+  const [label, time] = [row.name.padEnd(56), `${row.ms.toFixed(3)} ms`.padStart(12)];
+  process.stdout.write(`${label}${time}${cells.map((cell) => cell.padStart(13)).join("")}\n`);
+}
+
+/** 10⁹ bytes a second. */
+async function readMemory(): Promise<number> {
+  const { threads, variant, allowV8Flags } = options;
+  const { kind, pass, byteLength, dispose } = await createProbe({ device: "cpu", threads, variant, allowV8Flags });
+  const passes = Math.ceil(clock.shortest / (await pass()));
+  let ms = Number.POSITIVE_INFINITY;
+  for (let i = 0; i < 16; i++) {
+    const start = clock.now();
+    for (let k = 0; k < passes; k++) await pass();
+    ms = Math.min(ms, (clock.now() - start) / passes);
+  }
+  await dispose();
+  const gbs = byteLength / ms / 1e6;
+  show({ name: `probe: ${kind}`, ms, gbs, share: 1 });
+  return gbs;
+}
+
+process.stdout.write(`cpu: ${description}\n\n`);
+const probeGBs = await readMemory();
+for (const [name, measure] of chosen) {
+  const backend = await createCpuBackend(options);
+  show({ name, ...(await measure(new Bench(backend), probeGBs)) });
+  await backend.dispose();
+}
 process.stdout.write(`\n${JSON.stringify({ bench: "kernels", device: description, node: process.version, rows })}\n`);

@@ -1,14 +1,27 @@
-// `vernier bench`: the shape of its line, what it refuses, its chart; and the random models it is used with. Nothing is timed.
+// `vernier bench`: the shape of its line, what it refuses, its chart; the scripts of bench/ beside it, and the random models that
+// they are used with. No speed is judged.
 import { spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text as readAll } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
-import { afterAll, describe, expect, test } from "vitest";
+import { afterAll, describe, expect, test, vi } from "vitest";
 import { type GgufEncoding, writeGguf } from "../bench/gguf-writer.ts";
+import { promptIds } from "../bench/peers/prompt.ts";
+import { summary } from "../bench/peers/summary.ts";
 import { rowValues, writeCheckpoint } from "../bench/random-model.ts";
 import { SHAPES } from "../bench/shapes.ts";
+import { fastest, inTurn } from "../bench/timing.ts";
 import { chart } from "../src/bench/chart.ts";
 import { type BenchOptions, type BenchReport, bench, median } from "../src/bench/measure.ts";
 import { createProbe } from "../src/bench/probe.ts";
@@ -73,7 +86,7 @@ const OPTIONS: BenchOptions = {
   batch: [1, 3],
   precision: "high",
   repeat: 2,
-  probeBytes: 16 << 20,
+  probeBytes: 4 << 20,
 };
 
 describe("bench", () => {
@@ -88,6 +101,7 @@ describe("bench", () => {
       peakRssBytes: expect.any(Number),
       weightBytes: expect.any(Number),
       streamReadGBs: expect.any(Number),
+      streamReadKind: expect.stringMatching(/^(argmax|one row) of /),
       results: expect.any(Array),
       error: null,
     });
@@ -155,13 +169,38 @@ describe("bench", () => {
     expect(error.message).toContain(message);
   });
 
-  test("the probe reads all it was given", async () => {
-    const { backend } = await createBackend("cpu", { threads: 2 });
-    const probe = await createProbe(backend, 16 << 20);
-    expect(probe.byteLength).toBe(16 << 20);
+  test.each([
+    ["prefill", { prefill: [100_000], context: [], batch: [] }],
+    ["steps", { prefill: [], decode: 100_000, context: [0], batch: [1], repeat: 1 }],
+    ["filling the cache", { prefill: [], decode: 1, context: [100_000], batch: [1] }],
+  ])("a signal ends it between %s, not after the case", async (_, long) => {
+    const abort = new AbortController();
+    let clock = 0; // ms, however fast the machine is
+    vi.spyOn(performance, "now").mockImplementation(() => {
+      clock += 20;
+      return clock;
+    });
+    const steps = vi.spyOn(Runner.prototype, "step");
+    const writes = vi.spyOn(Runner.prototype, "writeKv");
+    const onProgress = (what: string) => void (what.startsWith("warm-up") && setTimeout(() => abort.abort("enough")));
+    await expect(bench({ ...OPTIONS, ...long, signal: abort.signal, onProgress })).rejects.toBe("enough");
+    const count = steps.mock.calls.length + writes.mock.calls.length;
+    vi.restoreAllMocks();
+    expect(count).toBeLessThan(100); // of 391 chunks, 100,000 steps, or 782 chunks of two layers
+  });
+
+  test.each([
+    ["cpu", ["argmax of f32", "1 stream a thread", "one row of f32, 4 streams", "one row of int8, 4 streams"]],
+    ["reference", ["argmax of f32"]],
+  ] as const)("the probe of %s tries all kinds of reading and keeps the fastest", async (device, kinds) => {
+    const probe = await createProbe({ device, threads: 2, bytes: 4 << 20 });
+    expect(probe.byteLength).toBe(4 << 20);
+    expect(probe.tried.map(({ kind }) => kind)).toEqual(kinds.map((kind) => expect.stringContaining(kind)));
+    const fastest = probe.tried.toSorted((a, b) => b.gbs - a.gbs)[0];
+    expect(probe.kind).toBe(fastest.kind);
     expect(await probe.pass()).toBeGreaterThan(0);
-    probe.free();
-    await backend.dispose();
+    await probe.dispose();
+    await expect(probe.pass()).rejects.toThrow(/dispose/);
   });
 
   test("medians", () => {
@@ -174,7 +213,7 @@ describe("bench", () => {
     const speeds = { tokensPerSecond: 5, min: 4, max: 6, tokensPerCpuSecond: 5, rooflineShare: 0.5 };
     const report: BenchReport = {
       ...{ device: "cpu", description: "two threads", threads: 2, node: "v26.0.0" },
-      ...{ loadMs: 1, peakRssBytes: 1, weightBytes: 1, streamReadGBs: 10 },
+      ...{ loadMs: 1, peakRssBytes: 1, weightBytes: 1, streamReadGBs: 10, streamReadKind: "argmax of f32" },
       results: [
         { ...result, ...speeds },
         { ...result, ...speeds, name: "prefill" },
@@ -188,8 +227,12 @@ describe("bench", () => {
   });
 });
 
-async function command(...args: string[]) {
-  const child = spawn(process.execPath, [join(root, "src", "cli", "main.ts"), "bench", ...args]);
+function command(...args: string[]) {
+  return script("src/cli/main.ts", "bench", ...args);
+}
+
+async function script(path: string, ...args: string[]) {
+  const child = spawn(process.execPath, [join(root, path), ...args]);
   const [code, out, err] = await Promise.all([
     new Promise<number | null>((resolve) => child.on("close", resolve)),
     readAll(child.stdout),
@@ -198,18 +241,49 @@ async function command(...args: string[]) {
   return { code, out, err };
 }
 
-test("--error: how far the logits are from those at exact precision", async () => {
-  const model = join(root, "test", "data", "models", "gpt_oss_mxfp4");
-  const errorAt = async (precision: string) => {
-    const short = ["--device", "cpu", "--threads", "1", "--prefill", "64", "--decode", "1", "--repeat", "1"];
-    const { out } = await command(model, ...short, "--precision", precision, "--error", "--json");
-    return JSON.parse(out).error;
-  };
-  const [exact, high, fast] = await Promise.all(["exact", "high", "fast"].map(errorAt));
-  expect(exact).toEqual({ tokens: 64, nmse: 0, kl: 0, top1: 1 });
+test("error: how far the logits are from those at exact precision", async () => {
+  const path = join(root, "test", "data", "models", "gpt_oss_mxfp4");
+  const short: BenchOptions = { ...OPTIONS, source: { kind: "path", path }, prefill: [64], context: [], repeat: 1 };
+  const errorAt = async (precision: BenchOptions["precision"]) =>
+    (await bench({ ...short, precision, error: true })).error!;
+  const [exact, high, fast] = [await errorAt("exact"), await errorAt("high"), await errorAt("fast")];
+  expect(exact).toEqual({ tokens: 64, context: 0, nmse: 0, kl: 0, top1: 1 });
   expect(high.nmse).toBeGreaterThan(0);
   expect(high.nmse).toBeLessThan(1e-5); // f16 class
   expect(fast.nmse).toBeGreaterThan(high.nmse);
+});
+
+test("error: of logits at the longest context, where a smaller cache shows", async () => {
+  const path = join(root, "test", "data", "models", "gpt_oss_mxfp4");
+  const short: BenchOptions = {
+    ...OPTIONS,
+    source: { kind: "path", path },
+    prefill: [],
+    decode: 1,
+    batch: [1],
+    repeat: 1,
+  };
+  const errorOf = async (context: number[], kvCache: "f32" | "int8") => {
+    return (await bench({ ...short, context, kvCache, precision: "exact", error: true })).error!;
+  };
+  expect(await errorOf([0, 30], "f32")).toEqual({ tokens: 64, context: 30, nmse: 0, kl: 0, top1: 1 });
+  const [near, far] = [await errorOf([0], "int8"), await errorOf([30], "int8")];
+  expect(near).toMatchObject({ tokens: 64, context: 0 });
+  expect(near.nmse).toBeGreaterThan(0);
+  expect(far.context).toBe(30);
+  expect(far.nmse).toBeGreaterThan(0);
+  expect(far.nmse).not.toBe(near.nmse);
+});
+
+test("peak memory is that of loading and every case in full", async () => {
+  const steps = vi.spyOn(Runner.prototype, "step");
+  const counts: number[] = [];
+  const onProgress = (what: string) => void (what === "probe of the memory" && counts.push(steps.mock.calls.length));
+  const { peakRssBytes } = await bench({ ...OPTIONS, decode: 6, onProgress });
+  vi.restoreAllMocks();
+  expect(counts).toEqual([1 + 2 + 4 * 6]); // 300 tokens are two chunks
+  expect(peakRssBytes).toBeGreaterThan(1e7);
+  expect(peakRssBytes).toBeLessThanOrEqual(process.resourceUsage().maxRSS * 1024);
 });
 
 describe("the command", () => {
@@ -231,7 +305,70 @@ describe("the command", () => {
     expect(code).toBe(0);
     expect(out).toMatch(/decode +2 +0 +1 +\d/);
     expect(err).toContain("1 of 1: prefill 4");
-    expect(readFileSync(file, "utf8")).toContain("</svg>");
+    expect(readFileSync(file, "utf8")).toMatch(/^<svg .*<\/svg>\n$/s);
+  });
+
+  test("a chart as a page of its own", async () => {
+    const file = join(folder, "chart.HTML");
+    const { code, out } = await command(model, ...short, "--chart", file, "--json");
+    expect(code).toBe(0);
+    expect(JSON.parse(out).results).toHaveLength(2);
+    const page = readFileSync(file, "utf8");
+    expect(page).toMatch(/^<!doctype html>\n<html lang="en">.*<svg .*<\/svg>\n<\/html>\n$/s);
+    expect(page).not.toMatch(/(src|href)=/);
+  });
+
+  test.each([
+    ["no-such-folder/x.svg", "cannot write .* \\(ENOENT\\); give a file in a folder that is there"],
+    ["qwen3-1/config.json/x.svg", "cannot write .* \\(ENOTDIR\\)"],
+    ["folder.svg", "cannot write .* \\(it is a folder\\)"],
+    ["chart.png", "a name that ends in .svg or .html is expected, got .*chart.png"],
+    ["chart", "a name that ends in .svg or .html is expected"],
+  ])("--chart %s is refused before anything is measured", async (name, message) => {
+    mkdirSync(join(folder, "folder.svg"), { recursive: true });
+    const { code, out, err } = await command(model, ...short, "--chart", join(folder, name));
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(new RegExp(`^error OPTION_RANGE: --chart: ${message}`));
+    if (!name.startsWith("folder")) expect(existsSync(join(folder, name))).toBe(false);
+  });
+
+  // Whatever is written to it, /dev/full has no room.
+  test.runIf(existsSync("/dev/full"))("results are printed when the chart cannot be written after all", async () => {
+    const file = join(folder, "full.svg");
+    symlinkSync("/dev/full", file);
+    const { code, out, err } = await command(model, ...short, "--chart", file, "--json");
+    expect(code).toBe(2);
+    expect(JSON.parse(out).results).toHaveLength(2);
+    expect(err).toMatch(/^error OPTION_RANGE: --chart: cannot write .* \(ENOSPC\)/);
+  });
+
+  test.each([
+    ["--prefill", ""],
+    ["--prefill", "32,,64"],
+    ["--prefill", "0x10"],
+    ["--context", "1.5"],
+    ["--batch", "none"],
+  ])("%s %j is not a list of numbers", async (flag, value) => {
+    const { code, err } = await command(model, ...short, flag, value);
+    expect(code).toBe(2);
+    const got = JSON.stringify(value);
+    expect(err).toBe(`error OPTION_RANGE: ${flag}: expected whole numbers with a comma between them, got ${got}\n`);
+  });
+
+  test.each([
+    ["--prefill", ["decode"]],
+    ["--context", ["prefill"]],
+  ])("%s none leaves those cases out", async (flag, names) => {
+    const { out } = await command(model, ...short, flag, "none", "--json");
+    expect(JSON.parse(out).results.map(({ name }: { name: string }) => name)).toEqual(names);
+  });
+
+  test("--error: a line below the table", async () => {
+    const { code, out } = await command(model, ...short, "--context", "0,9", "--error");
+    expect(code).toBe(0);
+    const line =
+      /^logits of 64 tokens behind 9, against exact precision: NMSE 0.0e\+0, KL 0.0e\+0, same top token 100.0 %$/m;
+    expect(out).toMatch(line); // BF16 weights: no precision rounds anything
   });
 
   test("--precision reaches the report, and is refused where a device has no such products", async () => {
@@ -241,6 +378,175 @@ describe("the command", () => {
     const refused = await command(model, ...short, "--device", "reference", "--precision", "fast");
     expect(refused.code).toBe(2);
     expect(refused.err).toMatch(/^error OPTION_RANGE: precision: .* use "high" with reference$/m);
+  });
+});
+
+describe("timing of kernels", () => {
+  /** A clock that only its runs move; `tick`: what it is rounded down to. */
+  function fake({ costs, tick, shortest }: { costs: readonly number[]; tick: number; shortest: number }) {
+    let time = 0;
+    const log: number[] = [];
+    const runs = costs.map((ms, i) => () => {
+      time += ms;
+      log.push(i);
+    });
+    return { runs, log, clock: { now: () => Math.floor(time / tick) * tick, shortest } };
+  }
+
+  test("what is compared is all warm before the first is measured, and takes turns in being first", () => {
+    const { runs, log, clock } = fake({ costs: [10, 30], tick: 1, shortest: 1 });
+    const samples = inTurn(runs, clock);
+    expect(samples.map((own) => new Set(own))).toEqual([new Set([10]), new Set([30])]);
+    expect(samples[0].length).toBe(samples[1].length);
+    const warmUp = [...Array(15).fill(0), ...Array(5).fill(1)];
+    expect(log.slice(0, warmUp.length + 8)).toEqual([...warmUp, 0, 1, 1, 0, 0, 1, 1, 0]);
+  });
+
+  test("a short op is run as often as the clock needs to tell its time", () => {
+    const { runs, clock } = fake({ costs: [0.01], tick: 10, shortest: 100 });
+    for (const ms of [fastest(runs[0], clock), ...inTurn(runs, clock)[0]]) {
+      expect(Math.abs(ms - 0.01)).toBeLessThan(0.0015);
+    }
+  });
+});
+
+describe("bench:kernels", () => {
+  const kernels = (...args: string[]) => script("bench/kernels.ts", "--threads", "1", ...args);
+
+  test("has a row with and without each fusion, in the formats that it is for", async () => {
+    const { code, out } = await kernels("--list");
+    expect(code).toBe(0);
+    const names = out.trimEnd().split("\n");
+    for (const row of [
+      "addNorm 1 ×",
+      "addNorm + qkv int8 1 ×",
+      "addNorm + qkv int8/32 1 ×",
+      "gateUp int8 1 ×",
+      "gateUp int8/32 1 ×",
+      "gateUp mxfp4 1 ×",
+      "expertsUp mxfp4 1 ×",
+      "expertsDown + addNorm mxfp4 1 ×",
+      "linearArgmax int8/32 1 ×",
+    ]) {
+      expect(names.filter((name) => name.startsWith(row), row)).toHaveLength(1);
+    }
+  });
+
+  test("rows as a table and as JSON", async () => {
+    const { code, out, err } = await kernels("--cpu-time", "--only", "addNorm + qkv int8/32");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    const { rows } = JSON.parse(out.trimEnd().split("\n").at(-1)!);
+    const name = expect.stringMatching(/^probe: /);
+    const measured = { ms: expect.any(Number), speedup: expect.any(Number) };
+    expect(rows).toEqual([
+      { name, ms: expect.any(Number), gbs: expect.any(Number), share: 1 },
+      { name: "addNorm + qkv int8/32 1 × 1024, 16 + 2 · 8 heads", ...measured },
+    ]);
+    expect(rows[1].ms).toBeGreaterThan(0);
+    expect(out).toMatch(/8 heads +\d+\.\d+ ms +× \d+\.\d\d/);
+  });
+
+  test.each([
+    ["--variant", "bogus", 'OPTION_RANGE: bench:kernels: --variant: expected auto, relaxed, simd, single, got "bogus"'],
+    ["--precision", "bogus", 'OPTION_RANGE: bench:kernels: --precision: expected exact, high, fast, got "bogus"'],
+    ["--threads", "0", 'OPTION_RANGE: bench:kernels: --threads: expected a whole number from 1 to 256, got "0"'],
+    ["--only", "bogus", 'OPTION_RANGE: bench:kernels: --only: no row has "bogus" in its name; --list prints the names'],
+    ["--bogus", "", "ERR_PARSE_ARGS_UNKNOWN_OPTION: bench:kernels: Unknown option '--bogus'"],
+  ])("%s %s is refused", async (flag, value, message) => {
+    const { code, out, err } = await kernels(flag, ...(value === "" ? [] : [value]));
+    expect({ code, out, err }).toEqual({ code: 2, out: "", err: `error ${message}\n` });
+  });
+});
+
+describe("bench:peers", () => {
+  const peers = (...args: string[]) => script("bench/peers/peers.ts", ...args);
+  const model = gguf("qwen3", "Q8_0");
+
+  test.each([
+    [[], "OPTION_MISSING: bench:peers: give one or more GGUF files"],
+    [["/no/such.gguf"], 'FILE_MISSING: bench:peers: "/no/such.gguf": there is no such file'],
+    [[checkpoint("qwen3")], "OPTION_RANGE: bench:peers: .*: a GGUF file is expected"],
+    [[model, "--rounds", "0"], 'OPTION_RANGE: bench:peers: --rounds: expected a whole number from 1 to \\d+, got "0"'],
+    [[model, "--decode", "x"], 'OPTION_RANGE: bench:peers: --decode: expected a whole number from 1 to \\d+, got "x"'],
+    [[model, "--bogus"], "ERR_PARSE_ARGS_UNKNOWN_OPTION: bench:peers: "],
+  ])("%j is refused", async (args, message) => {
+    const { code, out, err } = await peers(...args);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(new RegExp(`^error ${message}.*\n$`));
+  });
+
+  const installed = existsSync(join(root, "bench", "peers", "node_modules", "node-llama-cpp"));
+  test.skipIf(installed)("says how to install the peer", async () => {
+    const { code, err } = await peers(model);
+    expect(code).toBe(2);
+    expect(err).toBe(
+      "error PEER_MISSING: bench:peers: node-llama-cpp is not installed; run `npm install` in bench/peers, see its README.md\n",
+    );
+  });
+
+  test("the peer gets tokens of its vocabulary, and of all of it", () => {
+    const ids = promptIds(1000, 320);
+    expect(Math.max(...ids)).toBe(319);
+    expect(Math.max(...promptIds(1000, 151_936))).toBeGreaterThan(150_000);
+  });
+
+  test("a line a model below the tables", () => {
+    const rows = (ratio: number) => [
+      { quantity: "decode", ratio, fastRatio: ratio + 0.1 },
+      { quantity: "prefill", ratio: 1.25, fastRatio: 1.5 },
+      { quantity: "load, ms", ratio: 0.5, fastRatio: 0.4 },
+    ];
+    const [header, ...lines] = summary([
+      { file: "a.gguf", rows: rows(1.6) },
+      { file: "b.gguf", rows: rows(0.9) },
+    ])
+      .trimEnd()
+      .split("\n");
+    expect(header).toMatch(/high \/ fast +decode +prefill +load$/);
+    expect(lines[0]).toMatch(/^a\.gguf +1\.60 \/ 1\.70 +1\.25 \/ 1\.50 +0\.50 \/ 0\.40$/);
+    expect(lines[1]).toMatch(/^b\.gguf +0\.90 \/ 1\.00 /);
+  });
+});
+
+describe("bench:model", () => {
+  const model = (...args: string[]) => script("bench/make-model.ts", ...args);
+  const taken = gguf("qwen3", "Q8_0");
+
+  test.each([
+    [
+      ["qwen3-0.6b"],
+      "OPTION_MISSING: bench:model: give a shape \\(qwen3-0.6b, .*\\) and where to write it, got 1 arguments",
+    ],
+    [["qwen3-0.6b", "a", "b"], "OPTION_MISSING: bench:model: give a shape .*, got 3 arguments"],
+    [["qwen9", "x"], 'OPTION_RANGE: bench:model: shape: expected qwen3-0.6b, .*, got "qwen9"'],
+    [["qwen3-0.6b", "x", "--format", "q4"], 'OPTION_RANGE: bench:model: --format: expected safetensors, .*, got "q4"'],
+    [["qwen3-0.6b", "x", "--layers", "29"], 'OPTION_RANGE: bench:model: --layers: .* from 1 to 28, got "29"'],
+    [["qwen3-0.6b", "x", "--seed", "x"], 'OPTION_RANGE: bench:model: --seed: .*, got "x"'],
+    [["qwen3-0.6b", "/no/such/x.gguf", "--format", "q8_0"], 'OPTION_RANGE: bench:model: "/no/such" is no folder'],
+    // Names of any case; what is there stays.
+    [["Qwen3-0.6B", taken, "--format", "q8_0"], "OPTION_RANGE: bench:model: .* is there already; .* or --force"],
+    [["Qwen3-4B", taken, "--format", "bf16"], "OPTION_RANGE: bench:model: .* is there already"],
+    [["gpt-oss-20b", checkpoint("qwen3")], 'OPTION_RANGE: bench:model: ".*config.json" is there already'],
+    [["Mistral-7B", taken], "OPTION_RANGE: bench:model: .* is a file; safetensors need the name of a folder"],
+    [["Mistral-7B", folder, "--format", "q8_0"], "OPTION_RANGE: bench:model: .* is a folder; q8_0 needs"],
+  ])("%j is refused", async (args, message) => {
+    const before = readFileSync(taken);
+    const { code, out, err } = await model(...args);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(new RegExp(`^error ${message}.*\n$`));
+    expect(readFileSync(taken).equals(before)).toBe(true);
+    expect(existsSync("x")).toBe(false);
+  });
+
+  test("writes over a file with --force, and what it writes can be loaded", async () => {
+    const file = join(folder, "real.gguf");
+    writeFileSync(file, "other");
+    const { code, err } = await model("QWEN3-0.6B", file, "--format", "q8_0", "--layers", "1", "--force");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    const generate = ["generate", file, "--ids", "1,2,3", "--max-new-tokens", "4", "--ignore-eos", "--json"];
+    const { out } = await script("src/cli/main.ts", ...generate, "--device", "cpu", "--threads", "2");
+    expect(JSON.parse(out).tokens).toHaveLength(4);
+    rmSync(file);
   });
 });
 

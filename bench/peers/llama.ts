@@ -1,10 +1,11 @@
 // One measurement of node-llama-cpp on the CPU, in the process that runs it: the same work as `vernier bench --repeat 1`, and
 // the same fields in one line of JSON. Started by peers.ts.
 //
-//   node bench/peers/llama.ts <file.gguf> <threads> <prefill tokens> <decode tokens>
+//   node bench/peers/llama.ts <file.gguf> <threads> <prefill tokens> <decode tokens> <vocabulary>
 //   node bench/peers/llama.ts <file.gguf> <threads> --logits <out> <ids…>     f32 [ids, vocabulary] in a file, no measurement
 
 import { writeFileSync } from "node:fs";
+import { promptIds } from "./prompt.ts";
 
 /** The little of node-llama-cpp that is used; it is installed in this folder only. */
 interface NodeLlamaCpp {
@@ -31,7 +32,7 @@ const [file, ...rest] = process.argv.slice(2);
 const threads = Number(rest[0]);
 const logitsTo = rest[1] === "--logits" ? rest[2] : undefined;
 const prompt = logitsTo === undefined ? [] : rest.slice(3).map(Number);
-const [prefill, decode] = logitsTo === undefined ? rest.slice(1).map(Number) : [prompt.length, 0];
+const [prefill, decode, vocabulary] = logitsTo === undefined ? rest.slice(1).map(Number) : [prompt.length, 0, 0];
 
 const { getLlama, LlamaLogLevel } = (await import(NAME)) as NodeLlamaCpp;
 const llama = await getLlama({
@@ -92,7 +93,7 @@ const result = (name: string, tokens: number, { seconds, cpuSeconds }: Took) => 
   return { name, tokensPerSecond: tokens / seconds, tokensPerCpuSecond: tokens / cpuSeconds };
 };
 
-const ids = (count: number) => Array.from({ length: count }, (_, i) => (i * 7919 + 13) % 20_000);
+const ids = (count: number) => promptIds(count, vocabulary);
 await run(ids(prefill), 4); // warm-up
 const first = await run(ids(prefill), 0);
 const more = await run(ids(1), decode);

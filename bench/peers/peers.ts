@@ -3,25 +3,72 @@
 //
 //   npm run bench:peers -- <file.gguf…> [--threads n] [--prefill n] [--decode n] [--rounds n]
 import { execFile } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { availableParallelism, cpus, loadavg, tmpdir, totalmem } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs, promisify } from "node:util";
 import { compare, exactLogits, median, type PrecisionError } from "../../src/bench/measure.ts";
+import { ModelFileError, OptionError, quote, VernierError } from "../../src/errors.ts";
+import { openModel } from "../../src/inspect.ts";
+import { orExit, whole } from "../usage.ts";
+import { summary } from "./summary.ts";
 
-const { positionals: files, values: flags } = parseArgs({
-  allowPositionals: true,
-  options: {
-    threads: { type: "string", default: String(availableParallelism()) },
-    prefill: { type: "string", default: "256" },
-    decode: { type: "string", default: "64" },
-    rounds: { type: "string", default: "5" },
-  },
+const local = (path: string) => fileURLToPath(new URL(path, import.meta.url));
+
+const { files, threads, prefill, decode, rounds, version } = await orExit("bench:peers", async () => {
+  const { positionals, values: flags } = parseArgs({
+    allowPositionals: true,
+    options: {
+      threads: { type: "string", default: String(Math.min(availableParallelism(), 256)) },
+      prefill: { type: "string", default: "256" },
+      decode: { type: "string", default: "64" },
+      rounds: { type: "string", default: "5" },
+    },
+  });
+  if (positionals.length === 0) {
+    throw new OptionError("OPTION_MISSING", "give one or more GGUF files (npm run bench:model makes them)");
+  }
+  const files: File[] = [];
+  for (const path of positionals) files.push({ path, vocabulary: await vocabularyOf(path) });
+  return {
+    files,
+    threads: String(whole("--threads", flags.threads, 1, 256)),
+    prefill: String(whole("--prefill", flags.prefill, 1)),
+    decode: String(whole("--decode", flags.decode, 1)),
+    rounds: whole("--rounds", flags.rounds, 1),
+    version: peerVersion(),
+  };
 });
-const { threads, prefill, decode } = flags;
-const rounds = Number(flags.rounds);
-if (files.length === 0) throw new Error("peers: give one or more GGUF files (npm run bench:model makes them)");
+
+interface File {
+  readonly path: string;
+  /** How many tokens there are: which ids the peer can be given. */
+  readonly vocabulary: number;
+}
+
+/** Throws what opening a model throws. */
+async function vocabularyOf(path: string): Promise<number> {
+  if (!path.endsWith(".gguf")) {
+    const message = `${quote(path)}: a GGUF file is expected, the peer reads nothing else`;
+    throw new OptionError("OPTION_RANGE", message, { actual: path });
+  }
+  if (!existsSync(path)) {
+    throw new ModelFileError("FILE_MISSING", `${quote(path)}: there is no such file`, { file: path });
+  }
+  const { checkpoint, config } = await openModel({ kind: "path", path });
+  await checkpoint.close();
+  return config.vocabSize;
+}
+
+function peerVersion(): string {
+  try {
+    return JSON.parse(readFileSync(local("./node_modules/node-llama-cpp/package.json"), "utf8")).version;
+  } catch (cause) {
+    const message = "node-llama-cpp is not installed; run `npm install` in bench/peers, see its README.md";
+    throw new VernierError("PEER_MISSING", message, { cause });
+  }
+}
 
 /** What both engines report. */
 interface Measured {
@@ -38,37 +85,45 @@ interface Measured {
   readonly error?: PrecisionError | null;
 }
 
-const local = (path: string) => fileURLToPath(new URL(path, import.meta.url));
-const run = promisify(execFile);
+const execute = promisify(execFile);
 
-const vernier = (precision: string) => (file: string) => [
-  ...[local("../../src/cli/main.ts"), "bench", file, "--device", "cpu", "--json", "--repeat", "1"],
+/** What a script prints. Throws what it printed as its error. */
+async function run(args: readonly string[]): Promise<string> {
+  try {
+    return (await execute(process.execPath, args, { maxBuffer: 1 << 20 })).stdout;
+  } catch (cause) {
+    const said = (cause as { stderr?: string }).stderr?.trim() || (cause as Error).message;
+    throw new VernierError("PEER_FAILED", `node ${args.join(" ")}: ${said}`, { cause });
+  }
+}
+
+const vernier = (precision: string) => (file: File) => [
+  ...[local("../../src/cli/main.ts"), "bench", file.path, "--device", "cpu", "--json", "--repeat", "1"],
   ...["--threads", threads, "--prefill", prefill, "--decode", decode, "--precision", precision],
 ];
 const ENGINES = {
   high: vernier("high"),
   fast: vernier("fast"),
-  "node-llama-cpp": (file: string) => [local("./llama.ts"), file, threads, prefill, decode],
-} satisfies Record<string, (file: string) => string[]>;
+  "node-llama-cpp": ({ path, vocabulary }) => [local("./llama.ts"), path, threads, prefill, decode, String(vocabulary)],
+} satisfies Record<string, (file: File) => string[]>;
 type EngineName = keyof typeof ENGINES;
 const NAMES = Object.keys(ENGINES) as EngineName[];
 
-async function measure(engine: EngineName, file: string, first: boolean): Promise<Measured> {
+async function measure(engine: EngineName, file: File, first: boolean): Promise<Measured> {
   // Vernier tells once how exact it is: that takes a second load.
   const args = [...ENGINES[engine](file), ...(first && engine !== "node-llama-cpp" ? ["--error"] : [])];
-  const { stdout } = await run(process.execPath, args, { maxBuffer: 1 << 20 });
-  return JSON.parse(stdout.trimEnd().split("\n").at(-1)!);
+  return JSON.parse((await run(args)).trimEnd().split("\n").at(-1)!);
 }
 
 /** How far the peer's logits are from Vernier's at `exact`, which decodes the same weights. */
-async function peerError(file: string): Promise<PrecisionError> {
-  process.stderr.write(`${file}: logits\n`);
-  const source = { kind: "path", path: file } as const;
+async function peerError({ path }: File): Promise<PrecisionError> {
+  process.stderr.write(`${path}: logits\n`);
+  const source = { kind: "path", path } as const;
   const exact = await exactLogits({ source, device: "cpu", threads: Number(threads) });
   const folder = mkdtempSync(join(tmpdir(), "vernier-peers-"));
   try {
     const out = join(folder, "logits.f32");
-    await run(process.execPath, [local("./llama.ts"), file, threads, "--logits", out, ...exact.ids.map(String)]);
+    await run([local("./llama.ts"), path, threads, "--logits", out, ...exact.ids.map(String)]);
     const bytes = readFileSync(out);
     return compare(new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4), exact);
   } finally {
@@ -92,19 +147,17 @@ function result(measured: Measured, name: string) {
   return found;
 }
 
-const { version } = JSON.parse(readFileSync(local("./node_modules/node-llama-cpp/package.json"), "utf8"));
 const machine = `${cpus()[0].model}, ${availableParallelism()} cores, ${Math.round(totalmem() / 2 ** 30)} GiB`;
 process.stdout.write(`${machine}; Node ${process.version}; node-llama-cpp ${version}; ${threads} threads\n`);
 
-const tables = [];
-for (const file of files) {
+async function compareOn(file: File) {
   const measured: Record<EngineName, Measured[]> = { high: [], fast: [], "node-llama-cpp": [] };
   const loads: number[] = [];
   for (let round = 0; round < rounds; round++) {
     // Each in its turn is the first: what a process leaves behind (memory that the system takes back) falls on the next one.
     for (const [i] of NAMES.entries()) {
       const engine = NAMES[(round + i) % NAMES.length];
-      process.stderr.write(`${file}: ${engine}, ${round + 1} of ${rounds}\n`);
+      process.stderr.write(`${file.path}: ${engine}, ${round + 1} of ${rounds}\n`);
       measured[engine].push(await measure(engine, file, round === 0));
       loads.push(loadavg()[0]);
     }
@@ -121,7 +174,6 @@ for (const file of files) {
   const shares = measured.high.map((one) => result(one, "decode").rooflineShare ?? 0);
   const reads = median(measured.high.map((one) => one.streamReadGBs ?? 0));
   const errors = { high: measured.high[0].error, fast: measured.fast[0].error, peer: await peerError(file) };
-  tables.push({ file, rows, errors, rooflineShare: median(shares), streamReadGBs: reads, loadAverage: median(loads) });
   const header = ["", "high", "fast", "peer", "high/peer", "fast/peer", "spread"];
   const cells = rows.map(({ quantity, high, fast, peer, ratio, fastRatio, spread }) => [
     quantity,
@@ -137,8 +189,19 @@ for (const file of files) {
     lines.push(`logits, ${precision} against exact: ${far}\n`);
   }
   const share = `${(100 * median(shares)).toFixed(0)} % of reading memory at ${reads.toFixed(1)} GB/s`;
-  process.stdout.write(`\n${file}: load average ${median(loads).toFixed(1)}, decode ${share}\n${lines.join("")}`);
+  process.stdout.write(`\n${file.path}: load average ${median(loads).toFixed(1)}, decode ${share}\n${lines.join("")}`);
+  return {
+    file: file.path,
+    ...{ rows, errors, rooflineShare: median(shares), streamReadGBs: reads, loadAverage: median(loads) },
+  };
 }
+
+const tables = await orExit("bench:peers", async () => {
+  const made = [];
+  for (const file of files) made.push(await compareOn(file));
+  return made;
+});
+process.stdout.write(`\n${summary(tables)}`);
 const release = { "node-llama-cpp": version };
 process.stdout.write(
   `\n${JSON.stringify({ bench: "peers", machine, node: process.version, release, threads, tables })}\n`,

@@ -1,4 +1,4 @@
-// Speeds as a bar chart in SVG: one bar a case, a line from the slowest to the fastest round.
+// Speeds as a bar chart, in SVG or as a web page around it: one bar a case, a line from the slowest to the fastest round.
 import type { BenchReport, BenchResult } from "./measure.ts";
 
 const [WIDTH, BAR, GAP, LEFT, RIGHT, TOP] = [760, 22, 10, 190, 90, 64];
@@ -27,6 +27,18 @@ export function chart(title: string, report: BenchReport): string {
     `<text x="16" y="46">${escapeXml(`${device}, ${description}, Node ${report.node}`)}</text>`,
     ...bars,
     "</svg>",
+  ].join("\n")}\n`;
+}
+
+/** The same as a page that needs no other file. */
+export function chartPage(title: string, report: BenchReport): string {
+  return `${[
+    "<!doctype html>",
+    '<html lang="en">',
+    '<meta charset="utf-8">',
+    `<title>${escapeXml(title)}: tokens per second</title>`,
+    chart(title, report).trimEnd(),
+    "</html>",
   ].join("\n")}\n`;
 }
 

@@ -2,7 +2,7 @@
 // memory, beside the rate at which the same threads read memory. Runs on a Runner in this thread. Node only.
 import { cpuUsage, resourceUsage } from "node:process";
 import { type KvType, kvPositionBytes } from "../backend.ts";
-import { createBackend } from "../devices.ts";
+import { createBackend, type DeviceInfo } from "../devices.ts";
 import { OptionError } from "../errors.ts";
 import { openModel, type Source } from "../inspect.ts";
 import type { DeviceName, Precision } from "../options.ts";
@@ -30,8 +30,8 @@ export interface BenchOptions {
   /** See LoadOptions. Default false. */
   readonly allowV8Flags?: boolean;
   /**
-   * Also load the model at `exact`, with a cache in f32, and tell how far the logits are from there. Default false: it takes a
-   * second load.
+   * Also load the model at `exact`, with a cache in f32, and tell how far the logits are from there: those of 64 tokens behind as
+   * many as the longest of `context`. Default false: it takes a second load.
    */
   readonly error?: boolean;
   /** Measurements of each case; results are medians. */
@@ -74,20 +74,24 @@ export interface BenchReport {
   readonly node: string;
   /** Opening the files, starting the device and loading all weights. */
   readonly loadMs: number;
-  /** Of this process, after every case ran once; the probe's memory is not in it. */
+  /** Of this process, after loading and every case in full, once; what the probe and `error` take is not in it. */
   readonly peakRssBytes: number;
   /** On the device. */
   readonly weightBytes: number;
   /** 10⁹ bytes per second, median over the rounds of the measurement. */
   readonly streamReadGBs: number;
+  /** The way of reading that was the fastest here: see probe.ts. */
+  readonly streamReadKind: string;
   readonly results: readonly BenchResult[];
-  /** Of the logits after a prompt of random tokens, against those at `exact` precision with a cache in f32; null: not asked for. */
+  /** Of the logits of random tokens, against those at `exact` precision with a cache in f32; null: not asked for. */
   readonly error: PrecisionError | null;
 }
 
 export interface PrecisionError {
   /** Positions that are compared. */
   readonly tokens: number;
+  /** Positions before them, whose keys and values they see. */
+  readonly context: number;
   /** Σ (logit − exact)² / Σ exact². */
   readonly nmse: number;
   /** Mean over the positions, natural logarithm. */
@@ -119,26 +123,24 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
   ];
   onProgress?.("load");
   const start = performance.now();
-  const { runner, device, threads } = await load(options, cases);
+  const errorCase = options.error ? logitsCase(Math.max(0, ...context)) : undefined;
+  const { runner, device, threads } = await load(options, errorCase === undefined ? cases : [...cases, errorCase]);
   const loadMs = performance.now() - start;
   let report: Omit<BenchReport, "error">;
   let own: Logits | undefined;
   try {
     const results = cases.map((): Took[] => []);
-    const work = new Work(runner);
+    const work = new Work(runner, signal);
     for (const one of cases) {
       onProgress?.(`warm-up: ${describe(one)}`);
-      await work.run({ ...one, tokens: one.name === "decode" ? Math.min(one.tokens, 4) : one.tokens });
-      signal?.throwIfAborted();
+      // In full: the cpu backend chooses between two ways of reading in the first steps, and caches are written to their end.
+      await work.run(one);
     }
     const peakRssBytes = resourceUsage().maxRSS * 1024;
-    // On a backend of its own: the model's may have no room left.
-    const { backend } = await createBackend(options.device, {
-      threads: options.threads,
-      allowV8Flags: options.allowV8Flags,
-    });
+    onProgress?.("probe of the memory");
+    const { allowV8Flags, probeBytes: bytes } = options;
+    const probe = await createProbe({ device, threads, allowV8Flags, bytes, signal });
     try {
-      const probe = await createProbe(backend, options.probeBytes);
       const passes: number[] = [];
       await probe.pass();
       // Round by round, so that what else the machine does falls on all cases alike.
@@ -147,50 +149,54 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
           onProgress?.(`${round + 1} of ${repeat}: ${describe(one)}`);
           passes.push(await fastestOf(3, probe));
           results[i].push(await work.run(one));
-          signal?.throwIfAborted();
         }
       }
       const streamReadGBs = probe.byteLength / median(passes) / 1e6;
       report = {
         device,
-        description: backend.caps.description,
+        description: runner.backend.caps.description,
         threads,
         node: process.version,
         loadMs,
         peakRssBytes,
         weightBytes: [...runner.weights.values()].reduce((sum, { byteLength }) => sum + byteLength, 0),
         streamReadGBs,
+        streamReadKind: probe.kind,
         results: cases.map((one, i) => summarize(runner, one, results[i], streamReadGBs, options.precision)),
       };
     } finally {
-      await backend.dispose();
+      await probe.dispose();
     }
-    if (options.error) own = await work.logits();
+    if (errorCase !== undefined) {
+      onProgress?.("logits");
+      own = await work.logits(errorCase.context);
+    }
   } finally {
     await runner.dispose();
   }
   if (own === undefined) return { ...report, error: null };
   onProgress?.("exact precision");
-  return { ...report, error: compare(own.values, await exactLogits(options, own.ids.length)) };
+  return { ...report, error: compare(own.values, await exactLogits(options, own.context)) };
 }
 
-/** Logits of a prompt: at the position of each of its tokens, those of the next. */
+/** Logits of random tokens, always the same: at the position of each of them, those of the next. */
 export interface Logits {
   readonly ids: readonly number[];
+  /** How many others came before them. */
+  readonly context: number;
   /** f32 [tokens, V] */
   readonly values: Float32Array;
   readonly vocabSize: number;
 }
 
-/** What the model computes at `exact`, with a cache in f32, for a prompt of 64 random tokens, always the same. Loads it. */
+/** What the model computes at `exact`, with a cache in f32, for 64 random tokens behind `context` others. Loads it. */
 export async function exactLogits(
   { source, device, threads, signal }: Pick<BenchOptions, "source" | "device" | "threads" | "signal">,
-  tokens = ERROR_TOKENS,
+  context = 0,
 ): Promise<Logits> {
-  const one: Case = { name: "prefill", tokens, context: 0, batch: 1 };
-  const { runner } = await load({ source, device, threads, signal, precision: "exact" }, [one]);
+  const { runner } = await load({ source, device, threads, signal, precision: "exact" }, [logitsCase(context)]);
   try {
-    return await new Work(runner).logits();
+    return await new Work(runner, signal).logits(context);
   } finally {
     await runner.dispose();
   }
@@ -201,6 +207,7 @@ export function compare(logits: Float32Array, exact: Logits): PrecisionError {
   const kl = klDivergence(logits, exact.values, exact.vocabSize);
   return {
     tokens: kl.length,
+    context: exact.context,
     nmse: nmse(logits, exact.values),
     kl: kl.reduce((sum, one) => sum + one, 0) / kl.length,
     top1: top1Agreement(logits, exact.values, exact.vocabSize, accumulatedGate("logits", "w8a8").fail),
@@ -237,7 +244,7 @@ const LIMIT = 2 ** 20;
 async function load(
   options: Omit<BenchOptions, "prefill" | "decode" | "context" | "batch" | "repeat">,
   cases: readonly Case[],
-): Promise<{ runner: Runner; device: string; threads: number }> {
+): Promise<{ runner: Runner; device: DeviceInfo["name"]; threads: number }> {
   const open = await openModel(options.source);
   try {
     const { threads, precision, allowV8Flags } = options;
@@ -275,8 +282,13 @@ async function load(
   }
 }
 
-/** Length of the prompt whose logits are compared. */
+/** Positions whose logits are compared. */
 const ERROR_TOKENS = 64;
+
+/** What the comparison needs room for. */
+function logitsCase(context: number): Case {
+  return { name: "decode", tokens: ERROR_TOKENS, context, batch: 1 };
+}
 
 /** The engine's default. */
 const PREFILL_CHUNK = 256;
@@ -289,17 +301,24 @@ function pagesOf({ context, tokens }: Case): number {
 
 // ---------------------------------------------------------------------------------------------- measuring
 
+/** How long nobody waits for Ctrl-C, a step's time left aside. */
+const TURN_MS = 50;
+
 /** Runs cases on a runner. Every step's tokens are read back, as an engine does that gives them to somebody. */
 class Work {
   readonly #runner: Runner;
+  readonly #signal: AbortSignal | undefined;
+  /** When the event loop turned the last time. */
+  #turned = performance.now();
   #seed = 1;
   /** Physical pages, and positions of each sequence's rings, that were written: never-written memory is fast to read. */
   readonly #written = { pages: new Set<number>(), rings: [] as number[] };
   /** Keys or values of a chunk, of any layer. */
   readonly #block: Float32Array;
 
-  constructor(runner: Runner) {
+  constructor(runner: Runner, signal: AbortSignal | undefined) {
     this.#runner = runner;
+    this.#signal = signal;
     const { architecture, config } = runner;
     const widths = Array.from({ length: config.numHiddenLayers }, (_, i) => {
       const { kvHeads, headDim } = architecture.kv(config, i);
@@ -312,49 +331,54 @@ class Work {
     await this.#fill(one);
     const start = performance.now();
     const before = cpuUsage();
-    await (one.name === "prefill" ? this.#prefill(one.tokens) : this.#decode(one));
+    const prefill = () => this.#prompt(this.#ids(one.tokens), { length: one.tokens, last: "greedy" });
+    await (one.name === "prefill" ? prefill() : this.#decode(one));
     const { user, system } = cpuUsage(before);
     return { seconds: (performance.now() - start) / 1000, cpuSeconds: (user + system) / 1e6 };
   }
 
-  /** Of a prompt of 64 tokens, or as many as there is room for; always the same. */
-  async logits(): Promise<Logits> {
-    const count = Math.min(ERROR_TOKENS, this.#runner.prefillChunk, this.#runner.contextLength);
-    const one: Case = { name: "prefill", tokens: count, context: 0, batch: 1 };
-    await this.#fill(one);
+  /** Of 64 tokens behind `context` others. Their keys and values are those that the model computes, not any as in `run`. */
+  async logits(context: number): Promise<Logits> {
+    await this.#fill({ ...logitsCase(0), tokens: context + ERROR_TOKENS });
     this.#seed = 1;
-    const ids = this.#ids(count);
-    const positions = ids.map((_, i) => i);
+    const all = this.#ids(context + ERROR_TOKENS);
+    await this.#prompt(all.slice(0, context), { length: all.length, last: "none" });
+    const ids = all.slice(context);
+    const rows = ids.map((_, i) => i);
     const step = {
       tokens: ids,
-      positions,
-      sequences: positions.map(() => 0),
-      selected: positions,
-      lengths: positions.map(() => count),
+      positions: rows.map((row) => context + row),
+      sequences: rows.map(() => 0),
+      selected: rows,
+      lengths: rows.map(() => all.length),
     };
     const { outputs } = await this.#runner.step(step, "logits");
-    const values = (await this.#runner.read(outputs.logits, count)) as Float32Array;
-    return { ids, values, vocabSize: this.#runner.vocabSize };
+    const values = (await this.#runner.read(outputs.logits, ids.length)) as Float32Array;
+    return { ids, context, values, vocabSize: this.#runner.vocabSize };
   }
 
-  async #prefill(tokens: number): Promise<void> {
-    const ids = this.#ids(tokens);
+  /** Steps of a sequence that will have `length` tokens. `last`: whether the token after the last of them is asked for. */
+  async #prompt(
+    ids: readonly number[],
+    { length, last }: { readonly length: number; readonly last: "greedy" | "none" },
+  ): Promise<void> {
     const chunk = this.#runner.prefillChunk;
-    for (let from = 0; from < tokens; from += chunk) {
-      const to = Math.min(from + chunk, tokens);
+    for (let from = 0; from < ids.length; from += chunk) {
+      const to = Math.min(from + chunk, ids.length);
       const positions = Array.from({ length: to - from }, (_, i) => from + i);
-      const last = to === tokens;
+      const head = to === ids.length ? last : "none";
+      await this.#turn();
       const program = await this.#runner.step(
         {
           tokens: ids.slice(from, to),
           positions,
           sequences: positions.map(() => 0),
-          selected: last ? [to - from - 1] : [],
-          lengths: positions.map(() => tokens),
+          selected: head === "greedy" ? [to - from - 1] : [],
+          lengths: positions.map(() => length),
         },
-        last ? "greedy" : "none",
+        head,
       );
-      if (last) await this.#runner.read(program.outputs.tokens, 1);
+      if (head === "greedy") await this.#runner.read(program.outputs.tokens, 1);
     }
   }
 
@@ -366,6 +390,7 @@ class Work {
     const ahead = runner.backend.caps.asynchronous && runner.canContinue;
     let program = await step(this.#ids(batch), 0);
     for (let at = 1; at <= steps; at++) {
+      await this.#turn();
       const reading = runner.read(program.outputs.tokens, batch);
       if (ahead && at < steps) program = runner.continueGreedy();
       const tokens = await reading;
@@ -385,6 +410,7 @@ class Work {
       const used = pages.slice(0, Math.ceil(one.context / PAGE));
       if (used.every((page) => written.has(page)) && (rings[sequence] ?? 0) >= one.context) continue;
       for (let from = 0; from < one.context; from += PREFILL_CHUNK) {
+        await this.#turn();
         const rows = Math.min(PREFILL_CHUNK, one.context - from);
         for (let layer = 0; layer < runner.config.numHiddenLayers; layer++) {
           const { kvHeads, headDim } = runner.architecture.kv(runner.config, layer);
@@ -395,6 +421,17 @@ class Work {
       for (const page of used) written.add(page);
       rings[sequence] = Math.max(rings[sequence] ?? 0, one.context);
     }
+  }
+
+  /**
+   * Between steps: throws when the signal was aborted. That is known only after a turn of the event loop, which is left out after
+   * short steps: it is part of what is measured.
+   */
+  async #turn(): Promise<void> {
+    if (performance.now() - this.#turned < TURN_MS) return;
+    await new Promise((resolve) => setImmediate(resolve));
+    this.#turned = performance.now();
+    this.#signal?.throwIfAborted();
   }
 
   #ids(count: number): number[] {

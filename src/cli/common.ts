@@ -97,7 +97,7 @@ export function samplingOptions(command: Command): Command {
     .option("--no-repeat-ngram-size <n>", "no run of n tokens twice", Number)
     .option("--seed <n>", "same seed, same tokens", Number)
     .option("--stop <text>", "end before this text (repeatable)", collect)
-    .option("--stop-token-ids <ids>", "comma list of token ids that end the answer", numbers)
+    .option("--stop-token-ids <ids>", "comma list of token ids that end the answer", numbers("--stop-token-ids"))
     .option("--logit-bias <id=bias,…>", "add to the logits of tokens", biases)
     .option("--logprobs", "give log-probabilities (with --json)")
     .option("--top-logprobs <n>", "and those of the n likeliest tokens", Number)
@@ -143,11 +143,19 @@ function collect(value: string, before: string[] = []): string[] {
   return [...before, value];
 }
 
-export function numbers(value: string): number[] {
-  return value
-    .split(",")
-    .filter((part) => part.trim() !== "")
-    .map(Number);
+/** Parses `32,64` for the flag that messages name; how large they may be is checked by the library. */
+export function numbers(flag: string): (value: string) => number[] {
+  return (value) =>
+    value.split(",").map((part) => {
+      if (/^-?\d+$/.test(part.trim())) return Number(part);
+      const message = `${flag}: expected whole numbers with a comma between them, got ${JSON.stringify(value)}`;
+      throw new OptionError("OPTION_RANGE", message, { field: flag, actual: value });
+    });
+}
+
+/** The same, or `none`. */
+export function numbersOrNone(flag: string): (value: string) => number[] {
+  return (value) => (value === "none" ? [] : numbers(flag)(value));
 }
 
 function biases(value: string): Record<number, number> {
@@ -187,7 +195,7 @@ export async function readJsonArgument(flag: string, value: string): Promise<unk
 
 /** `1,2,3` or `@file.json` → token ids. */
 export async function readIds(value: string): Promise<number[]> {
-  return value.startsWith("@") ? ((await readJsonArgument("--ids", value)) as number[]) : numbers(value);
+  return value.startsWith("@") ? ((await readJsonArgument("--ids", value)) as number[]) : numbers("--ids")(value);
 }
 
 // ---------------------------------------------------------------------------------------------- running
