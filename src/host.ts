@@ -17,7 +17,7 @@ import {
 } from "./inspect.ts";
 import type { GenerateOptions, LoadOptions, LoadProgress, Logger, Prompt } from "./options.ts";
 import type { CallContext } from "./protocol.ts";
-import { compactModel, leftAlone, quantizedModel } from "./quantize.ts";
+import { compactModel, keepsValues, leftAlone, quantizedModel } from "./quantize.ts";
 import { loadChatTemplate } from "./text/chat-template.ts";
 import { loadTokenizer } from "./text/tokenizer.ts";
 
@@ -185,9 +185,7 @@ function keptModel(open: OpenModel, options: LoadRequest["options"], context: Ca
   const left = quantize && leftAlone(open, quantize);
   if (left !== undefined) log(left.level, left.message);
   const model = quantize === undefined ? open : quantizedModel(open, quantize);
-  // Devices that judge others have the values of the file, as has whoever asks for them.
-  if (precision === "exact" || device === "reference" || device === "tfjs") return model;
-  return compactModel(model);
+  return keepsValues(precision, device) ? model : compactModel(model);
 }
 
 async function loadOpened(

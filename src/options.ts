@@ -49,7 +49,8 @@ export interface LoadOptions {
   /** `"off"` runs every operation by itself, as the precision tools need it. Default `"on"`. */
   fusion?: "on" | "off";
   /**
-   * Of products with INT8 and MXFP4 weights on the CPU; the other devices compute in f32 and refuse `"fast"`. Default `"high"`.
+   * Of products with INT8 and MXFP4 weights on the CPU; the other devices compute in f32 and refuse `"fast"`. `"exact"` also keeps
+   * every value of GGUF's block types that have no packed format here; else those are rounded to BF16. Default `"high"`.
    */
   precision?: Precision;
   /**

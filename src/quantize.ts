@@ -9,6 +9,7 @@ import type { WeightSource } from "./backend.ts";
 import { OptionError } from "./errors.ts";
 import type { OpenModel } from "./inspect.ts";
 import type { TensorSpec } from "./model.ts";
+import type { DeviceName, Precision } from "./options.ts";
 
 export interface QuantizeOptions {
   readonly to: "int8" | "mxfp4";
@@ -173,6 +174,11 @@ export function leftAlone(
   const all = made.length + packed.length + ragged.length;
   const message = `quantize: "${to}" is for ${made.length} of ${all} weights of linear layers; ${left.join(", ")}`;
   return { level: made.length === 0 || ragged.length > 0 ? "warn" : "info", message };
+}
+
+/** Devices that judge others have the values of the file, as has whoever asks for them. */
+export function keepsValues(precision?: Precision, device?: DeviceName): boolean {
+  return precision === "exact" || device === "reference" || device === "tfjs";
 }
 
 /**

@@ -8,6 +8,7 @@ import { openModel, type Source } from "../inspect.ts";
 import type { DeviceName, Precision } from "../options.ts";
 import { accumulatedGate } from "../precision/gates.ts";
 import { klDivergence, nmse, top1Agreement } from "../precision/metrics.ts";
+import { compactModel, keepsValues } from "../quantize.ts";
 import { Runner } from "../runner.ts";
 import { createProbe, type Probe } from "./probe.ts";
 
@@ -245,9 +246,10 @@ async function load(
   options: Omit<BenchOptions, "prefill" | "decode" | "context" | "batch" | "repeat">,
   cases: readonly Case[],
 ): Promise<{ runner: Runner; device: DeviceInfo["name"]; threads: number }> {
-  const open = await openModel(options.source);
+  const { threads, precision, allowV8Flags } = options;
+  const opened = await openModel(options.source);
+  const open = keepsValues(precision, options.device) ? opened : compactModel(opened);
   try {
-    const { threads, precision, allowV8Flags } = options;
     const { backend, name } = await createBackend(options.device, { threads, precision, allowV8Flags });
     try {
       const contextLength = Math.max(...cases.map(({ context, tokens }) => context + tokens));
