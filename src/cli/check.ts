@@ -12,7 +12,7 @@ import { ProgressBar } from "./progress.ts";
 interface Flags {
   device: DeviceName;
   threads?: number;
-  class: ComputeClass;
+  class?: ComputeClass;
   ids?: string;
   fusion: "on" | "off";
   precision: Precision;
@@ -25,7 +25,11 @@ export function checkCommand(): Command {
     .argument("<model>", "folder of a checkpoint")
     .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
     .option("--threads <n>", "CPU threads", Number)
-    .addOption(new Option("--class <name>", "gates of this compute class").choices(COMPUTE_CLASSES).default("f32"))
+    .addOption(
+      new Option("--class <name>", "gates of this compute class (default: f32, or w8a8 for INT8 activations)").choices(
+        COMPUTE_CLASSES,
+      ),
+    )
     .option("--ids <list>", "token ids to run instead of fixed ones, 1,2,3 or @file.json")
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
     .addOption(
@@ -65,16 +69,21 @@ async function run(model: string, flags: Flags): Promise<void> {
   }
 }
 
-function text({ verdict, checks, ranges, notes, firstNonFinite, tokens }: CheckReport): string {
-  const lines = [`verdict: ${verdict} (${tokens} tokens)`];
+function text({ verdict, checks, skipped, ranges, firstNonFinite, tokens }: CheckReport): string {
+  const lines = [`verdict: ${verdict} (${tokens} ${tokens === 1 ? "token" : "tokens"})`];
   for (const { name, pass, error, limit, bitwise, detail } of checks) {
     const compared =
       limit === 0 ? `off by ${error.toExponential(1)}` : `${error.toExponential(1)} of ${limit.toExponential(1)}`;
     const measure = bitwise ? "bit for bit" : compared;
     lines.push(`${pass ? "pass" : "FAIL"}  ${name}: ${measure}${detail === undefined || pass ? "" : ` (${detail})`}`);
   }
+  lines.push(...skipped.map(({ name, reason }) => `skip  ${name}: ${reason}`));
+  const short = skipped.flatMap((one) => one.tokens ?? []);
+  if (short.length > 0) {
+    const of = `${short.length} of ${checks.length + skipped.length} checks`;
+    lines.push(`note: ${of} were not made for want of tokens; ${Math.max(...short)} are enough for all`);
+  }
   if (firstNonFinite !== null) lines.push(`first NaN or infinity: ${firstNonFinite}`);
-  lines.push(...notes.map((note) => `note: ${note}`));
   lines.push("    absmax  room in f16  tap");
   for (const { absmax, headroom, at, nonfinite } of ranges.slice(0, 12)) {
     const note = nonfinite > 0 ? `  ${nonfinite} not finite` : headroom < 1 ? "  does not fit f16" : "";
