@@ -85,11 +85,14 @@ const ROOM = 9;
 export function checkLength({ architecture, config }: Pick<BlockModel, "architecture" | "config">): number {
   const weights = Object.values(architecture.tensors(config)).reduce((sum, { shape }) => sum + sizeOf(shape), 0);
   const windows = Array.from({ length: config.numHiddenLayers }, (_, i) => architecture.kv(config, i).window ?? 0);
-  const turns = Object.values(architecture.ropes(config)).map(lengthOf);
-  const passed = [...windows, ...turns].filter(
+  const ropes = Object.values(architecture.ropes(config));
+  const passed = [...windows, ...ropes.map(lengthOf)].filter(
     (length) => length <= ALWAYS_PASSED || (length <= SOMETIMES_PASSED && (length + ROOM) * weights <= TOKEN_WEIGHTS),
   );
-  return Math.min(Math.max(PAST_A_PAGE, ...passed) + ROOM, config.maxPositionEmbeddings);
+  // Dynamic rope is made for more than the length in the config: from there on it changes with every position.
+  const made = ropes.map(({ scaling }) => (scaling.kind === "dynamic" ? scaling.factor * scaling.maxPositions : 0));
+  const most = Math.floor(Math.max(config.maxPositionEmbeddings, ...made));
+  return Math.min(Math.max(PAST_A_PAGE, ...passed) + ROOM, most);
 }
 
 /** The length from which on a rope variant is another, or which its frequencies were stretched from; 0: none. */
