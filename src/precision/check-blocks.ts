@@ -1,6 +1,7 @@
 // One block of a device's network at a time, for `check`: the same inputs on the device and on the reference backend, also extreme
 // ones, and what a block must not see: a token beyond its window, a power of two before a norm, the order of chosen experts.
 import { sizeOf, type WeightSource } from "../backend.ts";
+import { assert } from "../errors.ts";
 import type { Runner, TraceOptions } from "../runner.ts";
 import { type BlockModel, openBlock } from "./block.ts";
 import { type DumpTensor, traceStep } from "./dump.ts";
@@ -53,18 +54,24 @@ const STRESS: readonly { readonly what: string; readonly scale: Scale }[] = [
   { what: "zero residual", scale: [[/(layers\.\d+|model\.norm):in$/, 0]] },
 ];
 
-/** What a block reads: its inputs of the tapped step, scaled where `scale` says so; the last `rows` of them or the first. */
-function inputsOf(subject: Subject, scale: Scale, entry: RegExp, from: number, rows: number): TraceOptions["replace"] {
-  const { ids, tapped } = subject;
+/**
+ * Values for what a block reads: rows from … to − 1 of the tapped step, scaled where `scale` says so.
+ * @param inside which taps are the block's. @param entry which of them are read even if nothing scales them.
+ */
+function inputsOf(
+  { ids, tapped }: Subject,
+  scale: Scale,
+  { inside, entry, from, to }: { inside: RegExp; entry: RegExp; from: number; to: number },
+): NonNullable<TraceOptions["replace"]> {
   const base = new Map(tapped.map((tensor) => [tensor.key, tensor.values]));
   const factorOf = (key: string) => scale.find(([pattern]) => pattern.test(key))?.[1] ?? (entry.test(key) ? 1 : null);
   return {
-    has: (key) => base.has(key) && factorOf(key) !== null,
+    has: (key) => inside.test(key) && base.has(key) && factorOf(key) !== null,
     values(key) {
       const values = base.get(key)!;
       const width = values.length / ids.length;
       const factor = factorOf(key)!;
-      return Float32Array.from(values.subarray(from * width, (from + rows) * width), (value) => value * factor);
+      return Float32Array.from(values.subarray(from * width, to * width), (value) => value * factor);
     },
   };
 }
@@ -74,18 +81,17 @@ export async function layerAgainstReference(subject: Subject, layer: number): Pr
   const { runner, ids, computeClass } = subject;
   const block = `model.layers.${layer}`;
   const judge = await openBlock(subject, block, { contextLength: ids.length, prefillChunk: ids.length });
-  const inside = (key: string) => key.startsWith(`${block}.`) || key.startsWith(`${block}:`);
+  const inside = new RegExp(`^model\\.layers\\.${layer}[.:]`);
   try {
     const results: CheckResult[] = [];
     for (const { what, scale } of STRESS) {
       const rows = scale.length === 0 ? ids.length : Math.min(ids.length, STRESSED_ROWS);
-      const inputs = inputsOf(subject, scale, /layers\.\d+:in$/, 0, rows)!;
       const step = {
         tokens: ids.slice(0, rows),
         start: 0,
         step: 0,
         wants: (key: string) => key.startsWith(`${block}.`) || key === `${block}:out`,
-        replace: { ...inputs, has: (key: string) => inside(key) && inputs.has(key) },
+        replace: inputsOf(subject, scale, { inside, entry: /layers\.\d+:in$/, from: 0, to: rows }),
         computes: (other: string) => other === block,
       };
       const mine = await traceStep(runner, { ...step, fusion: "off" });
@@ -100,16 +106,22 @@ export async function layerAgainstReference(subject: Subject, layer: number): Pr
   }
 }
 
-/** The final norm, alone and with all that a head does after it, and the embedding. */
-export async function endsAgainstReference(subject: Subject): Promise<CheckResult[]> {
+/**
+ * The final norm, the embedding and the head.
+ * @param tableValues how many values of the embedding and of the head a judge loads at once; default 2²⁴.
+ */
+export async function endsAgainstReference(subject: Subject, tableValues = TABLE_VALUES): Promise<CheckResult[]> {
   const { vocabSize, hiddenSize } = subject.config;
   const results = await normAgainstReference(subject);
-  const rows = Math.max(1, Math.floor(TABLE_VALUES / hiddenSize));
+  const rows = Math.floor(tableValues / hiddenSize);
   // Both ends of a large vocabulary: what reads past a table, or stops before its end, shows there.
   if (vocabSize <= rows) return [...results, ...(await tablesAgainstReference(subject, 0, vocabSize))];
   for (const from of [0, vocabSize - rows]) results.push(...(await tablesAgainstReference(subject, from, from + rows)));
   return results;
 }
+
+/** What the final norm and the head read. */
+const HEAD = /^(model\.norm|lm_head):in$/;
 
 /** The step of the last rows in which the final norm and the head alone compute, from the tapped step's values. */
 function headStep(subject: Subject, scale: Scale) {
@@ -119,7 +131,7 @@ function headStep(subject: Subject, scale: Scale) {
     tokens: ids.slice(-rows),
     start: 0,
     step: 0,
-    replace: inputsOf(subject, scale, /^(model\.norm|lm_head):in$/, ids.length - rows, rows),
+    replace: inputsOf(subject, scale, { inside: HEAD, entry: HEAD, from: ids.length - rows, to: ids.length }),
     computes: (block: string) => block === "lm_head",
     fusion: "off" as const,
   };
@@ -170,7 +182,7 @@ async function tablesAgainstReference(subject: Subject, from: number, to: number
     results.push(firstDifference(`embedding${which} against the reference backend`, mine, theirs, computeClass));
     for (const { what, scale } of STRESS) {
       if (scale.length > 0 && !scale.some(([pattern]) => pattern.test("lm_head:in"))) continue;
-      const step = { ...headStep(subject, scale), wants: (key: string) => /^lm_head:out$/.test(key) };
+      const step = { ...headStep(subject, scale), wants: (key: string) => key === "lm_head:out" };
       const own = await traceStep(runner, step);
       const tokens = step.tokens.map(() => 0);
       const expected = await traceStep(judge, { ...step, tokens });
@@ -238,10 +250,12 @@ function firstDifference(
   const mine = new Map(actual.map((tensor) => [tensor.key, tensor.values]));
   let worst: CheckResult = { name, pass: true, error: 0, limit: 0, bitwise: true };
   let ratio = 0;
+  let compared = 0;
   for (const { key, values } of expected) {
     const own = mine.get(key);
     const kind = key === ":logits" ? "product" : kindOf(key); // no layers before them
     if (own === undefined || kind === "choice") continue;
+    compared++;
     const gate = kind === "layer" ? accumulatedGate(kind, computeClass) : isolatedGate(kind, computeClass);
     // Ten roundings in a row, at most, and a softmax that amplifies them.
     const limit = gate.metric === "maxAbs" ? gate.fail : 100 * gate.fail;
@@ -254,6 +268,7 @@ function firstDifference(
       if (!pass) return { ...worst, detail: `first at ${key}, cosine ${cosine(own, values).toFixed(6)}` };
     }
   }
+  assert(compared > 0, `check: nothing to compare for ${name}`);
   return worst;
 }
 
@@ -331,20 +346,29 @@ export async function windowReach(
   return results;
 }
 
-/** The final norm of values large enough for ε not to matter, and of the same times 8. */
+/** The final norm of rows large enough for ε not to matter, and of the same times 8. */
 export async function normScale(subject: Subject): Promise<CheckResult> {
   const key = "model.norm:in";
-  const values = subject.tapped.find((tensor) => tensor.key === key)!.values as Float32Array;
-  const largest = values.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
-  const power = 2 ** (8 - Math.ceil(Math.log2(largest || 1))); // up to 256, and then 2048: f16 holds both
+  const step = headStep(subject, []);
+  const width = subject.config.hiddenSize;
+  const whole = subject.tapped.find((tensor) => tensor.key === key)!.values as Float32Array;
+  const values = whole.subarray(-step.tokens.length * width);
+  // Rows are up to 256, then up to 2048, which f16 holds; their RMS is above 1, since it is no less than 128 / √D.
+  const powers = step.tokens.map((_, row) => {
+    const largest = values.subarray(row * width, (row + 1) * width).reduce((max, x) => Math.max(max, Math.abs(x)), 0);
+    return largest === 0 ? 1 : 2 ** (8 - Math.ceil(Math.log2(largest)));
+  });
   const normed = async (factor: number) => {
-    const step = headStep(subject, [[/^model\.norm:in$/, power * factor]]);
-    const tensors = await traceStep(subject.runner, { ...step, wants: (tap) => tap === "model.norm:out" });
+    const replace: TraceOptions["replace"] = {
+      has: (tap) => tap === key,
+      values: () => Float32Array.from(values, (value, i) => value * powers[Math.floor(i / width)] * factor),
+    };
+    const tensors = await traceStep(subject.runner, { ...step, replace, wants: (tap) => tap === "model.norm:out" });
     return tensors.find((tensor) => tensor.key === "model.norm:out")!.values as Float32Array;
   };
   const [small, large] = [await normed(1), await normed(8)];
   const error = nmse(large, small);
-  const limit = 100 * isolatedGate("norm", subject.computeClass).fail; // ε counts less than this from RMS 2 on
+  const limit = 100 * isolatedGate("norm", subject.computeClass).fail;
   const bitwise = changedRows([large], [small]).length === 0;
   return { name: "the final norm does not see a factor of 8", pass: error <= limit, error, limit, bitwise };
 }

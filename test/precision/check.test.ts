@@ -11,6 +11,8 @@ import type { BaseConfig } from "../../src/model.ts";
 import { type Alteration, alteredBackend, alterValues, amend, attentionBy } from "../../src/precision/altered.ts";
 import type { BlockModel } from "../../src/precision/block.ts";
 import { CHECK_SEQUENCES, type CheckReport, check, checkLength } from "../../src/precision/check.ts";
+import { endsAgainstReference } from "../../src/precision/check-blocks.ts";
+import { traceStep } from "../../src/precision/dump.ts";
 import { quantizedModel } from "../../src/quantize.ts";
 import type { RopeSpec } from "../../src/rope.ts";
 import { Runner } from "../../src/runner.ts";
@@ -128,6 +130,36 @@ const widened =
         window: window !== undefined && where(step.rows) ? window + by : window,
       }),
   });
+
+describe("of a large vocabulary both ends are compared", () => {
+  const ends = async (alteration: Alteration) => {
+    const open = quantizedModel(await openFolder({ kind: "path", path: `${MODELS}llama` }), "int8");
+    const backend = alteredBackend(alteration);
+    const runner = await Runner.create({ ...open, backend, contextLength: 16, maxSequences: 1 });
+    const ids = [3, 1, 4, 1, 5, 69];
+    const tapped = await traceStep(runner, { tokens: ids, start: 0, step: 0, wants: () => true, fusion: "off" });
+    const results = await endsAgainstReference({ ...open, runner, computeClass: "f32", ids, tapped }, 40 * 20);
+    await Promise.all([runner.dispose(), open.checkpoint.close()]);
+    return results;
+  };
+
+  test("in their own formats", async () => {
+    const results = await ends({});
+    expect(results.filter(({ pass }) => !pass)).toEqual([]);
+    const named = ["embedding of tokens 0 to 19", "embedding of tokens 50 to 69", "head of tokens 50 to 69"];
+    expect(results.map(({ name }) => name.split(" against")[0])).toEqual(expect.arrayContaining(named));
+  });
+
+  test.each([
+    ["embedding", "model.embed_tokens.weight"],
+    ["head", "lm_head.weight"],
+  ])("a mistake in the last row of the %s", async (what, weight) => {
+    const damaged = alterValues(new RegExp(`^${weight}$`), (values) => values.fill(0, values.length - 1));
+    const results = await ends({ source: damaged });
+    const names = new Set(results.filter(({ pass }) => !pass).map(({ name }) => name.split(" against")[0]));
+    expect([...names]).toEqual([`${what} of tokens 50 to 69`]);
+  });
+});
 
 describe("mistakes are found", () => {
   /** Last position that each cache was given, of sequences one after the other. */
