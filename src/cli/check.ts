@@ -19,6 +19,12 @@ interface Flags {
   json?: boolean;
 }
 
+/**
+ * What coarser activations are held to; exact ones to what the model itself says. The reference backend reads those of `fast`
+ * unrounded, so that each product is off by the rounding to 8 bits (NMSE 1e-4): within bf16's gates, not within w8a8's.
+ */
+const CLASSES: Record<Precision, ComputeClass | undefined> = { exact: undefined, high: "f16", fast: "bf16" };
+
 export function checkCommand(): Command {
   return new Command("check")
     .description("check a device without a reference: steps, batches, repetition, ranges, one layer at a time")
@@ -26,9 +32,10 @@ export function checkCommand(): Command {
     .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
     .option("--threads <n>", "CPU threads", Number)
     .addOption(
-      new Option("--class <name>", "gates of this compute class (default: f32, or w8a8 for INT8 activations)").choices(
-        COMPUTE_CLASSES,
-      ),
+      new Option(
+        "--class <name>",
+        "gates of this compute class (default: f32, or w8a8 for INT8 activations; f16 for --precision high, bf16 for fast)",
+      ).choices(COMPUTE_CLASSES),
     )
     .option("--ids <list>", "token ids to run instead of fixed ones, 1,2,3 or @file.json")
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
@@ -60,7 +67,9 @@ async function run(model: string, flags: Flags): Promise<void> {
       ...sizes,
       onProgress,
     }).finally(() => bar.end());
-    const report = await check(session.runner, { ...open, ids, computeClass: flags.class });
+    // A model that quantises activations itself has the coarser gates already.
+    const byPrecision = session.runner.activations === undefined ? CLASSES[precision] : undefined;
+    const report = await check(session.runner, { ...open, ids, computeClass: flags.class ?? byPrecision });
     if (flags.json) printJson({ model, device: session.device, fusion, ...report });
     else process.stdout.write(text(report));
     process.exitCode = EXIT_CODES[report.verdict];

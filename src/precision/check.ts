@@ -1,7 +1,6 @@
 // check: what can be said of a device without any reference. Results must not depend on how rows were cut into steps or on who else
 // is in them; one block at a time must be what the reference backend makes of the same inputs, also of extreme ones
 // (check-blocks.ts); and every intermediate value must be a number with room above it. What the ids are too few for is said.
-
 import { sizeOf } from "../backend.ts";
 import { assert } from "../errors.ts";
 import type { RopeSpec } from "../rope.ts";

@@ -445,3 +445,13 @@ test("vernier check of few tokens says what it cannot tell, and how many it need
   expect(stdout).toMatch(/^skip {2}a later token changes nothing before it: needs 2 tokens$/m);
   expect(stdout).toMatch(/^note: \d+ of \d+ checks were not made for want of tokens; 17 are enough for all$/m);
 });
+
+test.each([
+  ["high", "f16"],
+  ["fast", "bf16"],
+])("vernier check --precision %s has the gates of %s", (precision, computeClass) => {
+  const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+  const args = [main, "check", `${MODELS}gpt_oss_mxfp4`, "--device", "cpu", "--precision", precision, "--json"];
+  const { stdout } = spawnSync(process.execPath, args, { encoding: "utf8" });
+  expect(JSON.parse(stdout)).toMatchObject({ verdict: "pass", computeClass });
+});
