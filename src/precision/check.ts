@@ -1,31 +1,38 @@
 // check: what can be said of a device without any reference. Results must not depend on how rows were cut into steps or on who else
-// is in them; one layer at a time must be what the reference backend makes of the same inputs, also of extreme ones; and every
-// intermediate value must be a number with room above it.
+// is in them; one block at a time must be what the reference backend makes of the same inputs, also of extreme ones
+// (check-blocks.ts); and every intermediate value must be a number with room above it. What the ids are too few for is said.
+import { sizeOf } from "../backend.ts";
 import { assert } from "../errors.ts";
+import type { RopeSpec } from "../rope.ts";
 import type { Runner } from "../runner.ts";
-import type { TapLayout } from "../tap.ts";
-import { BLOCK_LIMIT, type BlockModel, blockBytes, openBlock } from "./block.ts";
-import { type DumpTensor, type StepOptions, traceStep } from "./dump.ts";
-import { accumulatedGate, type ComputeClass, isolatedGate, kindOf, type Verdict } from "./gates.ts";
-import { cosine, maxAbs, nmse } from "./metrics.ts";
+import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
+import {
+  type CheckResult,
+  choiceOrder,
+  endsAgainstReference,
+  layerAgainstReference,
+  normScale,
+  type Subject,
+  windowReach,
+} from "./check-blocks.ts";
+import { type DumpTensor, traceStep } from "./dump.ts";
+import { type ComputeClass, isolatedGate, kindOf, type Verdict } from "./gates.ts";
+import { nmse } from "./metrics.ts";
 import { changedRows, type Rows, sequenceRows, stepRows } from "./rows.ts";
 
 export interface CheckOptions extends BlockModel {
+  /** Default: `w8a8` for a model whose linear layers quantise their inputs, else `f32`. */
   readonly computeClass?: ComputeClass;
-  /** Token ids to run; default: a fixed sequence of `checkLength` ids. */
+  /** Token ids to run, at least one; default: a fixed sequence of `checkLength` ids. */
   readonly ids?: readonly number[];
 }
 
-export interface CheckResult {
+/** A check that could not be made: neither passed nor failed. */
+export interface Skipped {
   readonly name: string;
-  readonly pass: boolean;
-  /** How far apart the two sides were: NMSE, or the measure that `detail` names. */
-  readonly error: number;
-  readonly limit: number;
-  /** Bit for bit the same. */
-  readonly bitwise: boolean;
-  /** Where, when it fails. */
-  readonly detail?: string;
+  readonly reason: string;
+  /** How many ids it needs, if it is for want of them. */
+  readonly tokens?: number;
 }
 
 /** Values of one kind of tap over all layers. */
@@ -45,7 +52,7 @@ export interface CheckReport {
   readonly checks: readonly CheckResult[];
   readonly ranges: readonly Range[];
   /** What was left out, and why. */
-  readonly notes: readonly string[];
+  readonly skipped: readonly Skipped[];
   /** The first tap, in the order of execution, with a NaN or an infinity. */
   readonly firstNonFinite: string | null;
   readonly computeClass: ComputeClass;
@@ -60,71 +67,121 @@ const F16_MAX = 65504;
 /** NMSE within which the order of a sum may change logits. */
 const SAME: Record<ComputeClass, number> = { f32: 1e-10, f32r: 1e-5, f16: 1e-5, bf16: 1e-3, w8a8: 2e-3 };
 
-/** How many tokens `check` runs: past every sliding window of up to 256, within what the model was made for. */
-export function checkLength({ architecture, config }: Pick<BlockModel, "architecture" | "config">): number {
-  const windows = Array.from({ length: config.numHiddenLayers }, (_, i) => architecture.kv(config, i).window ?? 0);
-  const past = Math.max(0, ...windows.filter((window) => window <= 256)) + 9;
-  return Math.min(Math.max(40, past), config.maxPositionEmbeddings);
-}
+/** Past a page of the KV cache. */
+const PAST_A_PAGE = 64;
+/** Windows and lengths of rope up to this are always passed, larger ones where tokens × weights are no more than that. */
+const ALWAYS_PASSED = 256;
+const SOMETIMES_PASSED = 512;
+const TOKEN_WEIGHTS = 5e10;
 
 /** Rows of other sequences in the longest step, and how far positions are shifted. */
 const ROOM = 9;
 
+/**
+ * How many tokens `check` runs, within what the model was made for: past a page of the KV cache, and past sliding windows and the
+ * lengths at which rope changes where that takes no more than seconds.
+ */
+export function checkLength({ architecture, config }: Pick<BlockModel, "architecture" | "config">): number {
+  const weights = Object.values(architecture.tensors(config)).reduce((sum, { shape }) => sum + sizeOf(shape), 0);
+  const windows = Array.from({ length: config.numHiddenLayers }, (_, i) => architecture.kv(config, i).window ?? 0);
+  const ropes = Object.values(architecture.ropes(config));
+  const passed = [...windows, ...ropes.map(lengthOf)].filter(
+    (length) => length <= ALWAYS_PASSED || (length <= SOMETIMES_PASSED && (length + ROOM) * weights <= TOKEN_WEIGHTS),
+  );
+  // Dynamic rope is made for more than the length in the config: from there on it changes with every position.
+  const made = ropes.map(({ scaling }) => (scaling.kind === "dynamic" ? scaling.factor * scaling.maxPositions : 0));
+  const most = Math.floor(Math.max(config.maxPositionEmbeddings, ...made));
+  return Math.min(Math.max(PAST_A_PAGE, ...passed) + ROOM, most);
+}
+
+/** The length from which on a rope variant is another, or which its frequencies were stretched from; 0: none. */
+function lengthOf({ scaling }: RopeSpec): number {
+  if ("originalMaxPositions" in scaling) return scaling.originalMaxPositions;
+  return scaling.kind === "dynamic" ? scaling.maxPositions : 0;
+}
+
 /** The runner needs room for `ids.length + ROOM` rows in one step, and for CHECK_SEQUENCES sequences of as many positions. */
 export async function check(runner: Runner, options: CheckOptions): Promise<CheckReport> {
-  const { computeClass = "f32", ids = someIds(1, checkLength(options), runner.vocabSize) } = options;
+  const { ids = someIds(1, checkLength(options), runner.vocabSize) } = options;
+  const computeClass = options.computeClass ?? (runner.activations === "int8" ? "w8a8" : "f32");
   const limit = SAME[computeClass];
   const n = ids.length;
   const pages = runner.totalPages / runner.pagesPerSequence;
   const room = runner.maxSequences >= CHECK_SEQUENCES && (!runner.hasFullLayers || pages >= CHECK_SEQUENCES);
+  assert(n > 0, "check: no ids");
   assert(
     room && Math.min(runner.prefillChunk, runner.contextLength) >= n + ROOM,
     "check: the runner has no room for its sequences",
   );
-  const whole = await sequenceRows(runner, ids, [n]);
   const checks: CheckResult[] = [];
+  const skipped: Skipped[] = [];
+  const enough = (name: string, tokens: number): boolean => {
+    if (n < tokens) skipped.push({ name, reason: `needs ${tokens} tokens`, tokens });
+    return n >= tokens;
+  };
+  const whole = await sequenceRows(runner, ids, [n]);
   const same = (name: string, rows: readonly Float32Array[], expected = whole, bitwise = false) => {
     checks.push(compare(name, rows, expected, bitwise ? 0 : limit));
   };
 
   same("the same prompt twice", await sequenceRows(runner, ids, [n]), whole, true);
-  const cut = async (name: string, sizes: readonly number[]) => {
-    // Another sequence in the same place first: a key that is not stored would else be there from before.
-    await sequenceRows(runner, someIds(2, n, runner.vocabSize), [n]);
-    same(name, await sequenceRows(runner, ids, sizes));
-  };
-  await cut("prefill, then decode", [Math.ceil(n / 2), 1]);
-  for (const size of [7, 16, 1]) if (size < n) await cut(`steps of ${size} rows`, [size]);
   same("among other sequences", await amongOthers(runner, ids));
+  // Each in a slot that holds another sequence, or none: a key that is not stored would else be there from before.
+  const occupy = (slot: number) => sequenceRows(runner, someIds(2, n, runner.vocabSize), [n], slot);
+  const cut = async (name: string, sizes: readonly number[], slot: number) => {
+    if (enough(name, sizes[0] + 1)) same(name, await sequenceRows(runner, ids, sizes, slot));
+  };
+  await cut("steps of 7 rows", [7], 2);
+  await cut("steps of 16 rows", [16], 3);
+  await occupy(0);
+  await cut("prefill, then decode", [Math.max(Math.ceil(n / 2), n - 16), 1], 0);
+  await occupy(OWN_SLOT);
+  await cut("steps of 1 rows", [1], OWN_SLOT);
+  if (enough("a cache that is cut back", 2)) same("a cache that is cut back", await cutBack(runner, ids));
+
   const other = ids.with(n - 1, (ids[n - 1] + 1) % runner.vocabSize);
-  same(
-    "a later token changes nothing before it",
-    (await sequenceRows(runner, other, [n])).slice(0, n - 1),
-    whole.slice(0, n - 1),
-  );
-  const last = (await sequenceRows(runner, other, [n])).slice(n - 1);
-  const moved = compare("", last, whole.slice(n - 1), 0);
+  const otherRows = await sequenceRows(runner, other, [n]);
+  const before = "a later token changes nothing before it";
+  if (enough(before, 2)) same(before, otherRows.slice(0, n - 1), whole.slice(0, n - 1));
+  const moved = compare("", otherRows.slice(n - 1), whole.slice(n - 1), 0);
   checks.push({ ...moved, name: "the last token changes its own logits", pass: !moved.bitwise, limit: 0 });
 
   // Attention sees differences of positions only. All keys of a sequence are turned alike, those of its cache too.
-  same(`all positions shifted by ${ROOM}`, await sequenceRows(runner, ids, [Math.max(1, n - 1), 1], 0, ROOM));
+  const shift = `all positions shifted by ${ROOM}`;
+  if (enough(shift, 2)) same(shift, await sequenceRows(runner, ids, [n - 1, 1], 0, ROOM));
 
-  const step = { tokens: [...ids], start: 0, step: 0 } as const;
+  const step = { tokens: ids, start: 0, step: 0 } as const;
   const plain = (await traceStep(runner, { ...step, wants: () => false, fusion: "off" })).find(isLogits)!;
   const tapped = await traceStep(runner, { ...step, wants: () => true, fusion: "off" });
   same("fused or not", rowsOf(plain, runner.vocabSize));
   same("watched or not", rowsOf(tapped.find(isLogits)!, runner.vocabSize), rowsOf(plain, runner.vocabSize), true);
 
-  const shifted = await traceStep(runner, { ...step, wants: isFirstQuery, rotation: ROOM });
+  const computes = (block: string) => block === "model.layers.0";
+  const shifted = await traceStep(runner, { ...step, wants: isFirstQuery, rotation: ROOM, computes });
   checks.push(turnedQueries(runner, shifted, tapped, 10 * isolatedGate("rope", computeClass).fail));
-  checks.push(ropeTables(runner, n));
-  const notes: string[] = [];
+  if (enough(ROPE_TABLES, 2)) checks.push(ropeTables(runner, n));
+
+  const subject: Subject = { ...options, runner, computeClass, ids, tapped };
   const { numHiddenLayers: layers } = options.config;
   for (const layer of new Set([0, Math.floor(layers / 2), layers - 1])) {
     const bytes = blockBytes(options, `model.layers.${layer}`);
-    if (bytes <= BLOCK_LIMIT) checks.push(...(await againstReference(runner, options, layer, step, tapped)));
-    else notes.push(`layer ${layer} was not compared with the reference backend: it would need ${bytes} bytes there`);
+    if (bytes <= BLOCK_LIMIT) checks.push(...(await layerAgainstReference(subject, layer)));
+    else {
+      const name = `layer ${layer} against the reference backend`;
+      skipped.push({ name, reason: `would need ${bytes} bytes there` });
+    }
   }
+  checks.push(...(await endsAgainstReference(subject)));
+
+  const windows = Array.from({ length: layers }, (_, i) => options.architecture.kv(options.config, i).window);
+  const sliding = windows.findIndex((window) => window !== undefined);
+  const window = windows[sliding];
+  if (window !== undefined && enough(`layer ${sliding} sees ${window} tokens`, Math.max(3, window + 1))) {
+    checks.push(...(await windowReach(subject, sliding, window, limit)));
+  }
+  checks.push(await normScale(subject));
+  const choices = tapped.find(({ key, shape }) => kindOf(key) === "choice" && shape.at(-1)! > 1);
+  if (choices !== undefined) checks.push(await choiceOrder(subject, choices, limit));
 
   const ranges = rangesOf(tapped);
   const firstNonFinite = tapped.find(({ values }) => values.some((value) => !Number.isFinite(value)))?.key ?? null;
@@ -137,7 +194,7 @@ export async function check(runner: Runner, options: CheckOptions): Promise<Chec
         : failed.length > 0
           ? "fail"
           : "pass";
-  return { verdict, checks, ranges, notes, firstNonFinite, computeClass, tokens: n };
+  return { verdict, checks, skipped, ranges, firstNonFinite, computeClass, tokens: n };
 }
 
 /** A fixed sequence of ids that are not special tokens in most vocabularies. */
@@ -172,11 +229,14 @@ function compare(
   return { name, pass, error, limit, bitwise: changed.length === 0, detail };
 }
 
+/** Where the sequence is that is among others: not where it was alone. */
+const OWN_SLOT = 1;
+
 /** The sequence as one of four, its rows between theirs, in steps of several sizes. */
 async function amongOthers(runner: Runner, ids: readonly number[]): Promise<Float32Array[]> {
-  const others = [1, 2, 3].map((slot) => ({
+  const others = [0, 2, 3].map((slot, i) => ({
     slot,
-    ids: someIds(slot + 10, Math.ceil(ids.length / (slot + 1)), runner.vocabSize),
+    ids: someIds(slot + 10, Math.ceil(ids.length / (i + 2)), runner.vocabSize),
   }));
   const rows: Float32Array[] = [];
   const size = Math.max(1, Math.floor(ids.length / 5));
@@ -187,11 +247,19 @@ async function amongOthers(runner: Runner, ids: readonly number[]): Promise<Floa
       return { slot, ids: theirs, from: start, to: Math.min(theirs.length, start + 1 + ((slot * from) % 3)) };
     });
     const at = (from / size) % 4;
-    parts.splice(at, 0, { slot: 0, ids, from, to });
+    parts.splice(at, 0, { slot: OWN_SLOT, ids, from, to });
     const before = parts.slice(0, at).reduce((sum, part) => sum + part.to - part.from, 0);
     rows.push(...(await stepRows(runner, parts)).slice(before, before + to - from));
   }
   return rows;
+}
+
+/** Other tokens in the place of the last ones, then those again: as many as a ring of keys may lose. */
+async function cutBack(runner: Runner, ids: readonly number[]): Promise<Float32Array[]> {
+  const kept = ids.length - Math.min(runner.rollbackLimit, Math.floor(ids.length / 2));
+  const detour = [...ids.slice(0, kept), ...someIds(3, ids.length - kept, runner.vocabSize)];
+  const rows = await sequenceRows(runner, detour, [ids.length]);
+  return [...rows.slice(0, kept), ...(await stepRows(runner, [{ slot: 0, ids, from: kept, to: ids.length }]))];
 }
 
 const isFirstQuery = (key: string) => key === "model.layers.0.self_attn:q_rope";
@@ -222,6 +290,8 @@ function turnedQueries(
   return { name: "queries turn by as much, in layer 0", pass: error <= limit, error, limit, bitwise: error === 0 };
 }
 
+const ROPE_TABLES = "rope tables against f64 (largest difference)";
+
 /** cos and sin of every variant against f64, from the frequencies that the tables were made of. */
 function ropeTables(runner: Runner, length: number): CheckResult {
   let worst = { error: 0, detail: "" };
@@ -239,94 +309,13 @@ function ropeTables(runner: Runner, length: number): CheckResult {
   }
   const pass = worst.error <= limit;
   return {
-    name: "rope tables against f64 (largest difference)",
+    name: ROPE_TABLES,
     pass,
     error: worst.error,
     limit,
     bitwise: false,
     detail: pass ? undefined : worst.detail,
   };
-}
-
-// ---------------------------------------------------------------------------------------------- one layer at a time
-
-/** Inputs of a layer that are scaled, so that what rarely matters does: ε, clamps, soft-caps, saturated softmax. */
-const STRESS: readonly { readonly what: string; readonly scale: readonly (readonly [RegExp, number])[] }[] = [
-  { what: "as they are", scale: [] },
-  { what: "tiny residual (ε)", scale: [[/layers\.\d+:in$/, 2 ** -12]] },
-  {
-    what: "large inputs (clamps, caps, saturated softmax)",
-    scale: [
-      [/self_attn:in$/, 4],
-      [/mlp:in$/, 16],
-    ],
-  },
-  { what: "zero residual", scale: [[/layers\.\d+:in$/, 0]] },
-];
-
-/** A layer on the device and on the reference backend, from the same inputs. */
-async function againstReference(
-  runner: Runner,
-  model: CheckOptions,
-  layer: number,
-  step: Pick<StepOptions, "tokens" | "start" | "step">,
-  tapped: readonly DumpTensor[],
-): Promise<CheckResult[]> {
-  const block = `model.layers.${layer}`;
-  const base = new Map(tapped.map((tensor) => [tensor.key, tensor.values]));
-  const sizes = { contextLength: step.tokens.length, prefillChunk: step.tokens.length };
-  const judge = await openBlock(model, block, sizes);
-  const { computeClass = "f32" } = model;
-  try {
-    const results: CheckResult[] = [];
-    for (const { what, scale } of STRESS) {
-      const entry: readonly (readonly [RegExp, number])[] = [...scale, [/layers\.\d+:in$/, 1]];
-      const factorOf = (key: string) => entry.find(([pattern]) => pattern.test(key))?.[1];
-      const replace = {
-        has: (key: string) => key.startsWith(block) && factorOf(key) !== undefined,
-        values: (key: string, _shape: readonly number[], _layout: TapLayout) =>
-          Float32Array.from(base.get(key)!, (value) => value * factorOf(key)!),
-      };
-      const wants = (key: string) => key.startsWith(`${block}.`) || key === `${block}:out`;
-      const mine = await traceStep(runner, { ...step, wants, replace, fusion: "off" });
-      const theirs = (await traceStep(judge, { ...step, wants, replace })).filter(({ key }) => wants(key));
-      results.push(
-        firstDifference(`layer ${layer} against the reference backend, ${what}`, mine, theirs, computeClass),
-      );
-    }
-    return results;
-  } finally {
-    await judge.dispose();
-  }
-}
-
-/** Both sides ran a whole layer, so each operation has the error of those before it too; ties of routers may go either way. */
-function firstDifference(
-  name: string,
-  actual: readonly DumpTensor[],
-  expected: readonly DumpTensor[],
-  computeClass: ComputeClass,
-): CheckResult {
-  const mine = new Map(actual.map((tensor) => [tensor.key, tensor.values]));
-  let worst: CheckResult = { name, pass: true, error: 0, limit: 0, bitwise: true };
-  let ratio = 0;
-  for (const { key, values } of expected) {
-    const own = mine.get(key);
-    const kind = kindOf(key);
-    if (own === undefined || kind === "choice") continue;
-    const gate = kind === "layer" ? accumulatedGate(kind, computeClass) : isolatedGate(kind, computeClass);
-    // Ten roundings in a row, at most, and a softmax that amplifies them.
-    const limit = gate.metric === "maxAbs" ? gate.fail : 100 * gate.fail;
-    const error = gate.metric === "maxAbs" ? maxAbs(own, values).value : nmse(own, values);
-    const share = limit === 0 ? (error === 0 ? 0 : Number.POSITIVE_INFINITY) : error / limit;
-    if (!(share <= ratio)) {
-      const pass = error <= limit;
-      ratio = share;
-      worst = { name, pass, error, limit, bitwise: false, detail: key };
-      if (!pass) return { ...worst, detail: `first at ${key}, cosine ${cosine(own, values).toFixed(6)}` };
-    }
-  }
-  return worst;
 }
 
 // ---------------------------------------------------------------------------------------------- ranges
