@@ -1,4 +1,5 @@
 // Speeds as a bar chart, in SVG or as a web page around it: one bar a case, a line from the slowest to the fastest round.
+import { escapeMarkup } from "../markup.ts";
 import type { BenchReport, BenchResult } from "./measure.ts";
 
 const [WIDTH, BAR, GAP, LEFT, RIGHT, TOP] = [760, 22, 10, 190, 90, 64];
@@ -23,8 +24,8 @@ export function chart(title: string, report: BenchReport): string {
   return `${[
     `<svg xmlns="http://www.w3.org/2000/svg" width="${WIDTH}" height="${height}" font-family="sans-serif" font-size="14" fill="${INK}">`,
     `<rect width="${WIDTH}" height="${height}" fill="#ffffff"/>`,
-    `<text x="16" y="26" font-size="17">${escapeXml(title)}: tokens per second</text>`,
-    `<text x="16" y="46">${escapeXml(`${device}, ${description}, Node ${report.node}`)}</text>`,
+    `<text x="16" y="26" font-size="17">${escapeMarkup(title)}: tokens per second</text>`,
+    `<text x="16" y="46">${escapeMarkup(`${device}, ${description}, Node ${report.node}`)}</text>`,
     ...bars,
     "</svg>",
   ].join("\n")}\n`;
@@ -36,7 +37,7 @@ export function chartPage(title: string, report: BenchReport): string {
     "<!doctype html>",
     '<html lang="en">',
     '<meta charset="utf-8">',
-    `<title>${escapeXml(title)}: tokens per second</title>`,
+    `<title>${escapeMarkup(title)}: tokens per second</title>`,
     chart(title, report).trimEnd(),
     "</html>",
   ].join("\n")}\n`;
@@ -47,7 +48,3 @@ function label({ name, tokens, context, batch }: BenchResult): string {
 }
 
 const round = (value: number) => Math.round(10 * value) / 10;
-
-function escapeXml(text: string): string {
-  return text.replace(/[&<>"]/g, (char) => `&#${char.charCodeAt(0)};`);
-}

@@ -1,5 +1,6 @@
 // What bisect found as bars: for a terminal, and as one HTML file with SVG inside that fetches nothing and runs nothing. Knows
 // nothing of devices or files.
+import { escapeMarkup } from "../markup.ts";
 import type { Attribution, Bisection } from "./bisect.ts";
 import { STYLE } from "./report/style.ts";
 
@@ -65,17 +66,17 @@ export function bisectPage(result: Bisection, { model, good, bad, created }: Bis
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>${html(`${verdict}: bisection of ${model}`)}</title>
+<title>${escapeMarkup(`${verdict}: bisection of ${model}`)}</title>
 <style>${STYLE}</style>
 </head>
 <body>
 <header>
-<h1>${html(model)}</h1>
-<p class="muted">${html(created)}<br>good: ${html(good)}<br>bad: ${html(bad)}</p>
+<h1>${escapeMarkup(model)}</h1>
+<p class="muted">${escapeMarkup(created)}<br>good: ${escapeMarkup(good)}<br>bad: ${escapeMarkup(bad)}</p>
 <div class="verdict ${verdict}"><strong class="word">${verdict}</strong>
-${guilty === null ? "" : `<p class="guilty">Guilty: <code>${html(guilty)}</code></p>`}
-${reason === null ? "" : `<p class="guilty">${html(reason)}</p>`}
-<ul>${facts.map((fact) => `<li>${html(fact)}</li>`).join("")}</ul>
+${guilty === null ? "" : `<p class="guilty">Guilty: <code>${escapeMarkup(guilty)}</code></p>`}
+${reason === null ? "" : `<p class="guilty">${escapeMarkup(reason)}</p>`}
+<ul>${facts.map((fact) => `<li>${escapeMarkup(fact)}</li>`).join("")}</ul>
 </div>
 ${attributions.length === 0 ? "<p>The sides agree to the bit: there is nothing to attribute.</p>" : legend}
 </header>
@@ -109,7 +110,7 @@ function bars(list: readonly Attribution[], scale: Scale, limit: number, label: 
   };
   const rows = list.map(({ item, leaveOneIn, leaveOneOut }, i) => {
     const y = AXIS + i * ROW + 4;
-    const name = `<text x="${LEFT - 10}" y="${y + BAR + 4}" text-anchor="end">${html(item)}</text>`;
+    const name = `<text x="${LEFT - 10}" y="${y + BAR + 4}" text-anchor="end">${escapeMarkup(item)}</text>`;
     return `<g>${name}${bar(leaveOneIn, y, "fail")}${bar(leaveOneOut, y + BAR + 2, "accumulated")}</g>`;
   });
   const step = Math.ceil((scale.high - scale.low) / 8);
@@ -121,7 +122,7 @@ function bars(list: readonly Attribution[], scale: Scale, limit: number, label: 
   });
   const gate = x(scale.at(limit));
   return [
-    `<svg viewBox="0 0 ${WIDTH} ${height}" width="100%" role="img" aria-label="${html(label)}" font-size="13" fill="currentColor">`,
+    `<svg viewBox="0 0 ${WIDTH} ${height}" width="100%" role="img" aria-label="${escapeMarkup(label)}" font-size="13" fill="currentColor">`,
     ...ticks,
     ...rows,
     `<line x1="${gate}" x2="${gate}" y1="${AXIS}" y2="${height}" stroke="var(--ink)" stroke-dasharray="4 3"/>`,
@@ -131,8 +132,3 @@ function bars(list: readonly Attribution[], scale: Scale, limit: number, label: 
 
 const round = (value: number) => Math.round(10 * value) / 10;
 const sci = (value: number) => (Number.isFinite(value) ? value.toExponential(2) : "not finite");
-
-/** Text that is safe between tags and in quoted attributes. */
-function html(text: string): string {
-  return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
-}

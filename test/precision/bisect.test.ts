@@ -393,7 +393,7 @@ describe("bars", () => {
     expect(page.match(/<svg/g)).toHaveLength(3);
     expect(page.match(/<rect/g)).toHaveLength(8);
     expect(page).not.toMatch(/<script|<b>|https?:|url\(|@import|src=|href=/);
-    expect(page).toContain("&#60;b&#62;&#38;&#34;kind");
+    expect(page).toContain("&lt;b&gt;&amp;&quot;kind");
     expect(page).toContain("Guilty: <code>layers.10 qkv</code>");
     // Layers are in the order of execution, not of their errors or their names.
     expect(page.indexOf(">layers.2<")).toBeLessThan(page.indexOf(">layers.10<"));

@@ -1,5 +1,6 @@
 // The report as one HTML file: style, data and script inside, nothing fetched. What people must see without a script (the verdict)
 // is written as plain HTML.
+import { escapeMarkup } from "../../markup.ts";
 import { createCharts } from "./client/charts.ts";
 import { showReport } from "./client/main.ts";
 import { createPanels } from "./client/panels.ts";
@@ -22,13 +23,13 @@ const ui = (${createUi})();
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>${html(`${verdict}: ${model} on ${device}`)}</title>
+<title>${escapeMarkup(`${verdict}: ${model} on ${device}`)}</title>
 <style>${STYLE}</style>
 </head>
 <body>
 <header>
-<h1>${html(model)}</h1>
-<p class="muted">${html(`${device} against ${against} · ${data.computeClass} gates · ${created}`)}</p>
+<h1>${escapeMarkup(model)}</h1>
+<p class="muted">${escapeMarkup(`${device} against ${against} · ${data.computeClass} gates · ${created}`)}</p>
 ${banner(data)}
 </header>
 <main id="report"><noscript><p>The charts need JavaScript.</p></noscript></main>
@@ -43,9 +44,9 @@ ${banner(data)}
 function banner(data: ReportData): string {
   const { verdict, reason, firstGuilty, guilty, propagated, notes, explanations, unobserved } = data;
   const lines: string[] = [];
-  if (reason !== undefined) lines.push(`<p>${html(reason)}</p>`);
+  if (reason !== undefined) lines.push(`<p>${escapeMarkup(reason)}</p>`);
   if (firstGuilty !== null) {
-    const tap = `<button type="button" class="path" data-tap="${html(firstGuilty)}">${html(firstGuilty)}</button>`;
+    const tap = `<button type="button" class="path" data-tap="${escapeMarkup(firstGuilty)}">${escapeMarkup(firstGuilty)}</button>`;
     const among = guilty > 1 ? `, the first of ${guilty} that are wrong by themselves` : "";
     lines.push(`<p class="guilty">First ${guilty > 0 ? "guilty" : "failing"} tap: ${tap}${among}</p>`);
   } else if (verdict === "pass" && data.rows.length > 0) {
@@ -61,13 +62,7 @@ function banner(data: ReportData): string {
 }
 
 function list(items: readonly string[]): string {
-  return `<ul>${items.map((item) => `<li>${html(item)}</li>`).join("")}</ul>`;
-}
-
-/** Text that is safe between tags and in quoted attributes. */
-function html(text: string): string {
-  const names: Record<string, string> = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
-  return text.replace(/[&<>"']/g, (character) => names[character]);
+  return `<ul>${items.map((item) => `<li>${escapeMarkup(item)}</li>`).join("")}</ul>`;
 }
 
 /** JSON that cannot end its script element; U+2028 and U+2029 are ends of lines to some readers. */
