@@ -88,7 +88,9 @@ export function createPanels(data: ReportData, ui: Ui) {
         el(
           "p",
           { class: "about" },
-          `The criterion is shown and not required of ${data.computeClass}: rounding alone can miss it.`,
+          data.floor !== undefined && data.computeClass === "bf16"
+            ? "In bf16 the criterion is required where the floor below holds it; else the error may be twice the floor's."
+            : `The criterion is shown and not required of ${data.computeClass}: rounding alone can miss it.`,
         ),
       );
     }
