@@ -118,14 +118,16 @@ export function owned(tensors: readonly DumpTensor[]): DumpTensor[] {
  * more than what is done with it.
  */
 class Scratch {
-  #values = new Float32Array(0);
+  /** Shared: two threads may measure what is in it. */
+  #values: Float32Array = new Float32Array(0);
   #used = 0;
 
   /** Not cleared. Valid until `reset`. */
   take(length: number): Float32Array {
     const end = this.#used + length;
     if (end > this.#values.length) {
-      this.#values = new Float32Array(Math.max(end, 2 * this.#values.length));
+      const size = Math.max(end, 2 * this.#values.length);
+      this.#values = new Float32Array(new SharedArrayBuffer(4 * size));
       this.#used = 0;
     }
     const taken = this.#values.subarray(this.#used, this.#used + length);

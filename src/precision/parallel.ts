@@ -73,25 +73,38 @@ async function shareOut(tasks: readonly Task[]): Promise<Result[]> {
   const sizes = tasks.map(sizeOf);
   const total = sizes.reduce((sum, size) => sum + size, 0);
   seen += total;
-  const theirs = new Set<number>();
-  if (seen >= WORTH_A_THREAD && total >= WORTH_A_MESSAGE && second.ready()) {
-    // The largest first, each to the thread that has less.
-    let [here, there] = [0, 0];
-    for (const i of [...tasks.keys()].sort((a, b) => sizes[b] - sizes[a])) {
-      if (there < here && isShared(tasks[i])) {
-        theirs.add(i);
-        there += sizes[i];
-      } else here += sizes[i];
-    }
-  }
-  const away = theirs.size === 0 ? undefined : second.perform([...theirs].map((i) => tasks[i]));
   const results: Result[] = [];
-  for (const [i, task] of tasks.entries()) if (!theirs.has(i)) results[i] = perform(task);
-  // A thread that is lost is done without.
-  const came = await away?.catch(() => undefined);
-  for (const [n, i] of [...theirs].entries()) results[i] = came?.[n] ?? perform(tasks[i]);
+  const here = (i: number) => {
+    results[i] ??= perform(tasks[i]);
+  };
+  if (seen >= WORTH_A_THREAD && total >= WORTH_A_MESSAGE && second.ready()) {
+    // The largest first; whoever is free takes the next one.
+    const shared = [...tasks.keys()].filter((i) => isShared(tasks[i])).sort((a, b) => sizes[b] - sizes[a]);
+    const counter = new Int32Array(new SharedArrayBuffer(4));
+    const away = second.perform({ tasks: shared.map((i) => tasks[i]), counter });
+    takeEach(counter, shared.length, (n) => here(shared[n]));
+    for (const i of tasks.keys()) if (!isShared(tasks[i])) here(i);
+    // A thread that is lost is done without.
+    for (const [n, result] of (await away.catch(() => undefined)) ?? []) results[shared[n]] = result;
+  }
+  for (const i of tasks.keys()) here(i);
   return results;
 }
+
+/** Calls `take` with each number below `count` that no other thread has taken. */
+export function takeEach(counter: Int32Array, count: number, take: (n: number) => void): void {
+  for (let n = Atomics.add(counter, 0, 1); n < count; n = Atomics.add(counter, 0, 1)) take(n);
+}
+
+/** What two threads take tasks from. */
+export interface Work {
+  readonly tasks: readonly Task[];
+  /** i32 [1], shared: the next task. */
+  readonly counter: Int32Array;
+}
+
+/** The tasks that the other thread took, by their number. */
+export type Done = readonly (readonly [n: number, result: Result])[];
 
 /** The worker's file has this file's extension: .ts in the repository, .js in the package. */
 const WORKER_URL = new URL(
@@ -103,7 +116,7 @@ const WORKER_URL = new URL(
 class Second {
   #worker: Worker | undefined;
   #state: "none" | "starting" | "ready" | "lost" = "none";
-  #waiting: { resolve(results: Result[]): void; reject(reason: unknown): void }[] = [];
+  #waiting: { resolve(done: Done): void; reject(reason: unknown): void }[] = [];
 
   /** Starts it the first time; until it is there, and where it cannot be, one thread does all. */
   ready(): boolean {
@@ -115,11 +128,11 @@ class Second {
     return this.#state === "ready";
   }
 
-  perform(tasks: readonly Task[]): Promise<Result[]> {
-    const { promise, resolve, reject } = Promise.withResolvers<Result[]>();
+  perform(work: Work): Promise<Done> {
+    const { promise, resolve, reject } = Promise.withResolvers<Done>();
     this.#waiting.push({ resolve, reject });
     this.#worker?.ref();
-    this.#worker?.postMessage(tasks);
+    this.#worker?.postMessage(work);
     return promise;
   }
 
@@ -128,9 +141,9 @@ class Second {
     const worker = new Worker(WORKER_URL, { name: "vernier precision", execArgv: [] });
     this.#worker = worker;
     worker.unref();
-    worker.on("message", (results: Result[] | "ready") => {
-      if (results === "ready") this.#state = "ready";
-      else this.#waiting.shift()?.resolve(results);
+    worker.on("message", (message: Done | "ready") => {
+      if (message === "ready") this.#state = "ready";
+      else this.#waiting.shift()?.resolve(message);
       if (this.#waiting.length === 0) worker.unref();
     });
     const lose = (reason: unknown) => {
