@@ -2,7 +2,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { columnName, judge, placeOf } from "../../src/precision/compare.ts";
-import { accumulatedGate } from "../../src/precision/gates.ts";
+import { accumulatedGate, isolatedGate } from "../../src/precision/gates.ts";
 import { divergences, measure, updateError } from "../../src/precision/measure.ts";
 import {
   closeness,
@@ -236,6 +236,22 @@ describe("all in one pass", () => {
     // Added: 1 and 3 here, 1 and 1 there.
     expect(updateError(Float32Array.of(11, 23), Float32Array.of(11, 22), inputs)).toBe(2);
   });
+});
+
+test("one wrong channel of thousands fails, where it holds more than a few values", () => {
+  const gate = isolatedGate("product", "f32");
+  const verdict = (rows: number) => {
+    const width = 4096;
+    const expected = Float32Array.from({ length: rows * width }, (_, i) => Math.cos(i * 1.7) + 2);
+    const actual = expected.map((value, i) => (i % width === 77 ? value * (1 + 1e-4) : value));
+    const { metrics, verdict } = judge({ actual, expected, shape: [1, rows, width] }, gate);
+    // Neither the whole tensor nor any token shows it.
+    expect(metrics.nmse).toBeLessThan(gate.fail);
+    expect(metrics.worstSlice.value).toBeLessThan(gate.slice!);
+    return verdict;
+  };
+  expect(verdict(64)).toBe("fail");
+  expect(verdict(1)).toBe("pass");
 });
 
 test("KL divergence is its definition, and does not cancel for logits that nearly agree", () => {
