@@ -100,7 +100,7 @@ test("hashes and metrics of two threads are those of one", async () => {
   });
   const expected = pairs.map(({ actual, expected: { values, shape } }) => measure(actual.slice(), values, shape[1]));
   const digests = pairs.map(({ actual }) => createHash("sha256").update(actual).digest("hex"));
-  for (let round = 0; round < 20 && !usesTwoThreads(); round++) {
+  for (let round = 0; round < 200 && !usesTwoThreads(); round++) {
     expect(await hashAll(pairs.map(({ actual }) => actual))).toEqual(digests);
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
