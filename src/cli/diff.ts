@@ -129,7 +129,7 @@ function sidesOf({ reference, a, b, device }: Flags): object {
 }
 
 /** What `--json` prints where there was nothing to compare. */
-export function nothingCompared(verdict: Verdict, reason: string): object {
+function nothingCompared(verdict: Verdict, reason: string): object {
   const nothing = { guilty: [], propagated: [], notes: [], logits: null, headline: { logits: null, layers: [] } };
   return { verdict, reason, firstGuilty: null, ...nothing, taps: [], unobserved: [] };
 }

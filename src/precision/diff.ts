@@ -402,7 +402,7 @@ async function excuseNearTies(
 
 /** What stands between layers and at the ends: what a dump without anything inside of layers has (the exporter's `light`). */
 const isBoundary = (key: string) =>
-  /^(model\.layers\.\d+:(in|out)|model\.layers\.\d+\.self_attn:ctx|model\.norm:(in|out)|model\.rotary_emb:.*|:logits)$/.test(
+  /^(model\.layers\.\d+:(in|out)|model\.layers\.\d+\.self_attn:ctx|(model\.embed_tokens|model\.norm|lm_head):(in|out)|model\.rotary_emb:.*|:logits)$/.test(
     key,
   );
 
@@ -416,7 +416,6 @@ const isOwn = (key: string) => /\.mlp\.experts:(gate_up|act|slots)$|^model\.rota
 function holes(reference: Reference, asked: ReadonlySet<string>, layers: number): string[] {
   const { manifest } = reference;
   const listed = new Set(manifest.order);
-  const steps = Number(manifest.producer?.tap_steps ?? 0);
   const missing = new Set(reference.plannedKeys(layers).filter((full) => !listed.has(full)));
   const inside = manifest.order.some((full) => asked.has(full) && !isBoundary(split(full).key));
   const chosen = manifest.producer?.taps !== undefined;
@@ -429,9 +428,10 @@ function holes(reference: Reference, asked: ReadonlySet<string>, layers: number)
     if ((inside && !chosen) || (port !== undefined && ports.has(port))) missing.add(full);
   }
   // A step of which nothing is left.
-  for (let step = 1; step <= steps && step <= manifest.ids.length - manifest.prompt_len; step++) {
-    if (!reference.tappedSteps.includes(step) && reference.tappedSteps.includes(0))
-      missing.add(`${step}/model.layers.0:out`);
+  const tapped = new Set(reference.tappedSteps);
+  const last = Math.min(Number(manifest.producer?.tap_steps ?? 0), manifest.ids.length - manifest.prompt_len);
+  for (let step = 1; step <= last; step++) {
+    if (tapped.has(0) && !tapped.has(step)) missing.add(`${step}/model.layers.0:out`);
   }
   return [...missing];
 }
