@@ -12,6 +12,8 @@ export interface Kernels {
   help(): void;
   /** A dot product whose result says how the machine reads bytes of the second operand (kernels/wasm/integer-rows.ts). */
   dotOfBytes(): number;
+  /** 2^-24 where multiply-add rounds once (kernels/wasm/math.ts). */
+  maddRest(): number;
   unpackRow(
     format: number,
     weight: number,

@@ -119,12 +119,13 @@ export class Pool {
     const instance = new WebAssembly.Instance(module, { env: { memory: heap.memory } });
     this.#kernels = instance.exports as unknown as Kernels;
     const wide = this.#kernels.dotOfBytes() === UNSIGNED_DOT;
-    const planes = !wide && options.parts === 2 ? 1 : options.parts;
-    this.recordBytes = RECORD_PARTS + planes * GROUP_COLUMNS * (wide ? 1 : 2);
+    // Two parts fit a half.
+    const bytes = wide ? options.parts : 2 * Math.ceil(options.parts / 2);
+    this.recordBytes = RECORD_PARTS + bytes * GROUP_COLUMNS;
     words[CONTROL_PARTS / 4] = options.parts;
     words[CONTROL_WIDE / 4] = wide ? 1 : 0;
-    // A machine whose dot product is that of AVX-VNNI has registers of 256 bits.
-    words[CONTROL_PAIRED / 4] = wide && options.paired ? 1 : 0;
+    // No x64 machine has registers of 256 bits and no fused multiply-add, and next to none the reverse.
+    words[CONTROL_PAIRED / 4] = options.paired && this.#kernels.maddRest() === 2 ** -24 ? 1 : 0;
     this.#wide = wide;
     words[CONTROL_STREAMS / 4] = 1;
     words[CONTROL_RECORD / 4] = this.recordBytes;

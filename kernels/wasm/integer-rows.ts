@@ -51,12 +51,12 @@ export function scalesAt<Scale>(scales: usize, offset: usize): usize {
   return scales + (sizeof<Scale>() === 4 ? offset : (offset & 64) >> 1);
 }
 /** Of rows 0 … 7 of 16. */
-function lowScales<Scale>(v: v128): v128 {
+export function lowScales<Scale>(v: v128): v128 {
   if (sizeof<Scale>() === 4) return v;
   return f32x4.mul(halfLow(v, v128.load(tables, TABLE_F16_MASK)), v128.load(tables, TABLE_F16_SCALE));
 }
 /** Of rows 8 … 15, of halves. */
-function highScales(v: v128): v128 {
+export function highScales(v: v128): v128 {
   return f32x4.mul(halfHigh(v, v128.load(tables, TABLE_F16_MASK)), v128.load(tables, TABLE_F16_SCALE));
 }
 /** Of the 8 rows with totals at `offset`. Shifted without a branch, which would keep V8 from joining neighbours. */

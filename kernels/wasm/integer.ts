@@ -5,22 +5,9 @@
 //
 // `wide` kernels need a machine whose relaxed dot product takes its second operand as unsigned bytes (probed by the host, see
 // backends/cpu/module.ts): weights are stored with 128 added, and the record says what that adds to the sums. `narrow` kernels
-// are for all others and take twice the instructions.
-import {
-  dot,
-  eightScales,
-  flush,
-  flush1,
-  flush2,
-  row1,
-  row2,
-  row3,
-  rows3,
-  rows4,
-  rows4x16,
-  scalesAt,
-  sum3,
-} from "./integer-rows";
+// are for all others and work in halves.
+import { halves1, halves1of3, halves4, halves4x16 } from "./integer-halves";
+import { dot, flush1, flush2, row1, row2, row3, rows3, rows4, rows4x16 } from "./integer-rows";
 import {
   GROUP_COLUMNS,
   INT8,
@@ -32,7 +19,6 @@ import {
   SCRATCH_PANEL,
   SCRATCH_PANEL_BLOCKS,
   SCRATCH_ROWS,
-  SCRATCH_SUMS,
   SCRATCH_TILES,
   STREAM_COLUMNS,
   STREAM_FP4_COLUMNS,
@@ -154,64 +140,6 @@ function fp4Row2(tile: usize, blocks: i32, x: usize, totals: usize): void {
   }
 }
 
-// --- Narrow: any machine. A record's parts are 16 bits wide: one plane of the whole value for one or two parts, else three.
-
-/** Σ over the 32 columns of a block for 16 output rows, i32 [16]: w signed bytes, x i16 [32]. */
-function narrowSums(w: usize, x: usize, to: usize): void {
-  for (let j: usize = 0; j < 64; j += 16) {
-    let a = i32x4.splat(0);
-    let b = a;
-    let p = w + j;
-    let from = x;
-    for (const end = p + 512; p < end; p += 64, from += 8) {
-      const v = v128.load(p);
-      const s = v128.load64_splat(from); // k … k + 3, twice
-      a = i32x4.add(a, i32x4.dot_i16x8_s(i16x8.extend_low_i8x16_s(v), s));
-      b = i32x4.add(b, i32x4.dot_i16x8_s(i16x8.extend_high_i8x16_s(v), s));
-    }
-    // Two lanes belong to one row.
-    v128.store(to + j, i32x4.add(v128.shuffle<i32>(a, b, 0, 2, 4, 6), v128.shuffle<i32>(a, b, 1, 3, 5, 7)));
-  }
-}
-
-function narrowRow<Scale>(
-  w: usize,
-  step: usize,
-  scales: usize,
-  scaleStep: usize,
-  blocks: i32,
-  x: usize,
-  totals: usize,
-): void {
-  const record = recordBytes;
-  const sums = scratch + SCRATCH_SUMS;
-  for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
-    const scale = v128.load32_splat(x);
-    for (let half: usize = 0; half < PANEL_ROW; half += 64) {
-      const p = w + (half << 3);
-      narrowSums(p, x + RECORD_PARTS, sums);
-      if (parts === 3) {
-        narrowSums(p, x + RECORD_PARTS + 64, sums + 64);
-        narrowSums(p, x + RECORD_PARTS + 128, sums + 128);
-      }
-      for (let j: usize = 0; j < 64; j += 32) {
-        const to = totals + half + j;
-        const at = scalesAt<Scale>(scales, half + j);
-        const s0 = eightScales<Scale>(v128.load(at), j);
-        const s1 = eightScales<Scale>(v128.load(at, 16), j);
-        const p = sums + j;
-        const a0 = v128.load(p);
-        const a1 = v128.load(p, 16);
-        if (parts === 3) {
-          const r0 = sum3(a0, v128.load(p, 64), v128.load(p, 128));
-          const r1 = sum3(a1, v128.load(p, 80), v128.load(p, 144));
-          flush(to, r0, r1, scale, s0, s1);
-        } else flush1(to, a0, a1, scale, s0, s1);
-      }
-    }
-  }
-}
-
 /** Some blocks of MXFP4 as those of INT8 with scales before each: bytes of twice the value, plus 12 where `wide`. */
 function unpackFp4(from: usize, blocks: i32, to: usize): void {
   const nibble = v128.load(tables, TABLE_NIBBLE);
@@ -255,7 +183,15 @@ function blockRows<Scale>(
     const x = <usize>load<u32>(at) + offset;
     let n: usize = 1;
     if (!wide) {
-      narrowRow<Scale>(w, step, scales, scaleStep, blocks, x, totals);
+      if (parts === 3) halves1of3<Scale>(w, step, scales, scaleStep, blocks, x, totals);
+      else if (at + 16 <= end) {
+        const x1 = <usize>load<u32>(at, 4) + offset;
+        const x2 = <usize>load<u32>(at, 8) + offset;
+        const x3 = <usize>load<u32>(at, 12) + offset;
+        if (paired) halves4x16<Scale>(w, step, scales, scaleStep, blocks, x, x1, x2, x3, totals);
+        else halves4<Scale>(w, step, scales, scaleStep, blocks, x, x1, x2, x3, totals);
+        n = 4;
+      } else halves1<Scale>(w, step, scales, scaleStep, blocks, x, totals);
     } else if (paired && parts < 3 && at + 16 <= end) {
       const x1 = <usize>load<u32>(at, 4) + offset;
       const x2 = <usize>load<u32>(at, 8) + offset;

@@ -133,7 +133,8 @@ export const STREAM_COLUMNS = 32;
 export const STREAM_FP4_COLUMNS = 64;
 
 // --- Integer products. A record holds 32 activations: their scale (f32); what weights with 128 and with 12 added add to the
-// sums of each part (i32 [3] each); the parts, highest first, in planes of 32 bytes, or of 32 halves where not wide.
+// sums of each part (i32 [3] each); the parts, highest first, in planes of 32 bytes. Where not wide there is nothing to add, and
+// planes are 32 halves of up to two parts: of each four columns the even ones, then the odd ones.
 export const GROUP_COLUMNS = 32;
 export const RECORD_INT8_SUMS = 4;
 export const RECORD_FP4_SUMS = 16;
@@ -145,8 +146,7 @@ export const SCRATCH_PANEL_BLOCKS = 14; // of 32 columns: 1152 bytes each
 export const SCRATCH_TOTALS = 16384; // f32 [ROW_BLOCK, TILE]
 export const SCRATCH_TOTALS_UP = 49152; // f32 [ROW_BLOCK, TILE]: the second product of gate and up
 export const SCRATCH_ROWS = 81920; // pointers [ROW_BLOCK]: where each row of x is
-export const SCRATCH_SUMS = 82944; // i32 [3, 16]
-export const SCRATCH_MISC = 83136; // route: taken experts; heads: one head
+export const SCRATCH_MISC = 82944; // route: taken experts; heads: one head
 export const SCRATCH_TILES = 91392; // pointers [STREAMS]: the tiles of a product
 export const SCRATCH_BLOCK_SUMS = 91408; // f32 [STREAMS, TILE]: of the current block of each
 export const SCRATCH_BYTES = 98304;

@@ -12,6 +12,12 @@ export function madd(a: v128, b: v128, c: v128): v128 {
   return f32x4.add(f32x4.mul(a, b), c);
 }
 
+/** (1 + 2^-12)² − (1 + 2^-11): 2^-24 where `madd` rounds once, else 0. */
+export function maddRest(): f32 {
+  const a = f32x4.splat(1.000244140625);
+  return f32x4.extract_lane(madd(a, a, f32x4.splat(-1.00048828125)), 0);
+}
+
 /** a[0] + a[1] + a[2] + a[3], in pairs. */
 export function sum4(a: v128): f32 {
   return f32x4.extract_lane(a, 0) + f32x4.extract_lane(a, 1) + (f32x4.extract_lane(a, 2) + f32x4.extract_lane(a, 3));

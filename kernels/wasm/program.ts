@@ -68,6 +68,7 @@ import { awaitFinished, awaitReading, awaitStart, begin, close, end, enter, join
 import { quantizeRows } from "./w8a8";
 
 export { dotOfBytes } from "./integer-rows";
+export { maddRest } from "./math";
 export { unpackRow } from "./weights";
 export { join };
 

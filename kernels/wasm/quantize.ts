@@ -1,6 +1,6 @@
 // quantize: rows of x as integers, for products with INT8 and MXFP4 weights (integer.ts). Each 32 columns become a record: the
-// scale, what 128 and 12 added to every weight add to the sums, and the values in one, two or three 8-bit parts (8, 16 or 24
-// bits in all), the highest first. Which of them is the backend's precision: see CpuOptions.
+// scale and the values in 8, 16 or 24 bits, which of them is the backend's precision (see CpuOptions). `wide`: what 128 and 12
+// added to every weight add to the sums, then one to three parts of 8 bits, the highest first. Else one or two of 16 bits.
 import { GROUP_COLUMNS, RECORD_FP4_SUMS, RECORD_INT8_SUMS, RECORD_PARTS } from "./layout";
 import { claim, parts, recordBytes, wide } from "./threads";
 
@@ -32,6 +32,14 @@ function rest8(q: v128): v128 {
   return i32x4.shr_s(i32x4.sub(q, low8(q)), 8);
 }
 
+function low16(q: v128): v128 {
+  return i32x4.shr_s(i32x4.shl(q, 16), 16);
+}
+
+function rest16(q: v128): v128 {
+  return i32x4.shr_s(i32x4.sub(q, low16(q)), 16);
+}
+
 /** Sums of the lanes of a, b and c as the first three lanes. */
 export function sums3(a: v128, b: v128, c: v128): v128 {
   const zero = i32x4.splat(0);
@@ -40,11 +48,11 @@ export function sums3(a: v128, b: v128, c: v128): v128 {
   return i32x4.add(v128.shuffle<i64>(ab, c0, 0, 2), v128.shuffle<i64>(ab, c0, 1, 3));
 }
 
-/** Part p of eight values as 8 bytes (`wide`) or 8 halves. */
+/** Part p of eight values as 8 bytes (`wide`) or 8 halves, of each four the even ones first: see integer-halves.ts. */
 export function put(a: v128, b: v128, to: usize): void {
   const halves = i16x8.narrow_i32x4_s(a, b);
   if (wide) v128.store64_lane(to, i8x16.narrow_i16x8_s(halves, halves), 0);
-  else v128.store(to, halves);
+  else v128.store(to, v128.shuffle<i16>(halves, halves, 0, 2, 1, 3, 4, 6, 5, 7));
 }
 
 /** x f32 [32] → its record. */
@@ -70,7 +78,16 @@ export function quantizeBlock(x: usize, record: usize): void {
   for (let i: usize = 0; i < 128; i += 32, to += 8 * width) {
     let q = rounded(x + i, inverse);
     let r = rounded(x + i + 16, inverse);
-    if (parts === 1 || (parts === 2 && !wide)) {
+    if (!wide) {
+      if (parts === 3) {
+        put(low16(q), low16(r), to + plane);
+        q = rest16(q);
+        r = rest16(r);
+      }
+      put(q, r, to);
+      continue;
+    }
+    if (parts === 1) {
       put(q, r, to);
       sumA = i32x4.add(sumA, i32x4.add(q, r));
       continue;
@@ -88,6 +105,7 @@ export function quantizeBlock(x: usize, record: usize): void {
     put(q, r, to);
     sumA = i32x4.add(sumA, i32x4.add(q, r));
   }
+  if (!wide) return;
   // Four words are stored for three: the fourth is the next thing to be stored, or unused.
   const sums = sums3(sumA, sumB, sumC);
   v128.store(record, i32x4.neg(i32x4.shl(sums, 7)), RECORD_INT8_SUMS);

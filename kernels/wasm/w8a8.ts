@@ -3,6 +3,7 @@
 // quantised row is one record as long as the row: its scale, what 128 added to every weight adds to the sums, the values.
 //
 // `wide` and narrow kernels: see integer.ts.
+import { dot2, even, odd } from "./integer-halves";
 import { dot } from "./integer-rows";
 import { GROUP_COLUMNS, RECORD_INT8_SUMS, RECORD_PARTS, TILE } from "./layout";
 import { put, sums3 } from "./quantize";
@@ -149,22 +150,33 @@ function wideRows4(
 
 function narrowRow(w: usize, scales: usize, blocks: i32, x: usize, totals: usize): void {
   const scale = v128.load32_splat(x);
-  for (let j: usize = 0; j < PANEL_ROW; j += 16) {
-    let a = i32x4.splat(0);
-    let b = a;
-    let p = w + ((j & 64) << 3) + (j & 48);
-    let from = x;
+  for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+    let a0 = i32x4.splat(0);
+    let a1 = a0,
+      a2 = a0,
+      a3 = a0;
+    let p = w + (half << 3);
+    let from = x + RECORD_PARTS;
     for (let left = blocks; left > 0; left--, p += HALF) {
       for (const end = p + HALF; p < end; p += 64, from += 8) {
-        const v = v128.load(p);
-        const s = v128.load64_splat(from, RECORD_PARTS); // k … k + 3, twice
-        a = i32x4.add(a, i32x4.dot_i16x8_s(i16x8.extend_low_i8x16_s(v), s));
-        b = i32x4.add(b, i32x4.dot_i16x8_s(i16x8.extend_high_i8x16_s(v), s));
+        const s = v128.load32_splat(from);
+        const t = v128.load32_splat(from, 4);
+        const v0 = v128.load(p);
+        const v1 = v128.load(p, 16);
+        const v2 = v128.load(p, 32);
+        const v3 = v128.load(p, 48);
+        a0 = dot2(odd(v0), t, dot2(even(v0), s, a0));
+        a1 = dot2(odd(v1), t, dot2(even(v1), s, a1));
+        a2 = dot2(odd(v2), t, dot2(even(v2), s, a2));
+        a3 = dot2(odd(v3), t, dot2(even(v3), s, a3));
       }
     }
-    // Two lanes belong to one row.
-    const sum = i32x4.add(v128.shuffle<i32>(a, b, 0, 2, 4, 6), v128.shuffle<i32>(a, b, 1, 3, 5, 7));
-    scaled(sum, scale, scales + j, totals + j);
+    const to = totals + half;
+    const at = scales + half;
+    scaled(a0, scale, at, to);
+    scaled(a1, scale, at + 16, to + 16);
+    scaled(a2, scale, at + 32, to + 32);
+    scaled(a3, scale, at + 48, to + 48);
   }
 }
 
