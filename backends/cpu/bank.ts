@@ -61,6 +61,7 @@ export interface BankOptions {
   readonly paired?: boolean;
   /** For tests, see PoolOptions. */
   readonly streams?: number;
+  readonly halves?: boolean;
   /** Size of one bank, a multiple of 64 KiB. Default 4 GiB. */
   readonly bankBytes?: number;
   /** Weights and caches go to so many banks in turn, instead of one bank after the other. */
@@ -76,9 +77,9 @@ export class Bank {
   /** Names of the weights that lie here. */
   readonly weights: string[] = [];
 
-  constructor({ module, shared, threads, parts, paired, streams, bankBytes }: BankOptions, budget: Budget) {
+  constructor({ module, shared, bankBytes, ...options }: BankOptions, budget: Budget) {
     this.heap = new Heap(shared, budget, bankBytes);
-    this.pool = new Pool(this.heap, module, { threads, parts, paired, streams });
+    this.pool = new Pool(this.heap, module, options);
     this.arena = new Arena(this.heap);
     this.loader = new Loader(this.heap, this.pool);
   }

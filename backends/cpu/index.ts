@@ -43,6 +43,8 @@ export interface CpuOptions {
   readonly bankBytes?: number;
   /** For tests: how many tiles a thread reads in turn in products of one row, 1 or 4. Default: whichever turns out to be faster. */
   readonly streams?: number;
+  /** For tests: integer products as on a machine whose dot product takes no unsigned bytes, which most without AVX-VNNI are. */
+  readonly halves?: boolean;
   /** For tests: weights and caches go to so many memories in turn. Default: one memory is filled after the other. */
   readonly spread?: number;
 }
@@ -58,8 +60,9 @@ export async function createCpuBackend(options: CpuOptions = {}): Promise<CpuBac
   const { threads, shared, arithmetic, paired } = choice;
   if (paired) await pairVectors();
   const module = await loadModule(shared, arithmetic);
-  const { precision = "exact", bankBytes = MAX_HEAP_BYTES, streams, spread } = options;
-  const banks = new Banks({ module, shared, threads, parts: PARTS[precision], paired, streams, bankBytes, spread });
+  const { precision = "exact", bankBytes = MAX_HEAP_BYTES, streams, halves, spread } = options;
+  const parts = PARTS[precision];
+  const banks = new Banks({ module, shared, threads, parts, paired, streams, halves, bankBytes, spread });
   try {
     await banks.ready();
   } catch (error) {

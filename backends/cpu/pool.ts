@@ -63,6 +63,8 @@ export interface PoolOptions {
   readonly paired?: boolean;
   /** For tests: how many tiles a thread reads in turn, 1 or STREAMS. Default: what the first steps find to be faster. */
   readonly streams?: number;
+  /** For tests: integer products as on a machine whose dot product takes no unsigned bytes. Default: what this machine has. */
+  readonly halves?: boolean;
   /** How long a thread waits for the others before the device counts as lost. Default 30 s. */
   readonly timeoutMs?: number;
 }
@@ -118,7 +120,7 @@ export class Pool {
     writeTables(heap.u8.subarray(this.#control + CONTROL_TABLES).subarray(0, TABLE_BYTES));
     const instance = new WebAssembly.Instance(module, { env: { memory: heap.memory } });
     this.#kernels = instance.exports as unknown as Kernels;
-    const wide = this.#kernels.dotOfBytes() === UNSIGNED_DOT;
+    const wide = !options.halves && this.#kernels.dotOfBytes() === UNSIGNED_DOT;
     // Two parts fit a half.
     const bytes = wide ? options.parts : 2 * Math.ceil(options.parts / 2);
     this.recordBytes = RECORD_PARTS + bytes * GROUP_COLUMNS;
