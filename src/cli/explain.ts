@@ -10,6 +10,7 @@ import { type Explanation, explain } from "../precision/explain.ts";
 import { floorBeside } from "../precision/floor.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
+import type { WithModel } from "../precision/second-look.ts";
 import { openSession } from "../precision/session.ts";
 import { kvCacheOption, printJson, report } from "./common.ts";
 import { isUnreadable, sizesOf } from "./diff.ts";
@@ -90,7 +91,8 @@ async function find(model: string, flags: Flags): Promise<Found> {
     const { runner, samples, configJson } = session;
     const computeClass = flags.class ?? session.computeClass;
     const floor = await floorBeside(base);
-    const options = { samples, configJson, floor, computeClass, isolated, forceRouting };
+    const withModel: WithModel = (use) => use(open);
+    const options = { samples, configJson, floor, computeClass, isolated, forceRouting, withModel };
     const compared = await diff(runner, reference, options);
     return { device: session.device, compared, found: await explain(runner, reference, compared, open) };
   } finally {

@@ -1,7 +1,8 @@
-// One block of a network (a layer, the embedding, the final norm, the head) on the reference backend, correct or altered. Loads
+// One block of a network (a layer, the embedding, the final norm, the head), on the reference backend unless asked otherwise, correct
+// or altered. Loads
 // no more weights than that block has, so that a large model's layer can be tried many times.
 import type { Checkpoint } from "../../weights/checkpoint.ts";
-import { sizeOf, type WeightSource } from "../backend.ts";
+import { type Backend, sizeOf, type WeightSource } from "../backend.ts";
 import type { Architecture, BaseConfig } from "../model.ts";
 import type { RopeSpec } from "../rope.ts";
 import { Runner } from "../runner.ts";
@@ -15,6 +16,8 @@ export interface BlockModel {
 }
 
 export interface BlockOptions {
+  /** Default: the reference backend, altered. */
+  readonly backend?: Backend;
   readonly alteration?: Alteration;
   /** Other rope variants than the config's. */
   readonly ropes?: (ropes: Readonly<Record<string, RopeSpec>>) => Readonly<Record<string, RopeSpec>>;
@@ -38,9 +41,9 @@ export const BLOCK_LIMIT = 2 ** 30;
  */
 export function openBlock(model: BlockModel, block: string, options: BlockOptions): Promise<Runner> {
   const { architecture, config, checkpoint } = model;
-  const { alteration = {}, ropes, ...sizes } = options;
+  const { alteration = {}, backend = alteredBackend(alteration), ropes, ...sizes } = options;
   return Runner.create({
-    backend: alteredBackend(alteration),
+    backend,
     architecture: onlyBlock(architecture, block, ropes),
     config,
     checkpoint: {

@@ -1,11 +1,13 @@
 // Compares one tensor with its reference and judges it by its gate. Knows names only to tell people which slice is worst.
+import { type Details, detailsOf } from "./details.ts";
 import type { Gate } from "./gates.ts";
 import { type Metrics, measure, type TensorValues, updateError, widthOf } from "./measure.ts";
 
 export type TapVerdict = "pass" | "warn" | "fail" | "non-finite";
 
 export interface Judged {
-  readonly metrics: Metrics;
+  /** With details where the verdict is not `pass`. */
+  readonly metrics: Metrics & Partial<Details>;
   readonly gate: Gate;
   readonly verdict: TapVerdict;
 }
@@ -26,7 +28,10 @@ export function judge(sides: Sides, gate: Gate): Judged {
   const plain = measure(actual, expected, widthOf(shape));
   const metrics = inputs === undefined ? plain : { ...plain, nmseUpdate: updateError(actual, expected, inputs) };
   const rows = expected.length / widthOf(shape);
-  return { metrics, gate, verdict: verdictOf(metrics, gateValue(sides, metrics, gate), gate, rows) };
+  const verdict = verdictOf(metrics, gateValue(sides, metrics, gate), gate, rows);
+  // Numbers of experts and tokens have no rounding errors.
+  const detailed = verdict !== "pass" && expected instanceof Float32Array;
+  return { metrics: detailed ? { ...metrics, ...detailsOf(actual, expected) } : metrics, gate, verdict };
 }
 
 /** So many rows that what a channel holds is more than a few values, of which one may have cancelled to almost nothing. */

@@ -2,19 +2,12 @@
 // say that something is wrong; replaying layers, then operations, from the reference's own inputs says what. A run that is in
 // order costs two forward passes, and an eighth of one for the second look at the prompt's end.
 import type { Runner } from "../runner.ts";
-import { type Judged, judge, type Observe, type Sides } from "./compare.ts";
+import type { BlockModel } from "./block.ts";
+import type { Observe, Sides } from "./compare.ts";
 import { type ConfigEntry, compareConfigs, isDecisive } from "./config-diff.ts";
 import { type DumpTensor, layersToShow, watch } from "./dump.ts";
-import { type Floor, MOST_RHO, meetsHeadline, rhoOf } from "./floor.ts";
-import {
-  accumulatedGate,
-  type ComputeClass,
-  HEADLINE,
-  kindOf,
-  LOGIT_GATES,
-  type TapKind,
-  type Verdict,
-} from "./gates.ts";
+import { type Floor, tapRho } from "./floor.ts";
+import { accumulatedGate, type ComputeClass, HEADLINE, kindOf, type TapKind, type Verdict } from "./gates.ts";
 import {
   type Isolation,
   isKept,
@@ -27,10 +20,10 @@ import {
   split,
   type Values,
 } from "./isolate.ts";
-import { divergences } from "./measure.ts";
-import { top1Rows } from "./metrics.ts";
+import { Logits, type LogitsReport } from "./logits.ts";
 import { measureAll } from "./parallel.ts";
 import type { Reference } from "./reference.ts";
+import { lookAgain, type WithModel } from "./second-look.ts";
 import { distrust, type WeightSamples } from "./trust.ts";
 
 export interface DiffOptions {
@@ -51,6 +44,8 @@ export interface DiffOptions {
   readonly floor?: Floor;
   /** config.json, to be compared with that of the dump. */
   readonly configJson?: unknown;
+  /** Opens the model's files again for a second look at what is guilty: at whether another implementation agrees with the device. */
+  readonly withModel?: WithModel;
   /** Sees the tensors of every comparison, which the report itself does not keep. */
   readonly observe?: Observe;
 }
@@ -61,6 +56,8 @@ export interface TapReport extends Reported {
   readonly shape: readonly number[];
   /** Error with the reference's own input of its layer or, where any tap of that layer was off, of its operation. */
   readonly isolated?: Reported;
+  /** Root mean square of the accumulated error over that of PyTorch in bf16 at this tap; where the dump's floor has taps. */
+  readonly rho?: number;
 }
 
 /** The project's criterion against PyTorch, by its usual names. */
@@ -69,25 +66,6 @@ export interface Headline {
   readonly meanRelativeError: number;
   readonly cosine: number;
   /** meanAbsoluteError < 0.01 and meanRelativeError < 1 %. */
-  readonly pass: boolean;
-}
-
-export interface LogitsReport {
-  readonly nmse: number;
-  readonly maxAbs: number;
-  readonly mae: number;
-  readonly mre: number;
-  readonly relL1: number;
-  readonly cosine: number;
-  /** Mean over positions. */
-  readonly kl: number;
-  readonly klMax: number;
-  readonly top1: number;
-  /** The noise floor of the reference, if it has one, and how many times its root mean square the device's error is. */
-  readonly floor: Floor | null;
-  readonly rho: number | null;
-  /** Greedy ids equal the reference's at every step (ties excepted: `top1`). */
-  readonly greedyEqual: boolean;
   readonly pass: boolean;
 }
 
@@ -193,7 +171,18 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   }
   const { guilty, isolated } = isolation;
   notes.push(...configs.map(inWords));
-  const reports = taps.map((tap) => ({ ...tap, isolated: isolated.get(tap.key) }));
+  const [firstGuilty] = guilty;
+  const lookAt = (model: BlockModel) => lookAgain(runner, reference, firstGuilty, model);
+  const again = guilty.length > 0 ? await options.withModel?.(lookAt) : undefined;
+  if (again !== undefined) {
+    notes.push(...again.notes);
+    const judged = isolated.get(firstGuilty);
+    if (judged !== undefined && again.gemm !== undefined)
+      isolated.set(firstGuilty, { ...judged, metrics: { ...judged.metrics, gemm: again.gemm } });
+  }
+  const reports = taps.map((tap) => {
+    return { ...tap, isolated: isolated.get(tap.key), rho: tapRho(tap.key, tap.metrics.nmse, options.floor) };
+  });
   const propagated = failing.map(({ key }) => key).filter((key) => !guilty.includes(key));
   if (failing.length > 0 && guilty.length === 0) {
     // The state between operations is what is left: caches, positions, masks.
@@ -205,7 +194,10 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   let verdict: Verdict = "pass";
   let why: string | undefined;
   if (nonFinite) verdict = "non-finite";
-  else if (failing.length > 0 || guilty.length > 0 || logits?.pass === false) verdict = "fail";
+  else if (again?.reason !== undefined) {
+    verdict = "not-comparable";
+    why = again.reason;
+  } else if (failing.length > 0 || guilty.length > 0 || logits?.pass === false) verdict = "fail";
   else if (unobserved.length > 0) {
     verdict = "incomplete";
     why = `${unobserved.length} planned taps were not compared, first ${unobserved[0]}`;
@@ -216,7 +208,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   return {
     verdict,
     reason: why,
-    firstGuilty: guilty[0] ?? failing[0]?.key ?? null,
+    firstGuilty: firstGuilty ?? failing[0]?.key ?? null,
     guilty,
     propagated,
     notes,
@@ -268,18 +260,14 @@ class OwnRun {
   readonly #observe?: Observe;
   /** By step, in the order of execution. */
   readonly #order: ReadonlyMap<number, string[]>;
-  /** Keys of the logits of all steps, and both sides of them where there are several. */
-  readonly #logitKeys: readonly string[];
-  readonly #logits: { readonly mine: Values; readonly theirs: Values; readonly width: number }[] = [];
-  readonly #divergences: number[] = [];
-  #sameTop = 0;
+  readonly #logits: Logits;
 
   constructor(reference: Reference, computeClass: ComputeClass, observe?: Observe) {
     this.#reference = reference;
     this.#computeClass = computeClass;
     this.#observe = observe;
     this.#order = Map.groupBy(reference.manifest.order, (full) => split(full).step);
-    this.#logitKeys = reference.manifest.order.filter((full) => full.endsWith("/:logits"));
+    this.#logits = new Logits(reference.manifest, computeClass);
   }
 
   async see(step: number, tensors: readonly DumpTensor[]): Promise<void> {
@@ -301,7 +289,7 @@ class OwnRun {
       this.taps.set(full, await this.#compare(full, actual));
       const { values } = actual.get(full)!;
       if (isKept(full)) this.values.set(full, values.slice());
-      if (full.endsWith("/:logits")) await this.#addLogits(full, values);
+      if (full.endsWith("/:logits")) this.#logits.add(step, values, await this.#reference.read(full));
     }
   }
 
@@ -322,62 +310,11 @@ class OwnRun {
     return { key: full, kind, shape, ...reported };
   }
 
-  async #addLogits(full: string, mine: Values): Promise<void> {
-    const theirs = await this.#reference.read(full);
-    const width = theirs.shape.at(-1)!;
-    for (const divergence of divergences(mine, theirs.values, width)) this.#divergences.push(divergence);
-    this.#sameTop += top1Rows(mine, theirs.values, width, accumulatedGate("logits", this.#computeClass).fail);
-    if (this.#logitKeys.length > 1) this.#logits.push({ mine: mine.slice(), theirs: theirs.values.slice(), width });
-  }
-
-  #judgeLogits(): Judged {
-    const only = this.#logitKeys.length === 1 ? this.taps.get(this.#logitKeys[0]) : undefined;
-    if (only !== undefined) return only;
-    const actual = joined(this.#logits.map(({ mine }) => mine));
-    const expected = joined(this.#logits.map(({ theirs }) => theirs));
-    const width = this.#logits[0]?.width ?? 1;
-    const shape = [expected.length / width, width];
-    return judge({ actual, expected, shape }, accumulatedGate("logits", this.#computeClass));
-  }
-
   /** Of all steps together; null where none had any. */
   logits(greedy: readonly number[], floor?: Floor): LogitsReport | null {
-    if (this.#divergences.length === 0) return null;
-    const { metrics, verdict } = this.#judgeLogits();
-    const { nmse, maxAbs, mae, mre, relL1, cosine } = metrics;
-    const rows = Math.max(1, this.#divergences.length);
-    const kl = this.#divergences.reduce((sum, row) => sum + row, 0) / rows;
-    const top1 = this.#sameTop / rows;
-    const gates = LOGIT_GATES[this.#computeClass];
-    const headline = mae < HEADLINE.mae && mre < HEADLINE.mre && relL1 < HEADLINE.relL1;
-    const rho = floor === undefined ? null : rhoOf(nmse, floor);
-    // In bf16 the headline binds where PyTorch's own bf16 holds it; where it does not, that is what the device is held to.
-    const bf16 = this.#computeClass === "bf16" && floor !== undefined;
-    const byFloor = !bf16 || (meetsHeadline(floor) ? headline : rho! <= MOST_RHO);
-    const pass =
-      verdict !== "fail" &&
-      verdict !== "non-finite" &&
-      kl <= gates.kl &&
-      top1 >= gates.top1 &&
-      cosine >= gates.cosine &&
-      (headline || !gates.headline) &&
-      byFloor;
-    const greedyEqual = greedy.every((id, i) => id === this.#reference.manifest.greedy[i]);
-    const klMax = Math.max(0, ...this.#divergences);
-    const known = { floor: floor ?? null, rho };
-    return { nmse, maxAbs, mae, mre, relL1, cosine, kl, klMax, top1, ...known, greedyEqual, pass };
+    const [key] = this.#reference.manifest.order.filter((full) => full.endsWith("/:logits"));
+    return this.#logits.report(this.taps.get(key), greedy, floor);
   }
-}
-
-function joined(parts: readonly Values[]): Values {
-  if (parts.length === 1) return parts[0];
-  const out = new Float32Array(parts.reduce((n, part) => n + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    out.set(part, at);
-    at += part.length;
-  }
-  return out;
 }
 
 // ---------------------------------------------------------------------------------------------- routing

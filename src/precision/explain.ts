@@ -1,14 +1,15 @@
 // explain: what kind of mistake makes the first wrong operation come out as it does. Guesses are tried one by one, on the tensor
 // itself and on the operation that made it, and ranked by how much of the error each one accounts for.
 import type { Runner } from "../runner.ts";
-import { BLOCK_LIMIT, type BlockModel, blockBytes, openBlock } from "./block.ts";
+import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
 import { judge } from "./compare.ts";
 import type { DiffReport } from "./diff.ts";
 import { fitFactor } from "./fit.ts";
 import { type Gate, isolatedGate, kindOf } from "./gates.ts";
-import { fitsAt, type Hypothesis, hypothesesAt } from "./hypotheses.ts";
-import { blockOf, isLeafInput, Replay, split, type Values } from "./isolate.ts";
+import { fitsAt, hypothesesAt } from "./hypotheses.ts";
+import { blockOf, split, type Values } from "./isolate.ts";
 import { type Explained, Ranking } from "./ranking.ts";
+import { recompute, replayed } from "./recompute.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 import { guesses } from "./transforms.ts";
 import { expertsOf, placesOf, wrongPart } from "./where.ts";
@@ -104,38 +105,4 @@ async function wrongExperts(
   const path = /^(.*\.mlp)\.experts:out$/.exec(expected.key)?.[1];
   const chosen = ["router", "gate"].map((name) => `${path}.${name}:out.2`).find((key) => reference.has(key));
   return chosen === undefined ? [] : expertsOf(actual, expected, await reference.read(chosen), limit);
-}
-
-interface At {
-  readonly step: number;
-  readonly key: string;
-}
-
-/** One tap, computed from the reference's own input. */
-async function replayed(runner: Runner, reference: Reference, { step, key }: At): Promise<Values | undefined> {
-  const block = blockOf(key);
-  const replay = await Replay.open(runner, reference, step);
-  const tensors = await replay.run({
-    reads: (other) => blockOf(other) === block && isLeafInput(other),
-    wants: (other) => other === key,
-    fusion: "off",
-  });
-  return tensors.find((tensor) => tensor.key === key)?.values;
-}
-
-/** The tap as the reference backend computes it with a hypothesis made true. Only the tap's own block is loaded. */
-async function recompute(
-  reference: Reference,
-  at: At,
-  { alteration, ropes }: Omit<Hypothesis, "name">,
-  model: BlockModel,
-): Promise<Values | undefined> {
-  const { ids, prompt_len: prefillChunk } = reference.manifest;
-  const sizes = { contextLength: ids.length + 2, prefillChunk };
-  const runner = await openBlock(model, blockOf(at.key), { alteration, ropes, ...sizes });
-  try {
-    return await replayed(runner, reference, at);
-  } finally {
-    await runner.dispose();
-  }
 }

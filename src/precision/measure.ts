@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { EXP64 } from "../../kernels/exp64.ts";
 import * as layout from "../../kernels/precision/layout.ts";
 import { DeviceError } from "../errors.ts";
-import { type At, argmaxRow, klDivergence, smallValueAt } from "./metrics.ts";
+import { type At, argmaxRow, klDivergence, logSumExp, smallValueAt } from "./metrics.ts";
 
 /** Tensors as they are read back. Ids and indices stay below 2²⁴, so f32 holds them too. */
 export type TensorValues = Float32Array | Int32Array;
@@ -181,9 +181,16 @@ function cosine(dot: number, own: number, energy: number): number {
   return own === 0 || energy === 0 ? 0 : dot / Math.sqrt(own * energy);
 }
 
-/** `klDivergence`, within 1e-9 of it. */
-export function divergences(actual: TensorValues, expected: TensorValues, width: number): number[] {
-  const rows: number[] = [];
+/** Of one row of logits. */
+export interface Divergence {
+  /** `klDivergence`, within 1e-9 of it. */
+  readonly kl: number;
+  /** log Σ e^x here and in the reference: a token's log-probability is its logit less this. */
+  readonly logSums: readonly [number, number];
+}
+
+export function divergences(actual: TensorValues, expected: TensorValues, width: number): Divergence[] {
+  const rows: Divergence[] = [];
   const at = reserve(1, Math.min(BLOCK, width));
   for (let from = 0; from < expected.length; from += width) {
     const max = expected[from + argmaxRow(expected, from, width)];
@@ -197,8 +204,13 @@ export function divergences(actual: TensorValues, expected: TensorValues, width:
     const [weight, shift, growth, furthest] = [layout.WEIGHT, layout.SHIFT, layout.GROWTH, layout.SHIFT_MAX].map(
       (offset) => f64[offset / 8],
     );
-    if (Number.isFinite(shift) && furthest < FURTHEST) rows.push(Math.log1p(growth / weight) - shift / weight);
-    else rows.push(...klDivergence(actual.subarray(from, from + width), expected.subarray(from, from + width), width));
+    if (Number.isFinite(shift) && furthest < FURTHEST) {
+      const [own, gained] = [max + Math.log(weight), Math.log1p(growth / weight)];
+      rows.push({ kl: gained - shift / weight, logSums: [own + gained, own] });
+      continue;
+    }
+    const [kl] = klDivergence(actual.subarray(from, from + width), expected.subarray(from, from + width), width);
+    rows.push({ kl, logSums: [logSumExp(actual, from, width), logSumExp(expected, from, width)] });
   }
   return rows;
 }

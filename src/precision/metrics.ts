@@ -233,25 +233,64 @@ export function argmaxRow(values: Values, from: number, width: number): number {
   return best - from;
 }
 
-/** Share of rows whose largest entry is the same (`top1Rows`). */
+/** log Σ e^x of a row. */
+export function logSumExp(values: Values, from: number, width: number): number {
+  const max = values[from + argmaxRow(values, from, width)];
+  let sum = 0;
+  for (let i = from; i < from + width; i++) sum += Math.exp(values[i] - max);
+  return max + Math.log(sum);
+}
+
+/** Indices of the `count` largest values of a row, largest first; of equal ones the lowest index first. */
+export function largest(values: Values, from: number, width: number, count: number): number[] {
+  const best: number[] = [];
+  let least = Number.NEGATIVE_INFINITY;
+  for (let i = 0; i < width; i++) {
+    const value = values[from + i];
+    if (best.length === count && !(value > least)) continue;
+    let at = best.length;
+    while (at > 0 && value > values[from + best[at - 1]]) at--;
+    best.splice(at, 0, i);
+    best.length = Math.min(best.length, count);
+    least = values[from + best[best.length - 1]];
+  }
+  return best;
+}
+
+/** How many of the largest entries of a row are kept. */
+const TOP = 10;
+
+/** The largest entries of a row on either side. */
+export interface TopRow {
+  readonly mine: readonly number[];
+  readonly theirs: readonly number[];
+  /** How far the reference puts its own choice before the other side's. */
+  readonly lead: number;
+  /** `tie`: they differ where rounding decides. */
+  readonly choice: "same" | "tie" | "other";
+}
+
+/** Share of rows whose largest entry is the same, ties included. */
 export function top1Agreement(a: Values, r: Values, width: number, limit: number): number {
-  return top1Rows(a, r, width, limit) / Math.max(1, r.length / width);
+  const rows = topRows(a, r, width, limit);
+  return rows.filter(({ choice }) => choice !== "other").length / Math.max(1, rows.length);
 }
 
 /**
- * How many rows have the same largest entry. A different one counts as the same when the reference's lead over it is a tie
- * that rounding decides: smaller than twice the largest difference of the row, of a row whose differences are rounding. A row
+ * The largest entries of each row. A different choice is a tie when the reference's lead over it is one that rounding decides:
+ * smaller than twice the largest difference of the row, of a row whose differences are rounding. A row
  * within an NMSE of `limit` has normal differences of √limit · rms(r), of which the largest of n is about √(2 ln n) times that;
  * a larger one excuses nothing more, or else a wrong run would excuse itself.
  */
-export function top1Rows(a: Values, r: Values, width: number, limit: number): number {
-  let same = 0;
+export function topRows(a: Values, r: Values, width: number, limit: number): TopRow[] {
+  const rows: TopRow[] = [];
   for (let from = 0; from < r.length; from += width) {
-    const [mine, theirs] = [argmaxRow(a, from, width), argmaxRow(r, from, width)];
-    const lead = r[from + theirs] - r[from + mine];
-    if (mine === theirs || lead < 2 * rounding(a, r, from, width, limit)) same++;
+    const [mine, theirs] = [largest(a, from, width, TOP), largest(r, from, width, TOP)];
+    const lead = r[from + theirs[0]] - r[from + mine[0]];
+    const tied = mine[0] !== theirs[0] && lead < 2 * rounding(a, r, from, width, limit);
+    rows.push({ mine, theirs, lead, choice: mine[0] === theirs[0] ? "same" : tied ? "tie" : "other" });
   }
-  return same;
+  return rows;
 }
 
 function rounding(a: Values, r: Values, from: number, width: number, limit: number): number {

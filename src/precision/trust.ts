@@ -177,7 +177,7 @@ function describesValues(key: string): boolean {
 }
 
 /** Rounding of any class stays below; other weights are above 0.5, one tensor that is 1.25 times another is at 0.04. */
-const OTHER_WEIGHTS = 0.01;
+export const OTHER_WEIGHTS = 0.01;
 
 /** Modules whose output in the dump is not what this checkpoint's weight makes of the dump's input. */
 async function otherWeights(
@@ -211,9 +211,34 @@ async function otherWeights(
     }
     if (nmse(actual, expected) > OTHER_WEIGHTS)
       return `${module} has other weights in the dump than in this checkpoint`;
+    if (otherBias(sample, actual, expected)) return `${module} has another bias in the dump than in this checkpoint`;
   }
   return undefined;
 }
+
+/**
+ * Whether sampled outputs are off by the same in every token, and by more than a part of their biases: a bias may be small beside what
+ * it is added to. Rounding is another one in each token.
+ * @param actual by token, then by sampled row, from the checkpoint; `expected` is the dump's.
+ */
+function otherBias({ rows }: LinearSample, actual: readonly number[], expected: readonly number[]): boolean {
+  const tokens = actual.length / rows.length;
+  let [error, energy, scatter] = [0, 0, 0];
+  for (const [i, { bias }] of rows.entries()) {
+    const offsets = Array.from(
+      { length: tokens },
+      (_, t) => expected[t * rows.length + i] - actual[t * rows.length + i],
+    );
+    const mean = offsets.reduce((sum, offset) => sum + offset, 0) / tokens;
+    error += mean ** 2;
+    energy += bias ** 2;
+    scatter += offsets.reduce((sum, offset) => sum + (offset - mean) ** 2, 0) / tokens;
+  }
+  return tokens > 1 && energy > 0 && error > OTHER_WEIGHTS * energy && error > SURE * scatter;
+}
+
+/** By how much more than it scatters an offset has to be there. */
+const SURE = 100;
 
 /** Whether a token's row is neither the checkpoint's nor, as some models scale theirs, √width times it. */
 async function otherEmbedding(reference: Reference, key: string, { embedding }: WeightSamples): Promise<boolean> {

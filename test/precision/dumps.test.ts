@@ -8,10 +8,13 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
+import { alteredBackend, alterValues } from "../../src/precision/altered.ts";
 import { compareConfigs } from "../../src/precision/config-diff.ts";
 import { type DiffReport, diff } from "../../src/precision/diff.ts";
+import { dump } from "../../src/precision/dump.ts";
 import { measure } from "../../src/precision/measure.ts";
 import { hashAll, measureAll, usesTwoThreads } from "../../src/precision/parallel.ts";
+import { Reference } from "../../src/precision/reference.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
 import { MODELS, openPair } from "./rig.ts";
@@ -341,6 +344,16 @@ describe("a dump with a fault", () => {
     });
   });
 
+  test("another bias, however small it is beside what it is added to", async () => {
+    const dump = await read("qwen2");
+    const { values, shape } = dump.tensors.get("0/model.layers.1.self_attn.k_proj:out")!;
+    values.set(values.map((value, i) => value + 0.1 * Math.cos(i % shape.at(-1)!)));
+    expect(await compare(write(dump), "qwen2")).toMatchObject({
+      verdict: "not-comparable",
+      reason: "model.layers.1.self_attn.k_proj has another bias in the dump than in this checkpoint",
+    });
+  });
+
   test("no logits at all: none are reported", async () => {
     const dump = await read("llama");
     drop(dump, /:logits$/);
@@ -377,6 +390,67 @@ describe("a dump with a fault", () => {
       verdict: "not-comparable",
       reason: expect.stringContaining("sha256"),
     });
+  });
+});
+
+describe("a dump of other weights that no linear layer shows", () => {
+  const other = (pattern: RegExp, by: number) =>
+    alteredBackend({
+      source: alterValues(pattern, (values) => values.map((value, i) => value * (1 + by * Math.sin(i)))),
+    });
+  /** What PyTorch would dump of a model with other weights, compared with the one that has the usual ones. */
+  async function compared(model: string, pattern: RegExp, keep = /./, by = 0.5, device = createReferenceBackend) {
+    await using made = await openPair(model, other(pattern, by));
+    const { ids, prompt_len } = made.reference.manifest;
+    const wants = (key: string, step: number) => keep.test(`${step}/${key}`);
+    const dumped = await dump(made.runner, { ids: ids.slice(0, prompt_len), decode: 2, wants });
+    await using reference = Reference.fromDump(dumped, made.runner.config.modelType);
+    await using pair = await openPair(model, device());
+    return await diff(pair.runner, reference, { samples: pair.samples, withModel: (use) => use(pair) });
+  }
+  const ENDS = /^\d+\/(model\.layers\.\d+:out|model\.norm:out|:logits)$/;
+
+  test.each([
+    ["experts", "gpt_oss", /layers\.1\.mlp\.experts\.gate_up_proj$/, /./, "0/model.layers.1.mlp.experts:gate_up"],
+    [
+      "experts",
+      "mixtral",
+      /layers\.0\.mlp\.experts\.down_proj$/,
+      /^(?!.*:(gate_up|act|slots)$)/,
+      "0/model.layers.0.mlp.experts:out",
+    ],
+    [
+      "biases of experts",
+      "gpt_oss",
+      /layers\.0\.mlp\.experts\.gate_up_proj_bias$/,
+      /./,
+      "0/model.layers.0.mlp.experts:gate_up",
+    ],
+    ["sinks", "gpt_oss", /layers\.1\.self_attn\.sinks$/, /./, "0/model.layers.1.self_attn:probs"],
+    ["linear layers, by the ends of layers", "llama", /layers\.1\.mlp\.up_proj/, ENDS, "0/model.layers.1:out"],
+  ] as const)("%s of %s (%s)", async (_, model, pattern, keep, tap) => {
+    const by = /bias|sinks/.test(pattern.source) ? 3 : 0.5;
+    const report = await compared(model, pattern, keep, by);
+    expect(report).toMatchObject({ verdict: "not-comparable", firstGuilty: tap });
+    expect(report.reason).toMatch(/^reference and cpu agree on .* other weights, or .*src\/models/);
+  });
+
+  test("a little of them: the device is not blamed, nor is the dump refused", async () => {
+    const report = await compared("gpt_oss", /layers\.1\.mlp\.experts\.gate_up_proj$/, /./, 0.01);
+    expect(report.verdict).toBe("fail");
+    expect(report.notes.join()).toMatch(/reference and cpu agree on .*: not the device is wrong/);
+  });
+
+  test("where no weights are between: only a note", async () => {
+    await using pair = await openPair("llama", createReferenceBackend());
+    const { ids, prompt_len } = pair.reference.manifest;
+    const dumped = await dump(pair.runner, { ids: ids.slice(0, prompt_len), decode: 0, wants: () => true });
+    const q = dumped.tensors.find(({ key }) => key === "0/model.layers.0.self_attn:q_rope")!;
+    q.values.set(q.values.map((value) => 1.5 * value));
+    await using reference = Reference.fromDump(dumped, "llama");
+    const report = await diff(pair.runner, reference, { samples: pair.samples, withModel: (use) => use(pair) });
+    expect(report).toMatchObject({ verdict: "fail", firstGuilty: "0/model.layers.0.self_attn:q_rope" });
+    expect(report.notes.join()).toMatch(/reference and cpu agree on .*: not the device is wrong/);
   });
 });
 

@@ -83,12 +83,18 @@ describe.skipIf(reason !== undefined)("tools/reference/dump.py", () => {
     await using made = await open("full.f32");
     expect(floor.manifest.ids).toEqual(made.manifest.ids);
     expect(floor.manifest.order).toEqual(made.manifest.order.filter((key) => key.endsWith("/:logits")));
-    const { floor_vs_f32 } = JSON.parse(readFileSync(`${folder}/full.bf16.json`, "utf8"));
+    const { floor_vs_f32, floor_taps } = JSON.parse(readFileSync(`${folder}/full.bf16.json`, "utf8"));
     const [a, r] = [await floor.read("0/:logits"), await made.read("0/:logits")];
     expect(nmse(a.values, r.values)).toBeGreaterThan(1e-6);
     expect(floor_vs_f32.nmse).toBeGreaterThan(1e-6);
     expect(floor_vs_f32.nmse).toBeLessThan(0.1);
     expect(Object.keys(floor_vs_f32)).toEqual(expect.arrayContaining(["mae", "relL1", "one_minus_cos", "kl_mean"]));
+    // Of every tap with values; bfloat16 rounds layers, and not what the embedding copies.
+    const { order, tensors } = made.manifest;
+    expect(Object.keys(floor_taps)).toEqual(order.filter((key) => tensors[key].dtype === "float32"));
+    expect(floor_taps["0/:logits"]).toBeCloseTo(nmse(a.values, r.values), 9);
+    expect(floor_taps["0/model.layers.0:out"]).toBeGreaterThan(1e-7);
+    expect(floor_taps["0/model.embed_tokens:out"]).toBe(0);
   });
 
   test(

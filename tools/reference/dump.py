@@ -96,6 +96,11 @@ class Dump:
         """Key → hash, to compare runs."""
         return {key: entry["sha256"] for key, entry in self.entries.items() if key.endswith("/:logits")}
 
+    def keep_logits(self):
+        self.entries = {key: entry for key, entry in self.entries.items() if key.endswith("/:logits")}
+        stored = {entry.get("alias_of", key) for key, entry in self.entries.items()}
+        self.tensors = {key: t for key, t in self.tensors.items() if key in stored}
+
     def attach(self, model):
         """Hooks on the modules and a tap in the attention function, which is no module. Returns what undoes it."""
         names = {module: name for name, module in model.named_modules()}
@@ -183,6 +188,20 @@ def noise(low, reference):
             "top1": float((a.argmax(-1) == r.argmax(-1)).double().mean())}
 
 
+def tap_noise(low, reference):
+    """NMSE of every tap that both have. Numbers of experts and tokens have none, nor have tensors of another shape or of zeros."""
+    found = {}
+    for key, entry in reference.entries.items():
+        other = low.entries.get(key, {})
+        if entry["dtype"] != "float32" or other.get("shape") != entry["shape"]:
+            continue
+        a, r = (dump.tensors[own.get("alias_of", key)].double() for dump, own in [(low, other), (reference, entry)])
+        energy = float((r * r).sum())
+        if energy > 0:
+            found[key] = float(((a - r) ** 2).sum()) / energy
+    return found
+
+
 def all_logits(dump):
     keys = [entry.get("alias_of", key) for key, entry in dump.entries.items() if key.endswith("/:logits")]
     return torch.cat([dump.tensors[key][0] for key in keys])
@@ -239,13 +258,15 @@ def main():
         return
 
     del model
-    low = Dump(-1)
+    low = Dump(args.tap_steps, args.profile, args.taps)
     model = load(args.model, args.layers, torch.bfloat16, args.device)
+    low.attach(model)
     own, margins = run(model, ids, args.decode, low, greedy)
-    floor = noise(all_logits(low), all_logits(dump))
+    floor, taps = noise(all_logits(low), all_logits(dump)), tap_noise(low, dump)
+    low.keep_logits()
     producer = {"compute_dtype": "bfloat16", **how, "profile": "logits", "forced": True}
     head = manifest(name, kind, producer, ids, own, margins, greedy)
-    save(low, f"{args.out}.bf16", {**head, **about, "floor_vs_f32": floor})
+    save(low, f"{args.out}.bf16", {**head, **about, "floor_vs_f32": floor, "floor_taps": taps})
     print(f"{args.out}.bf16: NMSE {floor['nmse']:.1e}, KL {floor['kl_mean']:.1e}, same top token {floor['top1']:.1%}")
 
 

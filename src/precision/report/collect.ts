@@ -4,7 +4,7 @@ import type { Runner } from "../../runner.ts";
 import { differentChoices, type Observe, type Sides } from "../compare.ts";
 import { kindOf } from "../gates.ts";
 import { split } from "../isolate.ts";
-import { klDivergence, type Values } from "../metrics.ts";
+import { klDivergence, largest, type Values } from "../metrics.ts";
 import { type Constant, CosTable, frequencies, visibleKeys } from "./constants.ts";
 import { type Geometry, type Profile, profile, tokenLevels } from "./profile.ts";
 
@@ -142,7 +142,7 @@ export class Collector {
     const rows = expected.length / width;
     const divergences = klDivergence(actual, expected, width);
     for (let t = Math.max(0, rows - LAST_POSITIONS); t < rows; t++) {
-      const ids = new Set([...largest(expected, t * width, width), ...largest(actual, t * width, width)]);
+      const ids = new Set([expected, actual].flatMap((side) => largest(side, t * width, width, TOP)));
       const top = [...ids].map((id) => [id, expected[t * width + id], actual[t * width + id]] as const);
       this.#logits.push({ position: this.#position(step) + t, kl: divergences[t], top });
     }
@@ -184,18 +184,4 @@ export function geometryOf(key: string, shape: readonly number[], { headNorms, h
   const outer = shape.slice(0, -1).reduce((product, size) => product * size, 1);
   const several = /\b([qkv]_proj:out|o_proj:in)$/.test(key);
   return { outer, inner: 1, channels, tokens: "outer", ...(several && { headDim: headDim(layerOf(key)) }) };
-}
-
-/** Indices of the largest values of a row, largest first. */
-function largest(values: Values, from: number, width: number): number[] {
-  const best: number[] = [];
-  for (let i = 0; i < width; i++) {
-    const value = values[from + i];
-    if (best.length === TOP && !(value > values[from + best[TOP - 1]])) continue;
-    let at = best.length;
-    while (at > 0 && value > values[from + best[at - 1]]) at--;
-    best.splice(at, 0, i);
-    best.length = Math.min(best.length, TOP);
-  }
-  return best;
 }

@@ -2,9 +2,10 @@
 
 import { columnName } from "../compare.ts";
 import type { ConfigEntry } from "../config-diff.ts";
-import type { DiffReport, Headline, LogitsReport, TapReport } from "../diff.ts";
+import type { DiffReport, Headline, TapReport } from "../diff.ts";
 import type { Floor } from "../floor.ts";
 import { accumulatedGate, type Gate, HEADLINE, isolatedGate, LOGIT_GATES } from "../gates.ts";
+import type { LogitsReport } from "../logits.ts";
 import type { Metrics } from "../measure.ts";
 import type { Choices, Collected, HeatRow, LogitRow, Mode } from "./collect.ts";
 import type { Constant } from "./constants.ts";

@@ -1,0 +1,153 @@
+// A second look at the first guilty tap: what another implementation makes of the dump's own input. Where it agrees with the device and
+// not with the dump, the device is not to blame: the weights are other ones, or what all devices share is wrong. Node only.
+
+import { createReferenceBackend } from "../../backends/reference/index.ts";
+import type { Checkpoint } from "../../weights/checkpoint.ts";
+import { decodeWeight } from "../../weights/decode.ts";
+import type { Backend } from "../backend.ts";
+import type { Runner } from "../runner.ts";
+import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
+import type { GemmBound } from "./details.ts";
+import { blockOf, split, type Values } from "./isolate.ts";
+import { type ExactProduct, gemmBound, nmse } from "./metrics.ts";
+import { recompute, replayed } from "./recompute.ts";
+import type { Reference, ReferenceTensor } from "./reference.ts";
+import { OTHER_WEIGHTS } from "./trust.ts";
+
+/** Opens the model's files once more while `use` runs: a device has loaded its weights, and closed them, before. */
+export type WithModel = <T>(use: (model: BlockModel) => Promise<T>) => Promise<T>;
+
+export interface SecondLook {
+  /** Why the dump is taken to be of something else. */
+  readonly reason?: string;
+  readonly notes: readonly string[];
+  /** Linear layers only. */
+  readonly gemm?: GemmBound;
+}
+
+/** Two implementations agree where their difference is at most this share of the difference from the dump. */
+const AGREE = 0.02;
+
+export async function lookAgain(
+  runner: Runner,
+  reference: Reference,
+  full: string,
+  model: BlockModel,
+): Promise<SecondLook> {
+  const at = split(full);
+  const { key } = at;
+  const read = await reference.read(full);
+  const expected = { ...read, values: read.values.slice() }; // replays have the reference forget what it read
+  const mine = await replayed(runner, reference, at);
+  if (mine === undefined || mine.length !== expected.values.length) return { notes: [] };
+  const gemm = runner.activations === undefined ? await boundOf(reference, full, mine, model) : undefined;
+  if (blockBytes(model, blockOf(key)) > BLOCK_LIMIT) {
+    return { gemm, notes: [`${full} was not computed by another implementation: its block is too large for the host`] };
+  }
+  const { name, backend } = await judgeOf(runner);
+  const theirs = await recompute(reference, at, { backend }, model);
+  if (theirs === undefined) return { gemm, notes: [] };
+  const input = /layers\.\d+:out$/.test(key) ? await inputOf(reference, full) : undefined;
+  const added = (values: Values) => (input === undefined ? values : Float64Array.from(values, (x, i) => x - input[i]));
+  const error = nmse(added(mine), added(expected.values));
+  if (!(nmse(added(mine), added(theirs)) <= AGREE * error)) return { gemm, notes: [] };
+  const agree = `${runner.backend.name} and ${name} agree on what the dump's own input gives at ${full}`;
+  const code = `what all devices share is wrong (src/models/${runner.config.modelType}.ts, or how config.json is read)`;
+  if (error > OTHER_WEIGHTS && hasWeights(reference, full, model)) {
+    return {
+      gemm,
+      notes: [],
+      reason: `${agree}, and the dump has something else (NMSE ${error.toPrecision(2)}): it is of other weights, or ${code}`,
+    };
+  }
+  return { gemm, notes: [`${agree}: not the device is wrong, but the dump, or ${code}`] };
+}
+
+/** An implementation that shares no kernel with the runner's. */
+async function judgeOf({ backend }: Runner): Promise<{ name: string; backend: Backend }> {
+  if (backend.name !== "reference") return { name: "reference", backend: createReferenceBackend() };
+  const { createCpuBackend } = await import("../../backends/cpu/index.ts");
+  return { name: "cpu", backend: await createCpuBackend({ threads: 1, precision: "exact" }) };
+}
+
+/** Of a layer: what the one before it made, if the dump has no input of its own. */
+async function inputOf(reference: Reference, full: string): Promise<Values | undefined> {
+  const own = full.replace(/:out$/, ":in");
+  const before = full.replace(/(\d+):out$/, (_, layer) => `${Number(layer) - 1}:out`);
+  const key = [own, before, full.replace(/model\.layers\.0:out$/, "model.embed_tokens:out")].find(
+    (one) => one !== full && reference.has(one),
+  );
+  return key === undefined ? undefined : (await reference.read(key)).values;
+}
+
+/** Whether weights lie between a tap and what of the dump is nearest before it; else only code does. */
+function hasWeights({ manifest }: Reference, full: string, { architecture, config }: BlockModel): boolean {
+  const { step, key } = split(full);
+  const [path, port] = key.split(":");
+  const names = Object.keys(architecture.tensors(config));
+  if (path === "") return true; // the head's
+  const dumpedInside = manifest.order.some((other) => other.startsWith(`${step}/${path}.`));
+  if (/^(probs|ctx|out\.1)$/.test(port) && names.includes(`${path}.sinks`)) return true;
+  return !dumpedInside && names.some((name) => name.startsWith(`${path}.`));
+}
+
+/** Output channels that are computed in f64. */
+const CHANNELS = 64;
+
+/** Undefined for what is no linear layer with its input in the dump. */
+async function boundOf(
+  reference: Reference,
+  full: string,
+  mine: Values,
+  model: BlockModel,
+): Promise<GemmBound | undefined> {
+  const path = split(full).key.replace(/:out(\.0)?$/, "");
+  const input = full.replace(/:out(\.0)?$/, ":in");
+  const spec = model.architecture.tensors(model.config)[`${path}.weight`];
+  if (input === full || spec?.shape.length !== 2 || path.endsWith("embed_tokens") || !reference.has(input))
+    return undefined;
+  const x = await reference.read(input);
+  const width = mine.length / (x.values.length / x.shape.at(-1)!);
+  const step = Math.max(1, Math.floor(width / CHANNELS));
+  const channels = Array.from({ length: Math.ceil(width / step) }, (_, i) => i * step);
+  const product = await exactly(x, channels, path, model);
+  const picked = Array.from({ length: mine.length / width }, (_, t) => channels.map((c) => mine[t * width + c])).flat();
+  return { value: gemmBound(picked, product).value, terms: product.terms, channels: channels.length };
+}
+
+/** Some channels of a linear layer in f64: [T, channels]. */
+async function exactly(
+  x: ReferenceTensor,
+  channels: readonly number[],
+  path: string,
+  { architecture, config, checkpoint }: BlockModel,
+): Promise<ExactProduct> {
+  const table = architecture.tensors(config);
+  const read = (name: string, from?: number) => decode(checkpoint, name, table[name], from);
+  const bias = table[`${path}.bias`] && (await read(`${path}.bias`));
+  const terms = x.shape.at(-1)!;
+  const rows = x.values.length / terms;
+  const exact = new Float64Array(rows * channels.length);
+  const magnitude = new Float64Array(rows * channels.length);
+  for (const [i, channel] of channels.entries()) {
+    const weights = await read(`${path}.weight`, channel);
+    const offset = bias?.[channel] ?? 0;
+    for (let t = 0; t < rows; t++) {
+      let [sum, size] = [offset, Math.abs(offset)];
+      for (let k = 0; k < terms; k++) {
+        const product = x.values[t * terms + k] * weights[k];
+        sum += product;
+        size += Math.abs(product);
+      }
+      exact[t * channels.length + i] = sum;
+      magnitude[t * channels.length + i] = size;
+    }
+  }
+  return { exact, magnitude, terms };
+}
+
+/** A weight, or one row of it. */
+function decode(checkpoint: Checkpoint, name: string, spec: Parameters<Checkpoint["source"]>[1], row?: number) {
+  const source = checkpoint.source(name, spec);
+  return row === undefined ? decodeWeight(source) : decodeWeight(source, row, row + 1);
+}
