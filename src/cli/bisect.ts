@@ -18,6 +18,7 @@ import { type OpenSide, openSides, readSideOptions } from "./sides.ts";
 interface Flags {
   reference?: string;
   ids?: string;
+  decode?: number;
   good: DeviceName;
   bad: DeviceName;
   goodOptions?: string;
@@ -35,6 +36,12 @@ export function bisectCommand(): Command {
     .argument("<model>", "folder of a checkpoint")
     .option("--reference <base>", "take the prompt of this dump")
     .option("--ids <list>", "or this one: token ids, 1,2,3 or @file.json")
+    .option(
+      "--decode <n>",
+      "steps after the prompt: on the dump's ids, or on those that the good device chooses",
+      Number,
+      1,
+    )
     .addOption(new Option("--good <name>", "the device that is trusted").choices(DEVICES).default("reference"))
     .addOption(
       new Option("--bad <name>", "the device that is suspected, or the same one with other options")
@@ -60,7 +67,7 @@ async function run(model: string, flags: Flags): Promise<void> {
     return { flag, device: flags[which], options: text === undefined ? {} : readSideOptions(flag, text) };
   };
   const [goodRequest, badRequest] = [request("good"), request("bad")];
-  const ids = await prompt(flags);
+  const { ids, decode, following } = await sequence(flags);
   const open = await openModel({ kind: "path", path: model });
   try {
     checkPromptIds(ids, open.config.vocabSize);
@@ -68,7 +75,11 @@ async function run(model: string, flags: Flags): Promise<void> {
     const [goodLine, badLine] = [good, bad].map(lineOf);
     const fusion = { good: good.fusion, bad: bad.fusion };
     const backends = { good: good.backend, bad: bad.backend };
-    const result = await bisect({ ...open, ...backends, fusion, ids, layers, computeClass: flags.class });
+    const result = await bisect({
+      ...open,
+      ...backends,
+      ...{ fusion, ids, decode, following, layers, computeClass: flags.class },
+    });
     const names = { good: good.device, bad: bad.device };
     const descriptions = { goodDescription: good.description, badDescription: bad.description };
     if (flags.json) printJson({ model, ...names, ...descriptions, ...result });
@@ -84,13 +95,26 @@ async function run(model: string, flags: Flags): Promise<void> {
   }
 }
 
-async function prompt({ reference: base, ids }: Flags): Promise<readonly number[]> {
+interface Sequence {
+  readonly ids: readonly number[];
+  readonly decode: number;
+  readonly following?: readonly number[];
+}
+
+async function sequence({ reference: base, ids, decode: asked }: Flags): Promise<Sequence> {
+  const decode = asked ?? 1;
+  const range = (message: string) => new OptionError("OPTION_RANGE", message, { field: "--decode", actual: asked });
+  if (!(Number.isInteger(decode) && decode >= 0)) throw range("--decode: a whole number from 0 on is expected");
   if ((base === undefined) === (ids === undefined)) {
     throw new OptionError("OPTION_MISSING", "bisect: give either --reference or --ids");
   }
-  if (ids !== undefined) return readIds(ids);
+  if (ids !== undefined) return { ids: await readIds(ids), decode };
   await using reference = await Reference.open(await openDirectory(dirname(base!)), basename(base!));
-  return reference.manifest.ids.slice(0, reference.manifest.prompt_len);
+  const { ids: all, prompt_len } = reference.manifest;
+  const following = all.slice(prompt_len, prompt_len + decode);
+  if (asked !== undefined && following.length < asked)
+    throw range(`--decode: the dump has ${following.length} ids after its prompt`);
+  return { ids: all.slice(0, prompt_len), decode: following.length, following };
 }
 
 const lineOf = ({ device, description }: OpenSide) => `${device} (${description})`;

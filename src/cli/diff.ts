@@ -14,6 +14,7 @@ import { dump } from "../precision/dump.ts";
 import { explain } from "../precision/explain.ts";
 import { floorBeside } from "../precision/floor.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES, type Verdict } from "../precision/gates.ts";
+import type { LogitsReport } from "../precision/logits.ts";
 import { Reference } from "../precision/reference.ts";
 import { Collector, layoutOf } from "../precision/report/collect.ts";
 import { writeReport } from "../precision/report/write.ts";
@@ -305,6 +306,36 @@ function flatten(report: DiffReport): object {
   return { ...report, taps };
 }
 
+/** What is known of the tap where to begin. */
+function closer({ metrics, isolated }: DiffReport["taps"][number]): string[] {
+  const { quantiles, bias, balance, fit, ulp, furthest, nonFinite, gemm } = isolated?.metrics.fit
+    ? isolated.metrics
+    : metrics;
+  if (quantiles === undefined || fit === undefined || ulp === undefined) return [];
+  const short = (value: number | undefined) => Number(value?.toPrecision(3)).toString();
+  const { p50, p99, p999 } = quantiles;
+  const bound = gemm && `; rounding of a product at most ${short(gemm.value)} units of ${gemm.terms} that f32 can make`;
+  return [
+    `  furthest apart ${furthest?.map((value) => Number(value.toPrecision(6))).join(" for ")}; half, 99 %, 99.9 % of |d| within ${[p50, p99, p999].map(short).join(", ")}\n`,
+    `  best line ${Number(fit.gain.toPrecision(6))} · r + ${short(fit.offset)}, leaves NMSE ${short(fit.nmse)}; bias ${short(bias)}, balance ${short(balance)}\n`,
+    `  f32 ulp: mean ${short(ulp.mean)}, largest ${short(ulp.max)}, ${short(100 * ulp.shareAbove32)} % above 32${bound ?? ""}\n`,
+    ...(nonFinite?.some((count) => count > 0)
+      ? [`  not finite: ${nonFinite[0]} here, ${nonFinite[1]} in the reference\n`]
+      : []),
+  ];
+}
+
+/** What of the logits people read as tokens. */
+function tokens({ top5, top10, ties, dpRms, pplRatio, klMax, firstDivergence: first }: LogitsReport): string {
+  const percent = (share: number) => `${Number((100 * share).toPrecision(4))} %`;
+  const choice =
+    first === null
+      ? "the same choice at all positions"
+      : `first other choice after position ${first.position}: ${first.here} for ${first.reference}, ${first.lead.toExponential(2)} below it${first.tie ? " (a tie)" : ""}${first.inTopFive ? "" : ", not among the other side's five best"}`;
+  const rest = `top-5 ${percent(top5)}, top-10 ${percent(top10)}, ties ${ties}, largest KL ${klMax.toExponential(2)}`;
+  return `tokens: ${choice}; ${rest}, Δp ${percent(dpRms)} RMS, perplexity × ${Number(pplRatio.toPrecision(6))}\n`;
+}
+
 /** What failed, the worst of the rest, then the headline numbers of every layer and of the logits. */
 function table(report: DiffReport, cost?: Costs): string {
   const { taps, logits } = report;
@@ -313,15 +344,21 @@ function table(report: DiffReport, cost?: Costs): string {
   );
   const worst = taps.filter((tap) => !failed.includes(tap)).toSorted((a, b) => b.metrics.nmse - a.metrics.nmse);
   const number = (value: number | undefined) => (value === undefined ? "–" : value.toExponential(2)).padStart(9);
-  const row = ({ key, metrics, isolated, verdict, worst: place }: DiffReport["taps"][number]) => {
+  const hasRho = taps.some(({ rho }) => rho !== undefined);
+  const row = ({ key, metrics, isolated, verdict, rho, worst: place }: DiffReport["taps"][number]) => {
     const mark = report.guilty.includes(key) ? "guilty" : report.propagated.includes(key) ? "propagated" : verdict;
     const own = isolated?.metrics.nmseUpdate ?? isolated?.metrics.nmse;
-    const numbers = [own, metrics.nmse, 1 - metrics.cosine, metrics.mae, metrics.mre].map(number).join(" ");
+    const ratio = hasRho ? [rho] : [];
+    const numbers = [own, metrics.nmse, ...ratio, 1 - metrics.cosine, metrics.mae, metrics.mre].map(number).join(" ");
     return `${mark.padEnd(10)} ${numbers}  ${key}  (${isolated?.worst ?? place})\n`;
   };
-  const titles = ["isolated", "accum.", "1−cos", "MAE", "MRE"].map((title) => title.padStart(9)).join(" ");
+  const titles = ["isolated", "accum.", ...(hasRho ? ["ρ"] : []), "1−cos", "MAE", "MRE"]
+    .map((title) => title.padStart(9))
+    .join(" ");
   const lines = [`verdict: ${report.verdict}${report.reason === undefined ? "" : `: ${report.reason}`}\n`];
   if (report.firstGuilty !== null) lines.push(`first guilty: ${report.firstGuilty}\n`);
+  const first = taps.find(({ key }) => key === report.firstGuilty);
+  if (first !== undefined) lines.push(...closer(first));
   if (taps.length > 0) lines.push(`${"NMSE".padEnd(10)} ${titles}  tap\n`);
   lines.push(...failed.slice(0, 30).map(row));
   if (failed.length > 30) lines.push(`… and ${failed.length - 30} more\n`);
@@ -333,6 +370,7 @@ function table(report: DiffReport, cost?: Costs): string {
     const { nmse, kl, top1, greedyEqual, floor, rho } = logits;
     const rest = `NMSE ${nmse.toExponential(2)}, KL ${kl.toExponential(2)}, top-1 ${(100 * top1).toFixed(1)} %`;
     lines.push(`logits: ${named(report.headline.logits)}, ${rest}, greedy ids ${greedyEqual ? "equal" : "differ"}\n`);
+    lines.push(tokens(logits));
     if (floor !== null) {
       const parts = [`NMSE ${floor.nmse.toExponential(2)}`, `mean absolute error ${floor.mae.toExponential(2)}`];
       lines.push(`floor (PyTorch in bf16): ${parts.join(", ")}; ρ ${rho!.toPrecision(3)} of it\n`);

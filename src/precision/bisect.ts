@@ -5,9 +5,11 @@ import type { Backend } from "../backend.ts";
 import { OptionError } from "../errors.ts";
 import { Runner } from "../runner.ts";
 import type { BlockModel } from "./block.ts";
-import { type DumpTensor, traceStep } from "./dump.ts";
+import { ddmin } from "./ddmin.ts";
+import { traceStep } from "./dump.ts";
 import { accumulatedGate, type ComputeClass } from "./gates.ts";
-import { nmse } from "./metrics.ts";
+import type { Values } from "./isolate.ts";
+import { argmaxRow, nmse } from "./metrics.ts";
 import { type Both, createPlacedBackend, type Item, type Placement, type Side } from "./placement.ts";
 
 export interface BisectOptions extends BlockModel {
@@ -21,6 +23,10 @@ export interface BisectOptions extends BlockModel {
   readonly fusion?: Both<"on" | "off">;
   /** The prompt. */
   readonly ids: readonly number[];
+  /** Decode steps after it. Default 0. */
+  readonly decode?: number;
+  /** What is fed in them; what is not given, the good side chooses. */
+  readonly following?: readonly number[];
   readonly computeClass?: ComputeClass;
   /** How many of the guiltiest layers are taken apart, 0 or more. Default 3. */
   readonly layers?: number;
@@ -31,7 +37,7 @@ export interface Attribution {
   readonly item: string;
   /** `layer` and `kind`: all operations of one. `both`: one kind in one layer. No two attributions have the same operations. */
   readonly by: "layer" | "kind" | "both";
-  /** NMSE of the logits with only this on the bad device: what it does by itself. */
+  /** NMSE of the logits with only this on the bad device: what it does by itself. Of several steps, the largest of each. */
   readonly leaveOneIn: number;
   /** NMSE with all but this on the bad device: what is left without it. */
   readonly leaveOneOut: number;
@@ -53,20 +59,45 @@ export interface Bisection {
   readonly attributions: readonly Attribution[];
   /** The smallest item that alone explains a failure, or null. */
   readonly guilty: string | null;
+  /** Operations that miss the limit together, where none does by itself; otherwise null. */
+  readonly combination: Combination | null;
   /** Why nothing is guilty although the verdict is `fail`, and what to do. Otherwise null. */
   readonly reason: string | null;
 }
+
+export interface Combination {
+  readonly items: readonly string[];
+  /** NMSE of the logits with these on the bad device. */
+  readonly error: number;
+  /** Without any of them, the rest hold the limit; false where it took too many runs to know. */
+  readonly minimal: boolean;
+}
+
+/** Runs that a search for a combination may take: about as many as the items of a model of 28 layers. */
+const MOST_RUNS = 200;
 
 const NO_FUSION: Both<"on" | "off"> = { good: "off", bad: "off" };
 
 /** Throws OptionError OPTION_RANGE for a number of layers that is none. */
 export async function bisect(options: BisectOptions): Promise<Bisection> {
-  const { good, bad, ids, fusion = NO_FUSION, computeClass = "f32", layers: most = 3 } = options;
+  const { good, bad, ids, decode = 0, fusion = NO_FUSION, computeClass = "f32", layers: most = 3 } = options;
   const { architecture, config, checkpoint } = options;
-  const sizes = { contextLength: ids.length, prefillChunk: ids.length, maxSequences: 1 };
+  const sizes = { contextLength: ids.length + decode, prefillChunk: ids.length, maxSequences: 1 };
   const model = { architecture, config, checkpoint };
-  const step = { tokens: ids, start: 0, step: 0, wants: () => false } as const;
-  const logitsOf = (tensors: readonly DumpTensor[]) => tensors.find(({ key }) => key === ":logits")!.values;
+  const fed = [...ids, ...(options.following ?? []).slice(0, decode)];
+  /** Logits of each step. The first run decides what is fed. */
+  const stepsOf = async (on: Runner, mode?: "on" | "off") => {
+    const steps: Values[] = [];
+    for (let step = 0; step <= decode; step++) {
+      const start = step === 0 ? 0 : ids.length + step - 1;
+      const tokens = fed.slice(start, ids.length + step);
+      const traced = await traceStep(on, { tokens, start, step, wants: () => false, fusion: mode });
+      const { values } = traced.find(({ key }) => key === ":logits")!;
+      steps.push(values);
+      fed[ids.length + step] ??= argmaxRow(values, values.length - config.vocabSize, config.vocabSize);
+    }
+    return steps;
+  };
 
   let placement: Placement = { side: () => "good" };
   const backend = createPlacedBackend({ good, bad }, () => placement, fusion);
@@ -82,22 +113,23 @@ export async function bisect(options: BisectOptions): Promise<Bisection> {
           return side(item);
         },
       };
-      return logitsOf(await traceStep(runner, step));
+      return stepsOf(runner);
     };
     const base = await run(() => "good");
     const cut = await run(() => "good", true);
-    const errorOf = async (side: (item: Item) => Side) => nmse(await run(side), base);
+    const from = (steps: readonly Values[]) => Math.max(...steps.map((values, step) => nmse(values, base[step])));
+    const errorOf = async (side: (item: Item) => Side) => from(await run(side));
     const placed = await run(() => "bad");
-    const error = nmse(placed, base);
+    const error = from(placed);
     const limit = accumulatedGate("logits", computeClass).fail;
 
     let neutral = same(cut, base);
     const variants: { name: string; error: number }[] = [];
     const alone = await Runner.create({ ...model, ...sizes, backend: bad });
     for (const mode of ["on", "off"] as const) {
-      const values = logitsOf(await traceStep(alone, { ...step, fusion: mode }));
-      variants.push({ name: `fusion ${mode}`, error: nmse(values, base) });
-      if (mode === fusion.bad) neutral &&= same(placed, values);
+      const steps = await stepsOf(alone, mode);
+      variants.push({ name: `fusion ${mode}`, error: from(steps) });
+      if (mode === fusion.bad) neutral &&= same(placed, steps);
     }
 
     const attributions: Attribution[] = [];
@@ -130,8 +162,23 @@ export async function bisect(options: BisectOptions): Promise<Bisection> {
     const verdict = !neutral ? "non-deterministic" : alike ? "pass" : "fail";
     const over = ranked.filter(({ leaveOneIn }) => leaveOneIn > limit);
     const guilty = over.find(({ item, by }) => by === "both" || byLayer.get(item)?.length === 1)?.item ?? null;
-    const reason = verdict === "fail" && guilty === null ? whyNobody(error, limit, fusion.bad, over, apart) : null;
-    return { verdict, error, limit, neutral, variants, attributions: ranked, guilty, reason };
+    const nobody = verdict === "fail" && guilty === null;
+    const unopened = over.filter(({ by, item }) => by === "layer" && !apart.includes(item));
+    const combine = async (): Promise<Combination> => {
+      // By layers first, of which there are fewer.
+      const [whole] = over;
+      const among = everything.filter(({ layer, kind }) => whole === undefined || [layer, kind].includes(whole.item));
+      const fails = async (part: readonly Item[]) =>
+        (await errorOf((one) => (has(part, one) ? "bad" : "good"))) > limit;
+      const groups = [...Map.groupBy(among, ({ layer }) => layer).values()];
+      const some = await ddmin(groups, (part) => fails(part.flat()), MOST_RUNS / 2);
+      const { items, minimal } = await ddmin(some.items.flat(), fails, MOST_RUNS / 2);
+      const together = await errorOf((one) => (has(items, one) ? "bad" : "good"));
+      return { items: items.map(({ layer, kind }) => `${layer} ${kind}`), error: together, minimal };
+    };
+    const combination = nobody && error > limit && unopened.length === 0 ? await combine() : null;
+    const reason = nobody ? whyNobody(error, limit, fusion.bad, over, unopened, apart.length, combination) : null;
+    return { verdict, error, limit, neutral, variants, attributions: ranked, guilty, combination, reason };
   } finally {
     await backend.dispose();
   }
@@ -143,32 +190,41 @@ export function checkLayers(layers: number): void {
   throw new OptionError("OPTION_RANGE", message, { field: "layers", actual: layers });
 }
 
-/** @param over what misses the limit by itself, by falling error; no single operation is among it. */
+/**
+ * @param over what misses the limit by itself, by falling error; no single operation is among it.
+ * @param unopened layers of it that were not taken apart; `apart` others were.
+ */
 function whyNobody(
   error: number,
   limit: number,
   fusion: "on" | "off",
   over: readonly Attribution[],
-  apart: readonly string[],
+  unopened: readonly Attribution[],
+  apart: number,
+  combination: Combination | null,
 ): string {
   if (error <= limit) {
     return fusion === "off"
       ? "operation by operation the sides agree, but the bad device's fused kernels differ: bisect those, with fusion on at the bad side (--bad-options fusion=on)"
       : "with its fused kernels the bad device agrees, but not operation by operation: bisect that, with fusion off at the bad side (--bad-options fusion=off)";
   }
-  if (over.length === 0)
-    return "no item misses the limit by itself: the errors of several add up, the largest come first";
-  const layers = over.filter(({ by }) => by === "layer").map(({ item }) => item);
-  const unopened = layers.filter((layer) => !apart.includes(layer));
-  if (unopened.length > 0) {
-    return `${unopened.join(", ")}: over the limit, but not taken apart: take more layers apart (--layers ${apart.length + unopened.length})`;
+  const names = (list: readonly Attribution[]) => list.map(({ item }) => item).join(", ");
+  if (combination === null) {
+    return `${names(unopened)}: over the limit, but not taken apart: take more layers apart (--layers ${apart + unopened.length})`;
   }
-  return `${over.map(({ item }) => item).join(", ")}: over the limit as a whole, but no operation of it by itself`;
+  const { items, minimal } = combination;
+  const fewest = minimal ? "and no fewer of them" : "perhaps fewer of them, too";
+  const together = `${items.join(", ")} do together (NMSE ${combination.error.toPrecision(2)}), ${fewest}`;
+  if (over.length === 0) return `no item misses the limit by itself: the errors of several add up; ${together}`;
+  return `${names(over)}: over the limit as a whole, but no operation of it by itself; ${together}`;
 }
 
-function same(a: ArrayLike<number>, b: ArrayLike<number>): boolean {
-  for (let i = 0; i < b.length; i++) if (!Object.is(a[i], b[i])) return false;
-  return a.length === b.length;
+function has(items: readonly Item[], { layer, kind }: Item): boolean {
+  return items.some((item) => item.layer === layer && item.kind === kind);
+}
+
+function same(a: readonly Values[], b: readonly Values[]): boolean {
+  return b.every((values, step) => values.every((value, i) => Object.is(value, a[step][i])));
 }
 
 function sorted(attributions: readonly Attribution[]): Attribution[] {

@@ -31,7 +31,11 @@ export function judge(sides: Sides, gate: Gate): Judged {
   const verdict = verdictOf(metrics, gateValue(sides, metrics, gate), gate, rows);
   // Numbers of experts and tokens have no rounding errors.
   const detailed = verdict !== "pass" && expected instanceof Float32Array;
-  return { metrics: detailed ? { ...metrics, ...detailsOf(actual, expected) } : metrics, gate, verdict };
+  return {
+    metrics: detailed ? { ...metrics, ...detailsOf(actual, expected, metrics.maxAbsIndex) } : metrics,
+    gate,
+    verdict,
+  };
 }
 
 /** So many rows that what a channel holds is more than a few values, of which one may have cancelled to almost nothing. */

@@ -16,6 +16,8 @@ export interface Details {
   readonly ulp: { readonly mean: number; readonly max: number; readonly shareAbove32: number };
   /** Shares of elements outside the small-value domain that are off by more than this part. */
   readonly shareAbove: { readonly "1%": number; readonly "0.1%": number; readonly "0.01%": number };
+  /** The two values that are furthest apart, or where the first NaN or infinity on one side only is: here, and in the reference. */
+  readonly furthest: readonly [number, number];
   /** NaN and infinities, here and in the reference. All else is of elements that are finite on both sides. */
   readonly nonFinite: readonly [number, number];
   /** First guilty linear layer only: see `gemmBound`. */
@@ -37,7 +39,8 @@ const bitsOf = new Uint32Array(f32Of.buffer);
 /** Distance between neighbouring f32 numbers, by the exponent of either. */
 const SPACINGS = Float64Array.from({ length: 256 }, (_, exponent) => 2 ** (Math.max(1, exponent) - 150));
 
-export function detailsOf(actual: TensorValues, expected: TensorValues): Details {
+/** @param furthest index of the largest difference (`Metrics.maxAbsIndex`). */
+export function detailsOf(actual: TensorValues, expected: TensorValues, furthest: number): Details {
   const small = smallValue(expected.map((r) => (Number.isFinite(r) ? r : 0)));
   const sizes = new Uint32Array(1 << 16); // how many |a − r| begin with these 16 bits of an f32
   const nonFinite: [number, number] = [0, 0];
@@ -87,6 +90,7 @@ export function detailsOf(actual: TensorValues, expected: TensorValues): Details
     fit: line({ count, d1, dr, dd, r1, rr }),
     ulp: { mean: share(ulps), max: ulpMax, shareAbove32: share(over32) },
     shareAbove: { "1%": share(over100), "0.1%": share(over10), "0.01%": share(over1) },
+    furthest: [actual[furthest] ?? 0, expected[furthest] ?? 0],
     nonFinite,
   };
 }

@@ -15,6 +15,7 @@ import { lower } from "../../src/ops.ts";
 import { alteredBackend, type Launch } from "../../src/precision/altered.ts";
 import { type Bisection, type BisectOptions, bisect } from "../../src/precision/bisect.ts";
 import { bisectPage, scaleOf, textBar } from "../../src/precision/bisect-chart.ts";
+import { ddmin } from "../../src/precision/ddmin.ts";
 import { traceStep } from "../../src/precision/dump.ts";
 import { createPlacedBackend } from "../../src/precision/placement.ts";
 import { Runner } from "../../src/runner.ts";
@@ -32,7 +33,7 @@ async function bisected(
   model: string,
   good: Backend,
   bad: Backend,
-  options: Pick<BisectOptions, "fusion" | "layers"> = {},
+  options: Pick<BisectOptions, "fusion" | "layers" | "decode" | "following"> = {},
 ): Promise<Bisection> {
   const open = await openModel(MODELS + model);
   try {
@@ -95,6 +96,84 @@ describe("what differs is named", () => {
     expect(result).toMatchObject({ verdict: "fail", neutral: true, guilty: expect.stringMatching(guilty) });
     const [first] = result.attributions.filter(({ item }) => item === result.guilty);
     expect(first.leaveOneIn).toBeGreaterThan(result.limit);
+  });
+});
+
+describe("decode steps", () => {
+  /** Wrong in steps of one row only, as a kernel for one row is. */
+  const wrong = () =>
+    alteredBackend({
+      ops: (ops, launch) => ({
+        linear(x, weight, bias) {
+          const out = ops.linear(x, weight, bias);
+          const values = f32(out);
+          if (x.shape[0] === 1 && /layers\.1\..*up_proj/.test(weight.name))
+            launch(() => values.fill(values[0] + 1, 0, 1));
+          return out;
+        },
+      }),
+    });
+
+  test("show what the prompt does not", async () => {
+    const prompt = await bisected("mistral", createReferenceBackend(), wrong());
+    expect(prompt).toMatchObject({ verdict: "pass", error: 0 });
+    for (const following of [undefined, [5, 9]]) {
+      const result = await bisected("mistral", createReferenceBackend(), wrong(), { decode: 2, following });
+      expect(result).toMatchObject({ verdict: "fail", neutral: true, guilty: "layers.1 up_proj" });
+    }
+  });
+
+  test("run on the ids that are given, else on those of the good side", async () => {
+    const fed: number[][] = [];
+    const watched = (): Backend => {
+      const inner = createReferenceBackend();
+      return {
+        ...inner,
+        write(tensor, bytes, offset) {
+          if (tensor.label.endsWith(".tokens") && bytes.byteLength === 4)
+            fed.push([...new Int32Array(bytes.slice().buffer)]);
+          inner.write(tensor, bytes, offset);
+        },
+      };
+    };
+    await bisected("mistral", watched(), createReferenceBackend(), { decode: 2, following: [7] });
+    const { greedy } = JSON.parse(readFileSync(`${MODELS}mistral/dump.f32.json`, "utf8"));
+    await bisected("mistral", watched(), createReferenceBackend(), { decode: 1 });
+    expect(fed[0]).toEqual([7]);
+    expect(fed.at(-1)).toEqual([greedy[0]]);
+  });
+});
+
+describe("the smallest part that fails", () => {
+  const found = async (size: number, fails: (part: readonly number[]) => boolean, most = 1000) => {
+    let tests = 0;
+    const items = Array.from({ length: size }, (_, i) => i);
+    const smallest = await ddmin(items, async (part) => ++tests > 0 && fails(part), most);
+    return { ...smallest, tests };
+  };
+
+  test.each([
+    [[3], 8],
+    [[2, 17], 40],
+    [[0, 1, 30], 31],
+    [[5, 6, 7, 8, 25], 64],
+  ])("%j of %i", async (wanted, size) => {
+    const { items, minimal, tests } = await found(size, (part) => wanted.every((one) => part.includes(one)));
+    expect({ items, minimal }).toEqual({ items: wanted, minimal: true });
+    expect(tests).toBeLessThan(size * wanted.length + 20);
+  });
+
+  test("where some cancel others", async () => {
+    // 4 and 9 are wrong together, 12 takes it back unless 20 is there.
+    const fails = (part: readonly number[]) =>
+      [4, 9].every((one) => part.includes(one)) && (!part.includes(12) || part.includes(20));
+    expect(await found(32, fails)).toMatchObject({ items: [4, 9], minimal: true });
+  });
+
+  test("of as many as there is time for", async () => {
+    const { items, minimal, tests } = await found(64, (part) => [1, 40, 63].every((one) => part.includes(one)), 10);
+    expect({ minimal, tests }).toEqual({ minimal: false, tests: 10 });
+    expect(items).toEqual(expect.arrayContaining([1, 40, 63]));
   });
 });
 
@@ -186,7 +265,8 @@ describe("nothing is named, and why", () => {
         [/lm_head|embed_tokens/, 1.0003],
         [/layers\.1\..*down_proj/, 1.0008],
       ],
-      /^no item misses the limit/,
+      /^no item misses the limit.* do together .*, and no fewer of them$/,
+      ["layers.1 down_proj", "head lm_head"],
     ],
     [
       "in one",
@@ -194,12 +274,15 @@ describe("nothing is named, and why", () => {
         [/lm_head|embed_tokens/, 1.0003],
         [/model\.norm/, 1.0003],
       ],
-      /^head: over the limit as a whole/,
+      /^head: over the limit as a whole.* do together .*, and no fewer of them$/,
+      ["head norm", "head lm_head"],
     ],
-  ] as const)("small errors that add up, %s", async (_, factors, reason) => {
+  ] as const)("small errors that add up, %s: which", async (_, factors, reason, items) => {
     const result = await bisected("mistral", createReferenceBackend(), larger(factors));
     expect(result).toMatchObject({ verdict: "fail", guilty: null, reason: expect.stringMatching(reason) });
     expect(result.error).toBeGreaterThan(result.limit);
+    expect(result.combination).toMatchObject({ items, minimal: true });
+    expect(result.combination!.error).toBeGreaterThan(result.limit);
   });
 });
 
@@ -373,6 +456,7 @@ describe("bars", () => {
       attribution("layers.10 qkv", 1e-2, 0),
     ],
     guilty: "layers.10 qkv",
+    combination: null,
     reason: null,
   };
 
@@ -436,6 +520,8 @@ describe("vernier bisect", () => {
     [[], "OPTION_MISSING"],
     [["--ids", "1,2", "--layers", "x"], "OPTION_RANGE: layers"],
     [["--ids", "1,2", "--layers=-1"], "OPTION_RANGE: layers"],
+    [["--ids", "1,2", "--decode", "x"], "OPTION_RANGE: --decode"],
+    [["--reference", `${model}/dump.f32`, "--decode", "99"], "OPTION_RANGE: --decode: the dump has 10 ids"],
     [["--ids", "1,2", "--good", "cpu"], "OPTION_CONFLICT: bisect: --bad-options: both sides are cpu"],
     [["--ids", "1,2", "--bad-options", "fusion=maybe"], "OPTION_RANGE: --bad-options: fusion"],
     [["--ids", "1,2", "--html", "/no/such/folder/x.html"], "OPTION_RANGE: --html"],

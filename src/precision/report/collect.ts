@@ -2,6 +2,7 @@
 // and how their tensors lie, nothing of pages.
 import type { Runner } from "../../runner.ts";
 import { differentChoices, type Observe, type Sides } from "../compare.ts";
+import { detailsOf } from "../details.ts";
 import { kindOf } from "../gates.ts";
 import { split } from "../isolate.ts";
 import { klDivergence, largest, type Values } from "../metrics.ts";
@@ -85,7 +86,7 @@ export class Collector {
     this.#layout = layout;
   }
 
-  readonly observe: Observe = (mode, full, sides, { verdict }) => {
+  readonly observe: Observe = (mode, full, sides, { verdict, metrics }) => {
     const { step, key } = split(full);
     const kind = kindOf(key);
     const geometry = geometryOf(key, sides.shape, this.#layout);
@@ -95,7 +96,8 @@ export class Collector {
     const input = mode === "isolated" ? sides.inputs?.expected : undefined;
     const { actual, expected } = sides;
     const entry = this.#profiles.get(full) ?? {};
-    entry[mode] = profile({ actual, expected, input }, geometry, sample);
+    const statistics = expected instanceof Float32Array ? detailsOf(actual, expected, metrics.maxAbsIndex) : undefined;
+    entry[mode] = { ...profile({ actual, expected, input }, geometry, sample), statistics };
     this.#profiles.set(full, entry);
 
     if (kind === "layer") this.#addHeat(mode, step, key, { actual, expected, input }, geometry);

@@ -2,11 +2,12 @@
 
 import { columnName } from "../compare.ts";
 import type { ConfigEntry } from "../config-diff.ts";
+import type { GemmBound } from "../details.ts";
 import type { DiffReport, Headline, TapReport } from "../diff.ts";
 import type { Floor } from "../floor.ts";
 import { accumulatedGate, type Gate, HEADLINE, isolatedGate, LOGIT_GATES } from "../gates.ts";
+import type { Reported } from "../isolate.ts";
 import type { LogitsReport } from "../logits.ts";
-import type { Metrics } from "../measure.ts";
 import type { Choices, Collected, HeatRow, LogitRow, Mode } from "./collect.ts";
 import type { Constant } from "./constants.ts";
 import type { Profile, Strip } from "./profile.ts";
@@ -27,6 +28,7 @@ export interface Errors {
   readonly metric: Gate["metric"];
   readonly fail: number;
   readonly worst: string;
+  readonly gemm?: GemmBound;
 }
 
 export interface Row {
@@ -37,6 +39,8 @@ export interface Row {
   readonly columns: string;
   readonly state: State;
   readonly absmax: readonly [Num, Num];
+  /** Error over that of PyTorch in bf16, accumulated. */
+  readonly rho?: Num;
   readonly accumulated: Errors;
   readonly isolated?: Errors;
 }
@@ -105,7 +109,7 @@ export interface ReportData {
   readonly heat: readonly HeatRow[];
   readonly choices: Choices;
   readonly lastLogits: readonly LogitRow[];
-  /** Texts of the ids in `lastLogits`. */
+  /** Texts of the ids in `lastLogits`, and of the first other choice. */
   readonly texts: Readonly<Record<number, string>>;
   readonly constants: readonly Constant[];
   readonly config: readonly ConfigEntry[];
@@ -125,11 +129,11 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
   const { kl, top1, cosine, headline: headlineRequired } = LOGIT_GATES[computeClass];
   const rows = report.taps.map((tap) => rowOf(tap, report));
   const texts: Record<number, string> = {};
-  for (const { top } of collected.logits) {
-    for (const [id] of top) {
-      const text = context.textOf?.(id);
-      if (text !== undefined) texts[id] = clip(text);
-    }
+  const { firstDivergence } = logits ?? {};
+  const named = collected.logits.flatMap(({ top }) => top.map(([id]) => id));
+  for (const id of firstDivergence ? [...named, firstDivergence.reference, firstDivergence.here] : named) {
+    const text = context.textOf?.(id);
+    if (text !== undefined) texts[id] = clip(text);
   }
   const shownFlips = collected.choices.flips.slice(0, LIMITS.flips);
   const omitted: string[] = [];
@@ -170,7 +174,7 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
     classFloor: CLASS_FLOORS[computeClass],
     floor: context.floor,
     // Six digits of a cosine of 0.999999999 would say 1.
-    logits: logits && { ...logits, cosine: logits.cosine.toFixed(9), oneMinusCos: number(1 - logits.cosine) },
+    logits: logits && { ...rounded(logits), cosine: logits.cosine.toFixed(9), oneMinusCos: number(1 - logits.cosine) },
     headline: report.headline.logits,
     rows,
     details: {},
@@ -202,7 +206,7 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
 }
 
 function rowOf(tap: TapReport, { guilty, propagated }: DiffReport): Row {
-  const { key, kind, shape, isolated, metrics, verdict } = tap;
+  const { key, kind, shape, isolated, metrics, verdict, rho } = tap;
   let state: State = verdict;
   if (guilty.includes(key)) state = "guilty";
   else if (propagated.includes(key)) state = "propagated";
@@ -215,12 +219,13 @@ function rowOf(tap: TapReport, { guilty, propagated }: DiffReport): Row {
     columns: columnName(key),
     state,
     absmax: [number(metrics.absmax[0]), number(metrics.absmax[1])],
+    ...(rho !== undefined && { rho: number(rho) }),
     accumulated: errors(metrics, tap.gate, tap.worst),
     ...(isolated && { isolated: errors(isolated.metrics, isolated.gate, isolated.worst) }),
   };
 }
 
-function errors(metrics: Metrics, { metric, fail }: Gate, worst: string): Errors {
+function errors(metrics: Reported["metrics"], { metric, fail }: Gate, worst: string): Errors {
   return {
     nmse: number(metrics.nmse),
     ...(metrics.nmseUpdate !== undefined && { update: number(metrics.nmseUpdate) }),
@@ -231,6 +236,7 @@ function errors(metrics: Metrics, { metric, fail }: Gate, worst: string): Errors
     metric,
     fail,
     worst,
+    ...(metrics.gemm && { gemm: metrics.gemm }),
   };
 }
 
@@ -258,8 +264,13 @@ function sampled(rows: readonly Row[], { firstGuilty }: DiffReport, { profiles }
     }),
   );
   for (const { index, mode, profile } of parts) {
-    const { points: _, ...rest } = profile;
-    const detail = { ...rest, tokens: lean(rest.tokens), channels: lean(rest.channels) };
+    const { points: _, statistics, ...rest } = profile;
+    const detail = {
+      ...rest,
+      statistics: statistics && rounded(statistics),
+      tokens: lean(rest.tokens),
+      channels: lean(rest.channels),
+    };
     if (take(detail)) details[index] = { ...details[index], [mode]: detail };
   }
   let without = 0;

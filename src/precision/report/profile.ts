@@ -1,5 +1,6 @@
 // What of one comparison a report can show without keeping its tensors: errors by token, head and channel, a histogram of the
 // differences and a sample of them. Knows shapes, no names of taps.
+import type { Details } from "../details.ts";
 import type { Values } from "../metrics.ts";
 
 /** Errors are kept as round(10 · log10 NMSE): a tenth of a decade is finer than any chart shows. */
@@ -41,6 +42,8 @@ export interface Profile {
   readonly heads?: Strip;
   readonly channels: Strip;
   readonly histogram: Histogram;
+  /** Of numbers that are rounded; not of ids. */
+  readonly statistics?: Details;
   /** r, a − r, r, a − r, … */
   readonly points: Float32Array;
 }

@@ -145,6 +145,29 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
         ["worst", errors.worst],
         ["absmax here, reference", row.absmax.map(plain).join(", ")],
       ];
+      if (mode === "accumulated" && row.rho !== undefined)
+        facts.push(["ρ: error ÷ that of PyTorch in bf16", plain(row.rho)]);
+      if (errors.gemm !== undefined) {
+        const { value, terms, channels } = errors.gemm;
+        facts.push([
+          `rounding of ${channels} channels, in units of u · Σ|x·w|`,
+          `${sci(value)}; at most ${terms} in f32`,
+        ]);
+      }
+      const numbers = detail?.statistics;
+      if (numbers !== undefined) {
+        const { quantiles, bias, balance, fit, ulp, shareAbove, furthest, nonFinite } = numbers;
+        facts.push(
+          ["furthest apart: here, reference", furthest.map(plain).join(", ")],
+          ["half, 99 %, 99.9 % of |d| within", [quantiles.p50, quantiles.p99, quantiles.p999].map(sci).join(", ")],
+          ["bias: mean d ÷ mean |d|; above less below", `${sci(bias)}; ${ui.percent(balance)}`],
+          ["best line", `${plain(fit.gain)} · r + ${sci(fit.offset)}, leaves NMSE ${sci(fit.nmse)}`],
+          ["f32 ulp: mean, largest, above 32", `${sci(ulp.mean)}, ${sci(ulp.max)}, ${ui.percent(ulp.shareAbove32)}`],
+          ["off by more than 1 %, 0.1 %, 0.01 %", Object.values(shareAbove).map(ui.percent).join(", ")],
+        );
+        if (nonFinite.some((count) => count > 0))
+          facts.push(["not finite: here, reference", nonFinite.map(String).join(", ")]);
+      }
       const figures: Child[] = [];
       const figure = (caption: string, draw: (width: number) => Node, wide = false) =>
         figures.push(el("figure", wide ? { class: "wide" } : {}, el("figcaption", {}, caption), ui.responsive(draw)));
@@ -244,6 +267,7 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
       },
       measure("isolated", ({ isolated }) => own(isolated)),
       measure("accumulated", ({ accumulated }) => accumulated.nmse),
+      ...(rows.some(({ rho }) => rho !== undefined) ? [measure("ρ", ({ rho }) => rho)] : []),
       measure("1 − cos", ({ accumulated }) => accumulated.oneMinusCos),
       measure("MAE", ({ accumulated }) => accumulated.mae),
       measure("MRE", ({ accumulated }) => accumulated.mre),

@@ -76,8 +76,18 @@ export function createPanels(data: ReportData, ui: Ui) {
           `≥ ${percent(gates.top1)}`,
           mark(measured.top1 >= gates.top1),
         ],
+        [
+          "KL divergence: median, 95 %, 99 %",
+          [measured.klMedian, measured.klP95, measured.klP99].map(sci).join(", "),
+          "",
+          "",
+        ],
+        ["of the 5 and 10 top tokens", [measured.top5, measured.top10].map(percent).join(", "), "", ""],
+        ["probability of the next token, RMS of the difference", percent(measured.dpRms), "", ""],
+        ["perplexity here ÷ reference", plain(measured.pplRatio), "", ""],
         ["largest difference", sci(measured.maxAbs), "", ""],
         ["1 − cosine", sci(measured.oneMinusCos), "", ""],
+        ["first other choice", divergence(), "", ""],
         ["greedy ids", measured.greedyEqual ? "equal" : "differ", "", ""],
       ],
       "numbers",
@@ -122,6 +132,22 @@ export function createPanels(data: ReportData, ui: Ui) {
       "All positions of all steps.",
       el("div", { class: "columns" }, criterion, sharper),
       ...notes,
+    );
+  }
+
+  /** The first position at which another token would have followed. */
+  function divergence(): Child {
+    const first = data.logits?.firstDivergence;
+    if (first === undefined || first === null) return "none";
+    const { position, reference, here, lead, tie, inTopFive } = first;
+    return el(
+      "span",
+      {},
+      `after position ${position}: `,
+      token(here, data.texts[here]),
+      " for ",
+      token(reference, data.texts[reference]),
+      `, ${sci(lead)} below it${tie ? ", a tie" : ""}${inTopFive ? "" : ", not among the other side's five best"}`,
     );
   }
 
