@@ -161,7 +161,8 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
           ["furthest apart: here, reference", furthest.map(plain).join(", ")],
           ["half, 99 %, 99.9 % of |d| within", [quantiles.p50, quantiles.p99, quantiles.p999].map(sci).join(", ")],
           ["bias: mean d ÷ mean |d|; above less below", `${sci(bias)}; ${ui.percent(balance)}`],
-          ["best line", `${plain(fit.gain)} · r + ${sci(fit.offset)}, leaves NMSE ${sci(fit.nmse)}`],
+          ["best line", `${plain(fit.gain)} · r ${fit.offset < 0 ? "−" : "+"} ${sci(Math.abs(fit.offset))}`],
+          ["NMSE that the line leaves", sci(fit.nmse)],
           ["f32 ulp: mean, largest, above 32", `${sci(ulp.mean)}, ${sci(ulp.max)}, ${ui.percent(ulp.shareAbove32)}`],
           ["off by more than 1 %, 0.1 %, 0.01 %", Object.values(shareAbove).map(ui.percent).join(", ")],
         );

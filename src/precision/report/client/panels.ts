@@ -76,19 +76,20 @@ export function createPanels(data: ReportData, ui: Ui) {
           `≥ ${percent(gates.top1)}`,
           mark(measured.top1 >= gates.top1),
         ],
-        [
-          "KL divergence: median, 95 %, 99 %",
-          [measured.klMedian, measured.klP95, measured.klP99].map(sci).join(", "),
-          "",
-          "",
-        ],
-        ["of the 5 and 10 top tokens", [measured.top5, measured.top10].map(percent).join(", "), "", ""],
-        ["probability of the next token, RMS of the difference", percent(measured.dpRms), "", ""],
-        ["perplexity here ÷ reference", plain(measured.pplRatio), "", ""],
         ["largest difference", sci(measured.maxAbs), "", ""],
         ["1 − cosine", sci(measured.oneMinusCos), "", ""],
-        ["first other choice", divergence(), "", ""],
-        ["greedy ids", measured.greedyEqual ? "equal" : "differ", "", ""],
+      ],
+      "numbers",
+    );
+    const choices = table(
+      ["tokens", "measured"],
+      [
+        ["greedy ids", measured.greedyEqual ? "equal" : "differ"],
+        ["first other choice", divergence()],
+        ["of the 5 and 10 best tokens", [measured.top5, measured.top10].map(percent).join(", ")],
+        ["KL divergence: median, 95 %, 99 %", [measured.klMedian, measured.klP95, measured.klP99].map(sci).join(", ")],
+        ["probability of the next token, RMS of the difference", percent(measured.dpRms)],
+        ["perplexity here ÷ reference", plain(measured.pplRatio)],
       ],
       "numbers",
     );
@@ -130,7 +131,7 @@ export function createPanels(data: ReportData, ui: Ui) {
       "logits",
       "Logits",
       "All positions of all steps.",
-      el("div", { class: "columns" }, criterion, sharper),
+      el("div", { class: "columns" }, el("div", {}, criterion, choices), sharper),
       ...notes,
     );
   }

@@ -1,0 +1,287 @@
+// What a report says beyond NMSE: each number is its definition, logits are read as tokens, and ρ is an error over the floor's.
+import { spawnSync } from "node:child_process";
+import { copyFileSync, mkdtempSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { describe, expect, test } from "vitest";
+import { alteredBackend, amend } from "../../src/precision/altered.ts";
+import { judge } from "../../src/precision/compare.ts";
+import { detailsOf } from "../../src/precision/details.ts";
+import { diff } from "../../src/precision/diff.ts";
+import { floorBeside } from "../../src/precision/floor.ts";
+import { accumulatedGate } from "../../src/precision/gates.ts";
+import { Logits } from "../../src/precision/logits.ts";
+import { largest, maxAbs, nmse, smallValue, ulpF32 } from "../../src/precision/metrics.ts";
+import type { Manifest } from "../../src/precision/reference.ts";
+import { MODELS, openPair } from "./rig.ts";
+
+const details = (actual: Float32Array, expected: Float32Array) =>
+  detailsOf(actual, expected, maxAbs(actual, expected).index);
+
+describe("details", () => {
+  const expected = Float32Array.from({ length: 5000 }, (_, i) => 3 * Math.sin(i * 1.7) + 0.5);
+  const actual = expected.map((r, i) => 0.743 * r + 0.125 + 1e-3 * Math.cos(i * 3.1) ** 5);
+
+  test("are their definitions", () => {
+    const { quantiles, bias, balance, ulp, shareAbove, furthest } = details(actual, expected);
+    const d = Array.from(actual, (a, i) => a - expected[i]);
+    const sizes = d.map(Math.abs).sort((a, b) => a - b);
+    for (const [name, part] of [
+      ["p50", 0.5],
+      ["p99", 0.99],
+      ["p999", 0.999],
+    ] as const) {
+      expect(quantiles[name] / sizes[Math.ceil(part * sizes.length) - 1]).toBeCloseTo(1, 1.9);
+    }
+    const sum = (values: readonly number[]) => values.reduce((total, value) => total + value, 0);
+    expect(bias).toBeCloseTo(sum(d) / sum(sizes), 12);
+    const above = d.filter((x) => x > 0).length;
+    expect(balance).toBe(Math.abs(above - (d.length - above)) / d.length);
+    const small = smallValue(expected);
+    const counted = [...expected.keys()].filter((i) => Math.abs(expected[i]) > small);
+    const ulps = counted.map((i) => ulpF32(actual[i], expected[i]));
+    expect(ulp.mean / (sum(ulps) / ulps.length)).toBeCloseTo(1, 9);
+    expect(ulp.max).toBe(Math.max(...ulps));
+    expect(ulp.shareAbove32).toBe(ulps.filter((n) => n > 32).length / ulps.length);
+    const parts = counted.map((i) => Math.abs(d[i] / expected[i]));
+    const share = (limit: number) => parts.filter((part) => part > limit).length / parts.length;
+    expect(shareAbove).toEqual({ "1%": share(0.01), "0.1%": share(0.001), "0.01%": share(0.0001) });
+    const at = maxAbs(actual, expected).index;
+    expect(furthest).toEqual([actual[at], expected[at]]);
+  });
+
+  test("find the line that the values lie on, and what it leaves", () => {
+    const { fit } = details(actual, expected);
+    expect(fit.gain).toBeCloseTo(0.743, 3);
+    expect(fit.offset).toBeCloseTo(0.125, 3);
+    const left = nmse(
+      actual,
+      expected.map((r) => fit.gain * r + fit.offset),
+    );
+    expect(fit.nmse).toBeGreaterThan(1e-9);
+    expect(
+      (fit.nmse * expected.reduce((sum, r) => sum + r * r, 0)) /
+        (left * expected.reduce((sum, r) => sum + (fit.gain * r + fit.offset) ** 2, 0)),
+    ).toBeCloseTo(1, 2);
+    // A line that is as good as none loses no digits.
+    const near = details(
+      expected.map((r) => r * (1 + 2 ** -22)),
+      expected,
+    );
+    expect(near.fit.gain - 1).toBeCloseTo(2 ** -22, 7);
+    expect(near.fit.nmse).toBeLessThan(1e-14);
+  });
+
+  test("tell rounding from a lean to one side", () => {
+    const rounded = details(
+      actual,
+      expected.map((r, i) => actual[i] + (i % 2 ? 1e-3 : -1e-3) + 0 * r),
+    );
+    expect(Math.abs(rounded.bias)).toBeLessThan(1e-3);
+    expect(rounded.balance).toBeLessThan(1e-3);
+    const offset = details(
+      expected.map((r) => r + 1e-3),
+      expected,
+    );
+    expect(offset.bias).toBeCloseTo(1, 6);
+    expect(offset.balance).toBe(1);
+  });
+
+  test("count what is not finite, and leave it out", () => {
+    const a = Float32Array.of(1, Number.NaN, 3, 4, Number.POSITIVE_INFINITY);
+    const r = Float32Array.of(1, 2, 3, 4.5, Number.POSITIVE_INFINITY);
+    const { nonFinite, quantiles, fit, furthest } = detailsOf(a, r, 1);
+    expect(nonFinite).toEqual([2, 1]);
+    expect(quantiles.p999).toBeCloseTo(0.5, 2);
+    expect(fit.gain).toBeLessThan(1);
+    expect(furthest).toEqual([Number.NaN, 2]);
+    const { quantiles: none, fit: line } = details(expected, expected);
+    expect({ none, line }).toEqual({ none: { p50: 0, p99: 0, p999: 0 }, line: { gain: 1, offset: 0, nmse: 0 } });
+  });
+
+  test("are there where a tap misses its gate or warns, and not otherwise", () => {
+    const gate = accumulatedGate("product", "f32");
+    const of = (by: number) => judge({ actual: expected.map((r) => r * (1 + by)), expected, shape: [50, 100] }, gate);
+    expect(of(1e-2)).toMatchObject({ verdict: "fail", metrics: { fit: { gain: expect.closeTo(1.01, 5) } } });
+    expect(of(1e-4)).toMatchObject({ verdict: "warn", metrics: { balance: expect.any(Number) } });
+    const passing = of(0);
+    expect(passing.verdict).toBe("pass");
+    expect(passing.metrics).not.toHaveProperty("fit");
+    // Numbers of experts have no rounding errors.
+    const choices = { actual: Int32Array.of(1, 2), expected: Int32Array.of(1, 3), shape: [1, 2] };
+    expect(judge(choices, accumulatedGate("choice", "f32")).metrics).not.toHaveProperty("fit");
+  });
+});
+
+test("the largest entries of a row, of equal ones the first", () => {
+  expect(largest([9, 1, 5, 5, 7, 5], 1, 5, 3)).toEqual([3, 1, 2]);
+  expect(largest([2, 1], 0, 2, 10)).toEqual([0, 1]);
+  expect(largest([Number.NEGATIVE_INFINITY, 0, Number.NEGATIVE_INFINITY], 0, 3, 2)).toEqual([1, 0]);
+});
+
+describe("logits as tokens", () => {
+  const width = 40;
+  const rows = 4;
+  const theirs = Float32Array.from({ length: rows * width }, (_, i) => 4 * Math.sin(i * 2.3) + 1e-3 * i);
+  const greedy = Array.from({ length: rows }, (_, row) => largest(theirs, row * width, width, 1)[0]);
+  const manifest: Manifest = {
+    ids: [5, 6, 7, 8],
+    prompt_len: 3,
+    greedy: [greedy[2], greedy[3]],
+    order: ["0/:logits", "1/:logits"],
+    tensors: {},
+  };
+
+  /** Three rows of a prompt and one of a decode step. */
+  function reported(mine: Float32Array) {
+    const logits = new Logits(manifest, "f32");
+    const cut = (values: Float32Array, from: number, to: number) => values.subarray(from * width, to * width);
+    const tensor = (from: number, to: number) => ({
+      key: ":logits",
+      shape: [1, to - from, width],
+      values: cut(theirs, from, to),
+    });
+    logits.add(0, cut(mine, 0, 3), tensor(0, 3));
+    logits.add(1, cut(mine, 3, 4), tensor(3, 4));
+    return logits.report(undefined, manifest.greedy)!;
+  }
+
+  test("the same ones", () => {
+    expect(reported(theirs.slice())).toMatchObject({
+      ...{ top1: 1, ties: 0, top5: 1, top10: 1, dpRms: 0, dnll: 0, pplRatio: 1, firstDivergence: null, pass: true },
+      ...{ kl: 0, klMedian: 0, klP95: 0, klP99: 0, klMax: 0 },
+    });
+  });
+
+  test("another first choice: where, which, by how much", () => {
+    const mine = theirs.slice();
+    const [best, , , , second] = largest(theirs, 2 * width, width, 5);
+    mine[2 * width + second] = mine[2 * width + best] + 1;
+    const { firstDivergence, top1, top5, klMax, klMedian } = reported(mine);
+    const lead = theirs[2 * width + best] - theirs[2 * width + second];
+    expect(firstDivergence).toEqual({ position: 2, reference: best, here: second, lead, tie: false, inTopFive: true });
+    expect(top1).toBe(0.75);
+    expect(top5).toBe(1);
+    expect(klMax).toBeGreaterThan(0);
+    expect(klMedian).toBe(0);
+  });
+
+  test("one from far below is none of the other side's five, and pushes one out", () => {
+    const mine = theirs.slice();
+    const last = largest(theirs, 3 * width, width, width).at(-1)!;
+    mine[3 * width + last] = 50;
+    const { firstDivergence, top5, top10 } = reported(mine);
+    expect(firstDivergence).toMatchObject({ position: 3, here: last, inTopFive: false });
+    expect(top5).toBeCloseTo(1 - 1 / 5 / rows, 12);
+    expect(top10).toBeCloseTo(1 - 1 / 10 / rows, 12);
+  });
+
+  test("a tie is one, and is still said", () => {
+    const r = theirs.slice();
+    const [best, second] = largest(r, 0, width, 2);
+    r[second] = r[best] - 1e-6;
+    const mine = r.with(second, r[best] + 1e-6);
+    const logits = new Logits({ ...manifest, ids: [5], prompt_len: 1, greedy: [best], order: ["0/:logits"] }, "f32");
+    logits.add(0, mine.subarray(0, width), { key: ":logits", shape: [1, 1, width], values: r.subarray(0, width) });
+    const judged = judge(
+      { actual: mine.subarray(0, width), expected: r.subarray(0, width), shape: [1, width] },
+      accumulatedGate("logits", "f32"),
+    );
+    expect(logits.report(judged, [best])).toMatchObject({
+      top1: 1,
+      ties: 1,
+      firstDivergence: { position: 0, tie: true },
+    });
+  });
+
+  test("probability and perplexity of what follows in the dump", () => {
+    const mine = theirs.map((r, i) => r + 0.3 * Math.cos(i * 1.1));
+    const p = (values: Float32Array, row: number, id: number) => {
+      const own = Array.from(values.subarray(row * width, (row + 1) * width), Math.exp);
+      return own[id] / own.reduce((sum, x) => sum + x, 0);
+    };
+    const next = [6, 7, 8, greedy[3]];
+    const [here, there] = [mine, theirs].map((values) => next.map((id, row) => p(values, row, id)));
+    const { dpRms, dnll, pplRatio } = reported(mine);
+    expect(dpRms).toBeCloseTo(Math.sqrt(here.reduce((sum, x, i) => sum + (x - there[i]) ** 2, 0) / rows), 6);
+    expect(dnll).toBeCloseTo(here.reduce((sum, x, i) => sum + Math.log(there[i] / x), 0) / rows, 6);
+    expect(pplRatio).toBeCloseTo(Math.exp(dnll), 12);
+  });
+});
+
+const larger = (factor: number) =>
+  alteredBackend({
+    ops: amend("linear", (out, [, weight]) => {
+      if (/layers\.1\..*up_proj/.test(weight.name)) out.set(out.map((value) => value * factor));
+    }),
+  });
+
+test("a linear layer that is guilty is computed again in f64: what rounding can make of it, and what this is", async () => {
+  const bound = async (factor: number) => {
+    await using pair = await openPair("llama", larger(factor));
+    const { taps, firstGuilty } = await diff(pair.runner, pair.reference, { ...pair, withModel: (use) => use(pair) });
+    return taps.find(({ key }) => key === firstGuilty)!.isolated!.metrics;
+  };
+  const { gemm, fit } = await bound(0.743);
+  expect(fit!.gain).toBeCloseTo(0.743, 5);
+  expect(gemm).toMatchObject({ terms: 40, channels: 52 });
+  expect(gemm!.value).toBeGreaterThan(1000 * gemm!.terms);
+  // An error in proportion, and one that is all but none.
+  expect(gemm!.value / (await bound(1 - 2.57e-4)).gemm!.value).toBeCloseTo(1000, -1);
+});
+
+describe("ρ of each tap", () => {
+  const folder = mkdtempSync(join(tmpdir(), "vernier-floor-"));
+  const floor = { nmse: 1e-4, mae: 1e-2, relL1: 1e-2, one_minus_cos: 1e-4, kl_mean: 1e-4 };
+  const model = `${MODELS}llama`;
+  for (const end of ["json", "safetensors"]) copyFileSync(`${model}/dump.f32.${end}`, join(folder, `ref.f32.${end}`));
+  const taps = { "0/model.layers.1.mlp.up_proj:out": 1e-6, "0/model.embed_tokens:out": 0, "0/model.norm:out": "none" };
+  const write = (more: object) =>
+    writeFileSync(join(folder, "ref.bf16.json"), JSON.stringify({ floor_vs_f32: floor, ...more }));
+
+  test("is its error over that of PyTorch in bf16", async () => {
+    write({ floor_taps: taps });
+    await using pair = await openPair("llama", larger(1.002));
+    const report = await diff(pair.runner, pair.reference, {
+      ...pair,
+      floor: await floorBeside(join(folder, "ref.f32")),
+    });
+    const rho = new Map(report.taps.map((tap) => [tap.key, tap.rho]));
+    expect(rho.get("0/model.layers.1.mlp.up_proj:out")).toBeCloseTo(2, 1);
+    expect(rho.get("0/model.embed_tokens:out")).toBe(0);
+    expect([...rho.values()].filter((value) => value !== undefined)).toHaveLength(2);
+    expect(report.logits!.rho).toBeCloseTo(Math.sqrt(report.logits!.nmse / 1e-4), 9);
+  });
+
+  test("has a column in the table where there is any; no floor, no column", () => {
+    const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+    const compared = () => {
+      const args = [main, "diff", model, "--reference", join(folder, "ref.f32"), "--device", "reference"];
+      return spawnSync(process.execPath, args, { encoding: "utf8" }).stdout;
+    };
+    write({ floor_taps: taps });
+    expect(compared()).toMatch(/^NMSE +isolated +accum\. +ρ +1−cos/m);
+    write({});
+    expect(compared()).toMatch(/^NMSE +isolated +accum\. +1−cos/m);
+    expect(compared()).toMatch(/^tokens: the same choice at all positions; top-5 100 %, top-10 100 %, ties 0/m);
+  });
+});
+
+test("vernier diff says more of the first guilty tap, in its table and in JSON", () => {
+  const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+  const model = `${MODELS}gpt_oss_mxfp4`;
+  const args = [main, "diff", model, "--reference", `${model}/dump.f32`, "--device", "cpu", "--precision", "fast"];
+  const run = (...more: string[]) =>
+    spawnSync(process.execPath, [...args, "--class", "f32", ...more], { encoding: "utf8" });
+  const { stdout } = run();
+  expect(stdout).toMatch(
+    /^first guilty: .*experts:out\n {2}furthest apart \S+ for \S+; half, 99 %, 99\.9 % of \|d\| within/m,
+  );
+  expect(stdout).toMatch(/^ {2}best line \S+ · r [+−] \S+, leaves NMSE \S+; bias \S+, balance \S+\n {2}f32 ulp: mean/m);
+  const { taps, firstGuilty, logits } = JSON.parse(run("--json").stdout);
+  const { metrics, isolated } = taps.find(({ key }: { key: string }) => key === firstGuilty);
+  for (const one of [metrics, isolated.metrics])
+    expect(one).toMatchObject({ quantiles: {}, fit: {}, ulp: {}, bias: expect.any(Number) });
+  expect(logits).toMatchObject({ top5: expect.any(Number), top10: expect.any(Number), dpRms: expect.any(Number) });
+});
