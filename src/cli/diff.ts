@@ -1,6 +1,6 @@
 // `vernier diff`: a device against a PyTorch dump, or against another device; prints the first wrong operation. Node only.
 import { writeFile } from "node:fs/promises";
-import { basename, dirname } from "node:path";
+import { basename, dirname, resolve } from "node:path";
 import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
 import { checkPromptIds } from "../answer.ts";
@@ -131,7 +131,15 @@ function sidesOf({ reference, a, b, device }: Flags): object {
 
 /** What `--json` prints where there was nothing to compare. */
 function nothingCompared(verdict: Verdict, reason: string): object {
-  const nothing = { guilty: [], propagated: [], notes: [], logits: null, headline: { logits: null, layers: [] } };
+  const nothing = {
+    where: null,
+    guilty: [],
+    propagated: [],
+    notes: [],
+    logits: null,
+    routing: null,
+    headline: { logits: null, layers: [] },
+  };
   return { verdict, reason, firstGuilty: null, ...nothing, taps: [], unobserved: [] };
 }
 
@@ -181,7 +189,11 @@ async function compare(model: string, flags: Flags): Promise<void> {
     });
   }
   if (flags.json) printJson({ model, ...sidesOf(flags), device: session.device, fusion, ...flatten(result), cost });
-  else process.stdout.write(table(result, cost));
+  else {
+    const { description } = session.runner.backend.caps;
+    const title = `${basename(resolve(model))} on ${session.device} (${description}, fusion ${fusion})`;
+    process.stdout.write(header(title, flags, reference, result) + table(result, cost) + advice(model, flags, result));
+  }
   process.exitCode = exitCode(result, flags);
 }
 
@@ -308,7 +320,7 @@ function flatten(report: DiffReport): object {
 
 /** What is known of the tap where to begin. */
 function closer({ metrics, isolated }: DiffReport["taps"][number]): string[] {
-  const { quantiles, bias, balance, fit, ulp, furthest, nonFinite, gemm } = isolated?.metrics.fit
+  const { quantiles, bias, balance, fit, ulp, maskedShare, furthest, nonFinite, gemm } = isolated?.metrics.fit
     ? isolated.metrics
     : metrics;
   if (quantiles === undefined || fit === undefined || ulp === undefined) return [];
@@ -318,7 +330,7 @@ function closer({ metrics, isolated }: DiffReport["taps"][number]): string[] {
   return [
     `  furthest apart ${furthest?.map((value) => Number(value.toPrecision(6))).join(" for ")}; half, 99 %, 99.9 % of |d| within ${[p50, p99, p999].map(short).join(", ")}\n`,
     `  best line ${Number(fit.gain.toPrecision(6))} · r ${fit.offset < 0 ? "−" : "+"} ${short(Math.abs(fit.offset))}, leaves NMSE ${short(fit.nmse)}; bias ${short(bias)}, balance ${short(balance)}\n`,
-    `  f32 ulp: mean ${short(ulp.mean)}, largest ${short(ulp.max)}, ${short(100 * ulp.shareAbove32)} % above 32${bound ?? ""}\n`,
+    `  f32 ulp: mean ${short(ulp.mean)}, largest ${short(ulp.max)}, ${short(100 * ulp.shareAbove32)} % above 32; ${short(100 * (maskedShare ?? 0))} % too small for relative errors${bound ?? ""}\n`,
     ...(nonFinite?.some((count) => count > 0)
       ? [`  not finite: ${nonFinite[0]} here, ${nonFinite[1]} in the reference\n`]
       : []),
@@ -331,9 +343,28 @@ function tokens({ top5, top10, ties, dpRms, pplRatio, klMax, firstDivergence: fi
   const choice =
     first === null
       ? "the same choice at all positions"
-      : `first other choice after position ${first.position}: ${first.here} for ${first.reference}, ${first.lead.toExponential(2)} below it${first.tie ? " (a tie)" : ""}${first.inTopFive ? "" : ", not among the other side's five best"}`;
+      : `first other choice after position ${first.position}: ${first.here} for ${first.reference}, rank ${first.rank} there and ${first.lead.toExponential(2)} below it${first.tie ? " (a tie)" : ""}${first.inTopFive ? "" : ", not among the other side's five best"}`;
   const rest = `top-5 ${percent(top5)}, top-10 ${percent(top10)}, ties ${ties}, largest KL ${klMax.toExponential(2)}`;
   return `tokens: ${choice}; ${rest}, Δp ${percent(dpRms)} RMS, perplexity × ${Number(pplRatio.toPrecision(6))}\n`;
+}
+
+/** What was compared with what. */
+function header(title: string, { reference: base, a }: Flags, { manifest }: Reference, report: DiffReport): string {
+  const { ids, prompt_len, producer = {} } = manifest;
+  const { torch, compute_dtype } = producer;
+  const made = [torch === undefined ? "" : `PyTorch ${torch}`, compute_dtype ?? ""]
+    .filter((part) => part !== "")
+    .join(", ");
+  const other = base === undefined ? `device ${a}` : `${basename(base)}${made === "" ? "" : ` (${made})`}`;
+  const steps = `${prompt_len} ids + ${ids.length - prompt_len} decode steps`;
+  return `${title}\nagainst ${other}: ${steps}, gates of class ${report.computeClass}\n`;
+}
+
+/** What to do next. */
+function advice(model: string, { reference, device }: Flags, { guilty }: DiffReport): string {
+  if (guilty.length === 0 || reference === undefined) return "";
+  const on = device === undefined ? "" : ` --device ${device}`;
+  return `what kind of mistake it is: vernier explain ${model} --reference ${reference}${on}\n`;
 }
 
 /** What failed, the worst of the rest, then the headline numbers of every layer and of the logits. */
@@ -356,7 +387,10 @@ function table(report: DiffReport, cost?: Costs): string {
     .map((title) => title.padStart(9))
     .join(" ");
   const lines = [`verdict: ${report.verdict}${report.reason === undefined ? "" : `: ${report.reason}`}\n`];
-  if (report.firstGuilty !== null) lines.push(`first guilty: ${report.firstGuilty}\n`);
+  if (report.firstGuilty !== null) {
+    const where = report.where === null ? "" : `, nearly all of it in ${report.where}`;
+    lines.push(`first guilty: ${report.firstGuilty}${where}\n`);
+  }
   const first = taps.find(({ key }) => key === report.firstGuilty);
   if (first !== undefined) lines.push(...closer(first));
   if (taps.length > 0) lines.push(`${"NMSE".padEnd(10)} ${titles}  tap\n`);
@@ -375,6 +409,11 @@ function table(report: DiffReport, cost?: Costs): string {
       const parts = [`NMSE ${floor.nmse.toExponential(2)}`, `mean absolute error ${floor.mae.toExponential(2)}`];
       lines.push(`floor (PyTorch in bf16): ${parts.join(", ")}; ρ ${rho!.toPrecision(3)} of it\n`);
     }
+  }
+  if (report.routing !== null) {
+    const { pairs, same, nearTies } = report.routing;
+    const flips = same === pairs ? "" : `, ${pairs - same - nearTies} other ones, ${nearTies} near-ties`;
+    lines.push(`experts: the same in ${same} of ${pairs} pairs of token and layer${flips}\n`);
   }
   lines.push(...report.notes.map((note) => `note: ${note}\n`));
   if (cost !== undefined) {

@@ -14,6 +14,8 @@ export interface Details {
   readonly fit: { readonly gain: number; readonly offset: number; readonly nmse: number };
   /** |a − r| in units in the last place of f32, which is what activations are stored in; outside the small-value domain. */
   readonly ulp: { readonly mean: number; readonly max: number; readonly shareAbove32: number };
+  /** How much of the tensor that domain holds: values too small for relative errors to say anything. */
+  readonly maskedShare: number;
   /** Shares of elements outside the small-value domain that are off by more than this part. */
   readonly shareAbove: { readonly "1%": number; readonly "0.1%": number; readonly "0.01%": number };
   /** The two values that are furthest apart, or where the first NaN or infinity on one side only is: here, and in the reference. */
@@ -89,6 +91,7 @@ export function detailsOf(actual: TensorValues, expected: TensorValues, furthest
     balance: Math.abs(above - below) / Math.max(1, count),
     fit: line({ count, d1, dr, dd, r1, rr }),
     ulp: { mean: share(ulps), max: ulpMax, shareAbove32: share(over32) },
+    maskedShare: (count - large) / Math.max(1, count),
     shareAbove: { "1%": share(over100), "0.1%": share(over10), "0.01%": share(over1) },
     furthest: [actual[furthest] ?? 0, expected[furthest] ?? 0],
     nonFinite,

@@ -1,13 +1,22 @@
 // diff: runs a model on a reference's ids, judges every tap, and finds the first operation that is wrong. Accumulated errors
 // say that something is wrong; replaying layers, then operations, from the reference's own inputs says what. A run that is in
 // order costs two forward passes, and an eighth of one for the second look at the prompt's end.
+import { sizeOf } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import type { BlockModel } from "./block.ts";
-import type { Observe, Sides } from "./compare.ts";
+import { differentChoices, type Observe, type Sides } from "./compare.ts";
 import { type ConfigEntry, compareConfigs, isDecisive } from "./config-diff.ts";
 import { type DumpTensor, layersToShow, watch } from "./dump.ts";
 import { type Floor, tapRho } from "./floor.ts";
-import { accumulatedGate, type ComputeClass, HEADLINE, kindOf, type TapKind, type Verdict } from "./gates.ts";
+import {
+  accumulatedGate,
+  type ComputeClass,
+  HEADLINE,
+  isolatedGate,
+  kindOf,
+  type TapKind,
+  type Verdict,
+} from "./gates.ts";
 import {
   type Isolation,
   isKept,
@@ -74,12 +83,16 @@ export interface DiffReport {
   /** Why, when it is not a matter of numbers. */
   readonly reason?: string;
   readonly firstGuilty: string | null;
+  /** Tokens, heads, channels or experts of the first guilty tap outside of which all is right; null when that is not so. */
+  readonly where: string | null;
   /** Every tap that is wrong by itself, in the order of execution. */
   readonly guilty: readonly string[];
   /** Taps that fail only because something before them did. */
   readonly propagated: readonly string[];
   readonly notes: readonly string[];
   readonly logits: LogitsReport | null;
+  /** Choices of experts; null in a dump without any. */
+  readonly routing: RoutingReport | null;
   /** Of the logits of all steps, and of every layer's output; null where the reference has none. */
   readonly headline: {
     readonly logits: Headline | null;
@@ -89,6 +102,14 @@ export interface DiffReport {
   /** Taps that the reference has and this run has not, or the other way round. */
   readonly unobserved: readonly string[];
   readonly computeClass: ComputeClass;
+}
+
+export interface RoutingReport {
+  /** Pairs of token and layer, and in how many the same experts were chosen. */
+  readonly pairs: number;
+  readonly same: number;
+  /** Of the others, those in taps that are excused as near-ties: see `isNearTie`. */
+  readonly nearTies: number;
 }
 
 export async function diff(runner: Runner, reference: Reference, options: DiffOptions): Promise<DiffReport> {
@@ -102,17 +123,19 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const { layersAtOnce = layersToShow(runner, manifest.prompt_len) } = options;
   const empty = {
     firstGuilty: null,
+    where: null,
     guilty: [],
     propagated: [],
     notes: [],
     logits: null,
+    routing: null,
     headline: { logits: null, layers: [] },
     taps: [],
     unobserved: [],
     computeClass,
   };
   const configs = compareConfigs(manifest.config, options.configJson).filter(({ differs }) => differs);
-  const reason = otherConfig(reference, configs) ?? (await distrust(runner, reference, options.samples));
+  const reason = otherConfig(reference, configs) ?? (await distrust(runner, reference, options.samples, computeClass));
   if (reason !== undefined) return { ...empty, verdict: "not-comparable", reason };
 
   const prompt = manifest.ids.slice(0, manifest.prompt_len);
@@ -149,7 +172,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   ];
   if (taps.length === 0)
     return { ...empty, verdict: "incomplete", reason: "no tap of the reference could be compared", unobserved };
-  const excused = await excuseNearTies(reference, taps, own.values);
+  const { excused, routing: chosen } = await judgeRouting(reference, taps, own.values);
 
   const logits = own.logits(greedy, options.floor);
   const failing = taps.filter(
@@ -172,7 +195,10 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const { guilty, isolated } = isolation;
   notes.push(...configs.map(inWords));
   const [firstGuilty] = guilty;
-  const lookAt = (model: BlockModel) => lookAgain(runner, reference, firstGuilty, model);
+  const lookAt = (model: BlockModel) => {
+    const gate = isolatedGate(kindOf(split(firstGuilty).key), computeClass);
+    return lookAgain(runner, reference, firstGuilty, gate, model);
+  };
   const again = guilty.length > 0 ? await options.withModel?.(lookAt) : undefined;
   if (again !== undefined) {
     notes.push(...again.notes);
@@ -209,10 +235,12 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     verdict,
     reason: why,
     firstGuilty: firstGuilty ?? failing[0]?.key ?? null,
+    where: again?.where ?? null,
     guilty,
     propagated,
     notes,
     logits,
+    routing: chosen,
     headline: {
       logits: logits && headline(logits),
       layers: taps.filter(({ kind }) => kind === "layer").map(({ key, metrics }) => ({ key, ...headline(metrics) })),
@@ -319,20 +347,29 @@ class OwnRun {
 
 // ---------------------------------------------------------------------------------------------- routing
 
-/** Taps that chose other experts where rounding decides. */
-async function excuseNearTies(
+/** How often other experts were chosen, and the taps where rounding decides that. */
+async function judgeRouting(
   reference: Reference,
   taps: readonly TapReport[],
   own: ReadonlyMap<string, Values>,
-): Promise<Set<string>> {
+): Promise<{ excused: Set<string>; routing: RoutingReport | null }> {
   const excused = new Set<string>();
-  for (const { key, kind, verdict } of taps) {
-    if (kind !== "choice" || verdict !== "fail") continue;
+  let [pairs, different, nearTies] = [0, 0, 0];
+  for (const { key, kind, shape, verdict } of taps) {
+    if (kind !== "choice") continue;
+    const k = shape.at(-1)!;
+    pairs += sizeOf(shape) / k;
+    if (verdict !== "fail") continue;
+    const theirs = await reference.read(key);
+    const flips = differentChoices(own.get(key)!, theirs.values, k).length;
+    different += flips;
     const logitsKey = key.replace(/out\.2$/, "out.0");
-    const theirs = reference.has(logitsKey) ? await reference.read(logitsKey) : undefined;
-    if (isNearTie(own.get(key)!, await reference.read(key), own.get(logitsKey), theirs)) excused.add(key);
+    const logits = reference.has(logitsKey) ? await reference.read(logitsKey) : undefined;
+    if (!isNearTie(own.get(key)!, theirs, own.get(logitsKey), logits)) continue;
+    excused.add(key);
+    nearTies += flips;
   }
-  return excused;
+  return { excused, routing: pairs === 0 ? null : { pairs, same: pairs - different, nearTies } };
 }
 
 // ---------------------------------------------------------------------------------------------- completeness

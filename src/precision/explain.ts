@@ -5,14 +5,14 @@ import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
 import { judge } from "./compare.ts";
 import type { DiffReport } from "./diff.ts";
 import { fitFactor } from "./fit.ts";
-import { type Gate, isolatedGate, kindOf } from "./gates.ts";
+import { isolatedGate, kindOf } from "./gates.ts";
 import { fitsAt, hypothesesAt } from "./hypotheses.ts";
-import { blockOf, split, type Values } from "./isolate.ts";
+import { blockOf, split } from "./isolate.ts";
 import { type Explained, Ranking } from "./ranking.ts";
 import { recompute, replayed } from "./recompute.ts";
-import type { Reference, ReferenceTensor } from "./reference.ts";
+import type { Reference } from "./reference.ts";
 import { guesses } from "./transforms.ts";
-import { expertsOf, placesOf, wrongPart } from "./where.ts";
+import { locate } from "./where.ts";
 
 export interface Explanation {
   /** The tap that is explained: the first guilty one. Null when nothing is wrong. */
@@ -46,7 +46,7 @@ export async function explain(
   if (actual === undefined) return nothing;
   const sides = { actual, expected: expected.values, shape: expected.shape };
   const gate = isolatedGate(kindOf(key), computeClass);
-  const part = wrongPart(actual, expected, entryLimit(gate));
+  const { part, experts, where } = await locate(reference, actual, expected, gate);
   const ranking = new Ranking(actual, expected.values, part);
   const { error } = ranking;
   if (judge(sides, gate).verdict === "pass") {
@@ -56,7 +56,6 @@ export async function explain(
   for (const { name, predicted, fitted } of guesses(Float32Array.from(actual), expected, { ...model, key, within })) {
     ranking.add(name, predicted, fitted);
   }
-  const experts = await wrongExperts(reference, actual, expected, entryLimit(gate));
   const notes: string[] = [];
   const bytes = blockBytes(model, blockOf(key));
   if (bytes > BLOCK_LIMIT) {
@@ -76,11 +75,6 @@ export async function explain(
   }
   const hypotheses = ranking.sorted();
   const cause = hypotheses.find(({ explains }) => explains)?.name ?? null;
-  const places = [
-    experts.length > 1 ? `experts ${experts.join(", ")}` : experts.length === 1 ? `expert ${experts[0]}` : null,
-    part?.name ?? placesOf(actual, expected),
-  ];
-  const where = places.filter((place) => place !== null).join(", ") || null;
   return { tap, error, where, cause, hypotheses, notes };
 }
 
@@ -88,21 +82,4 @@ export async function explain(
 function inDigits(factor: number): number {
   const needed = 2 + Math.ceil(-Math.log10(Math.abs(factor - 1)));
   return Number(factor.toPrecision(Math.min(15, Math.max(4, needed))));
-}
-
-/** NMSE that a token, a head or a channel may have and be right. */
-function entryLimit({ metric, fail, slice }: Gate): number {
-  return metric === "maxAbs" ? fail ** 2 : (slice ?? fail);
-}
-
-/** Of a sum over experts. */
-async function wrongExperts(
-  reference: Reference,
-  actual: Values,
-  expected: ReferenceTensor,
-  limit: number,
-): Promise<readonly number[]> {
-  const path = /^(.*\.mlp)\.experts:out$/.exec(expected.key)?.[1];
-  const chosen = ["router", "gate"].map((name) => `${path}.${name}:out.2`).find((key) => reference.has(key));
-  return chosen === undefined ? [] : expertsOf(actual, expected, await reference.read(chosen), limit);
 }

@@ -50,6 +50,8 @@ export interface FirstDivergence {
   /** Ids that either side would choose to follow. */
   readonly reference: number;
   readonly here: number;
+  /** Where the device's choice stands in the reference: 2 is next to the best. */
+  readonly rank: number;
   /** How far the reference's logit of its own choice is above that of the other. */
   readonly lead: number;
   readonly tie: boolean;
@@ -173,9 +175,9 @@ function overlap({ mine, theirs }: TopRow, count: number): number {
 function firstDivergence(rows: readonly Row[]): FirstDivergence | null {
   const row = rows.find(({ choice }) => choice !== "same");
   if (row === undefined) return null;
-  const { position, lead, choice, mine, theirs } = row;
+  const { position, rank, lead, choice, mine, theirs } = row;
   const inTopFive = theirs.slice(0, 5).includes(mine[0]) && mine.slice(0, 5).includes(theirs[0]);
-  return { position, reference: theirs[0], here: mine[0], lead, tie: choice === "tie", inTopFive };
+  return { position, reference: theirs[0], here: mine[0], rank, lead, tie: choice === "tie", inTopFive };
 }
 
 function joined(parts: readonly TensorValues[]): TensorValues {

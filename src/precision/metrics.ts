@@ -264,7 +264,8 @@ const TOP = 10;
 export interface TopRow {
   readonly mine: readonly number[];
   readonly theirs: readonly number[];
-  /** How far the reference puts its own choice before the other side's. */
+  /** Which place the reference gives to this side's choice, and by how far its own is before that. */
+  readonly rank: number;
   readonly lead: number;
   /** `tie`: they differ where rounding decides. */
   readonly choice: "same" | "tie" | "other";
@@ -287,10 +288,19 @@ export function topRows(a: Values, r: Values, width: number, limit: number): Top
   for (let from = 0; from < r.length; from += width) {
     const [mine, theirs] = [largest(a, from, width, TOP), largest(r, from, width, TOP)];
     const lead = r[from + theirs[0]] - r[from + mine[0]];
+    const rank = mine[0] === theirs[0] ? 1 : rankOf(r, from, width, mine[0]);
     const tied = mine[0] !== theirs[0] && lead < 2 * rounding(a, r, from, width, limit);
-    rows.push({ mine, theirs, lead, choice: mine[0] === theirs[0] ? "same" : tied ? "tie" : "other" });
+    rows.push({ mine, theirs, rank, lead, choice: mine[0] === theirs[0] ? "same" : tied ? "tie" : "other" });
   }
   return rows;
+}
+
+/** 1 for the largest; of equal entries the first comes first. */
+function rankOf(values: Values, from: number, width: number, entry: number): number {
+  const own = values[from + entry];
+  let rank = 1;
+  for (let i = 0; i < width; i++) if (values[from + i] > own || (values[from + i] === own && i < entry)) rank++;
+  return rank;
 }
 
 function rounding(a: Values, r: Values, from: number, width: number, limit: number): number {

@@ -8,11 +8,13 @@ import type { Backend } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
 import type { GemmBound } from "./details.ts";
+import type { Gate } from "./gates.ts";
 import { blockOf, split, type Values } from "./isolate.ts";
 import { type ExactProduct, gemmBound, nmse } from "./metrics.ts";
 import { recompute, replayed } from "./recompute.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 import { OTHER_WEIGHTS } from "./trust.ts";
+import { locate } from "./where.ts";
 
 /** Opens the model's files once more while `use` runs: a device has loaded its weights, and closed them, before. */
 export type WithModel = <T>(use: (model: BlockModel) => Promise<T>) => Promise<T>;
@@ -21,6 +23,8 @@ export interface SecondLook {
   /** Why the dump is taken to be of something else. */
   readonly reason?: string;
   readonly notes: readonly string[];
+  /** Tokens, heads, channels or experts outside of which all is right, or nearly all; null when the error is everywhere. */
+  readonly where: string | null;
   /** Linear layers only. */
   readonly gemm?: GemmBound;
 }
@@ -32,6 +36,7 @@ export async function lookAgain(
   runner: Runner,
   reference: Reference,
   full: string,
+  gate: Gate,
   model: BlockModel,
 ): Promise<SecondLook> {
   const at = split(full);
@@ -39,28 +44,34 @@ export async function lookAgain(
   const read = await reference.read(full);
   const expected = { ...read, values: read.values.slice() }; // replays have the reference forget what it read
   const mine = await replayed(runner, reference, at);
-  if (mine === undefined || mine.length !== expected.values.length) return { notes: [] };
+  if (mine === undefined || mine.length !== expected.values.length) return { where: null, notes: [] };
+  const { where } = await locate(reference, mine, expected, gate);
   const gemm = runner.activations === undefined ? await boundOf(reference, full, mine, model) : undefined;
   if (blockBytes(model, blockOf(key)) > BLOCK_LIMIT) {
-    return { gemm, notes: [`${full} was not computed by another implementation: its block is too large for the host`] };
+    return {
+      where,
+      gemm,
+      notes: [`${full} was not computed by another implementation: its block is too large for the host`],
+    };
   }
   const { name, backend } = await judgeOf(runner);
   const theirs = await recompute(reference, at, { backend }, model);
-  if (theirs === undefined) return { gemm, notes: [] };
+  if (theirs === undefined) return { where, gemm, notes: [] };
   const input = /layers\.\d+:out$/.test(key) ? await inputOf(reference, full) : undefined;
   const added = (values: Values) => (input === undefined ? values : Float64Array.from(values, (x, i) => x - input[i]));
   const error = nmse(added(mine), added(expected.values));
-  if (!(nmse(added(mine), added(theirs)) <= AGREE * error)) return { gemm, notes: [] };
+  if (!(nmse(added(mine), added(theirs)) <= AGREE * error)) return { where, gemm, notes: [] };
   const agree = `${runner.backend.name} and ${name} agree on what the dump's own input gives at ${full}`;
   const code = `what all devices share is wrong (src/models/${runner.config.modelType}.ts, or how config.json is read)`;
   if (error > OTHER_WEIGHTS && hasWeights(reference, full, model)) {
     return {
+      where,
       gemm,
       notes: [],
       reason: `${agree}, and the dump has something else (NMSE ${error.toPrecision(2)}): it is of other weights, or ${code}`,
     };
   }
-  return { gemm, notes: [`${agree}: not the device is wrong, but the dump, or ${code}`] };
+  return { where, gemm, notes: [`${agree}: not the device is wrong, but the dump, or ${code}`] };
 }
 
 /** An implementation that shares no kernel with the runner's. */

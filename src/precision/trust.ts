@@ -4,6 +4,7 @@ import type { Checkpoint } from "../../weights/checkpoint.ts";
 import { decodeWeight } from "../../weights/decode.ts";
 import type { Architecture, BaseConfig } from "../model.ts";
 import type { Runner } from "../runner.ts";
+import type { ComputeClass } from "./gates.ts";
 import { argmaxRow, nmse } from "./metrics.ts";
 import { hashAll } from "./parallel.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
@@ -72,9 +73,15 @@ export async function distrust(
   runner: Runner,
   reference: Reference,
   samples: WeightSamples,
+  computeClass: ComputeClass,
 ): Promise<string | undefined> {
   const { manifest } = reference;
   const { config } = runner;
+  const rounds = NARROW_CLASSES.includes(computeClass);
+  const declared = manifest.producer?.compute_dtype;
+  if (!rounds && typeof declared === "string" && /^(bfloat16|float16)$/.test(declared)) {
+    return `the dump was computed in ${declared}, which a device of class ${computeClass} is not held to: make one in float32, or take another --class`;
+  }
   if (manifest.model_type !== undefined && manifest.model_type !== config.modelType) {
     return `the dump is of a ${manifest.model_type} model, this one is ${config.modelType}`;
   }
@@ -91,7 +98,10 @@ export async function distrust(
   }
   const seen: Seen = { digests: new Map(), ports: new Map() };
   for (const keys of byLayer(manifest.order)) {
-    const reason = (await implausible(reference, keys, seen)) ?? (await otherWeights(reference, keys, samples));
+    const reason =
+      (await implausible(reference, keys, seen)) ??
+      (rounds ? undefined : await rounded(reference, keys)) ??
+      (await otherWeights(reference, keys, samples));
     if (reason !== undefined) return reason;
     reference.forget();
   }
@@ -167,6 +177,27 @@ async function implausible(
         return `${key} and ${other} are the same numbers: the dump recorded one of them twice`;
     }
     ports.set(port, [...others, key]);
+  }
+  return undefined;
+}
+
+const NARROW_CLASSES: readonly ComputeClass[] = ["f16", "bf16"];
+
+/** Low bits of an f32 that are zero in all values of a narrower type: TF32 keeps as many digits as f16. */
+const GRIDS = [
+  ["bfloat16", 0xffff],
+  ["float16 or TF32", 0x1fff],
+] as const;
+
+/** What a layer or the head computed in f32 has all of its bits: not one value in thousands ends in so many zeros. */
+async function rounded(reference: Reference, keys: readonly string[]): Promise<string | undefined> {
+  for (const key of keys.filter((key) => /^\d+\/(model\.layers\.\d+:out|:logits)$/.test(key))) {
+    const { values } = await reference.read(key);
+    if (!(values instanceof Float32Array) || values.length < 8) continue;
+    const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+    const grid = GRIDS.find(([, low]) => bits.every((value) => (value & low) === 0))?.[0];
+    if (grid !== undefined)
+      return `all values of ${key} are rounded to ${grid}: the dump was not computed in float32, whatever its manifest says`;
   }
   return undefined;
 }

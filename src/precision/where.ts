@@ -1,8 +1,38 @@
 // Where in a wrong tensor its error lies: the tokens, heads, channels or experts that hold nearly all of it. Knows what the
 // dimensions of taps count, not what made them.
 import { axesOf } from "./compare.ts";
+import type { Gate } from "./gates.ts";
 import type { TensorValues } from "./measure.ts";
-import type { ReferenceTensor } from "./reference.ts";
+import type { Reference, ReferenceTensor } from "./reference.ts";
+
+export interface Place {
+  /** Outside of which the tensor is right. */
+  readonly part?: Part;
+  /** Of a sum over experts: those that are wrong. */
+  readonly experts: readonly number[];
+  /** Both in words; null when the error is everywhere. */
+  readonly where: string | null;
+}
+
+/** Where a tap is wrong that misses its gate. */
+export async function locate(
+  reference: Reference,
+  actual: TensorValues,
+  expected: ReferenceTensor,
+  { metric, fail, slice }: Gate,
+): Promise<Place> {
+  // NMSE that a token, a head or a channel may have and be right.
+  const limit = metric === "maxAbs" ? fail ** 2 : (slice ?? fail);
+  const part = wrongPart(actual, expected, limit);
+  const path = /^(.*\.mlp)\.experts:out$/.exec(expected.key)?.[1];
+  const chosen = ["router", "gate"].map((name) => `${path}.${name}:out.2`).find((key) => reference.has(key));
+  const experts = chosen === undefined ? [] : expertsOf(actual, expected, await reference.read(chosen), limit);
+  const places = [
+    experts.length > 1 ? `experts ${experts.join(", ")}` : experts.length === 1 ? `expert ${experts[0]}` : null,
+    part?.name ?? placesOf(actual, expected),
+  ];
+  return { part, experts, where: places.filter((place) => place !== null).join(", ") || null };
+}
 
 /** Entries of a dimension that are not needed for this share of the error are in order. */
 const NEARLY_ALL = 0.9999;

@@ -5,14 +5,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
-import { alteredBackend, amend } from "../../src/precision/altered.ts";
+import { i32 } from "../../backends/reference/ops.ts";
+import { type AlterOps, alteredBackend, amend } from "../../src/precision/altered.ts";
 import { judge } from "../../src/precision/compare.ts";
 import { detailsOf } from "../../src/precision/details.ts";
 import { diff } from "../../src/precision/diff.ts";
 import { floorBeside } from "../../src/precision/floor.ts";
 import { accumulatedGate } from "../../src/precision/gates.ts";
 import { Logits } from "../../src/precision/logits.ts";
-import { largest, maxAbs, nmse, smallValue, ulpF32 } from "../../src/precision/metrics.ts";
+import { f32Spacing, largest, maxAbs, nmse, smallValue, ulpF32 } from "../../src/precision/metrics.ts";
 import type { Manifest } from "../../src/precision/reference.ts";
 import { MODELS, openPair } from "./rig.ts";
 
@@ -88,6 +89,14 @@ describe("details", () => {
     expect(offset.balance).toBe(1);
   });
 
+  test("count units in the last place, where values are not small", () => {
+    const r = Float32Array.of(1, 1.5, 3, -0.25, 1e-6);
+    const steps = [33, -32, 64, 1, 1000];
+    const a = r.map((value, i) => value + steps[i] * f32Spacing(value));
+    const { ulp, maskedShare } = details(a, r);
+    expect({ ...ulp, maskedShare }).toEqual({ mean: 130 / 4, max: 64, shareAbove32: 0.5, maskedShare: 0.2 });
+  });
+
   test("count what is not finite, and leave it out", () => {
     const a = Float32Array.of(1, Number.NaN, 3, 4, Number.POSITIVE_INFINITY);
     const r = Float32Array.of(1, 2, 3, 4.5, Number.POSITIVE_INFINITY);
@@ -160,7 +169,15 @@ describe("logits as tokens", () => {
     mine[2 * width + second] = mine[2 * width + best] + 1;
     const { firstDivergence, top1, top5, klMax, klMedian } = reported(mine);
     const lead = theirs[2 * width + best] - theirs[2 * width + second];
-    expect(firstDivergence).toEqual({ position: 2, reference: best, here: second, lead, tie: false, inTopFive: true });
+    expect(firstDivergence).toEqual({
+      position: 2,
+      reference: best,
+      here: second,
+      rank: 5,
+      lead,
+      tie: false,
+      inTopFive: true,
+    });
     expect(top1).toBe(0.75);
     expect(top5).toBe(1);
     expect(klMax).toBeGreaterThan(0);
@@ -172,7 +189,7 @@ describe("logits as tokens", () => {
     const last = largest(theirs, 3 * width, width, width).at(-1)!;
     mine[3 * width + last] = 50;
     const { firstDivergence, top5, top10 } = reported(mine);
-    expect(firstDivergence).toMatchObject({ position: 3, here: last, inTopFive: false });
+    expect(firstDivergence).toMatchObject({ position: 3, here: last, rank: width, inTopFive: false });
     expect(top5).toBeCloseTo(1 - 1 / 5 / rows, 12);
     expect(top10).toBeCloseTo(1 - 1 / 10 / rows, 12);
   });
@@ -217,6 +234,17 @@ const larger = (factor: number) =>
     }),
   });
 
+test("where the first guilty tap is wrong", async () => {
+  const backend = alteredBackend({
+    ops: amend("linear", (out, [, weight], { shape }) => {
+      if (/layers\.0\..*down_proj/.test(weight.name)) for (let i = 7; i < out.length; i += shape[1]) out[i] *= 1.5;
+    }),
+  });
+  await using pair = await openPair("llama", backend);
+  const { where, firstGuilty } = await diff(pair.runner, pair.reference, { ...pair, withModel: (use) => use(pair) });
+  expect({ where, firstGuilty }).toEqual({ where: "channel 7", firstGuilty: "0/model.layers.0.mlp.down_proj:out" });
+});
+
 test("a linear layer that is guilty is computed again in f64: what rounding can make of it, and what this is", async () => {
   const bound = async (factor: number) => {
     await using pair = await openPair("llama", larger(factor));
@@ -227,6 +255,8 @@ test("a linear layer that is guilty is computed again in f64: what rounding can 
   expect(fit!.gain).toBeCloseTo(0.743, 5);
   expect(gemm).toMatchObject({ terms: 40, channels: 52 });
   expect(gemm!.value).toBeGreaterThan(1000 * gemm!.terms);
+  // |y| is no more than Σ|x·w|, whose round-off is the unit.
+  expect(gemm!.value).toBeLessThan((1 - 0.743) * 2 ** 24 + 40);
   // An error in proportion, and one that is all but none.
   expect(gemm!.value / (await bound(1 - 2.57e-4)).gemm!.value).toBeCloseTo(1000, -1);
 });
@@ -268,6 +298,42 @@ describe("ρ of each tap", () => {
   });
 });
 
+test("other experts are counted, and near-ties by themselves", async () => {
+  const of = async (ops: AlterOps) => {
+    await using pair = await openPair("gpt_oss", alteredBackend({ ops }));
+    return (await diff(pair.runner, pair.reference, pair)).routing!;
+  };
+  const right = await of(() => ({}));
+  expect(right.pairs).toBeGreaterThan(40);
+  expect(right).toEqual({ pairs: right.pairs, same: right.pairs, nearTies: 0 });
+  // The third row's first choice is another expert, in the last layer of the prompt.
+  const wrong = await of((ops, launch) => {
+    let routers = 0;
+    return {
+      route(logits, options) {
+        const routing = ops.route(logits, options);
+        const last = ++routers % 2 === 0;
+        const [k, experts] = [options.k, logits.shape[1]];
+        launch(() => {
+          const chosen = i32(routing.experts);
+          if (!last || chosen.length <= 2 * k) return;
+          const row = chosen.subarray(2 * k, 3 * k);
+          row[0] = Array.from({ length: experts }, (_, e) => e).find((e) => !row.includes(e))!;
+        });
+        return routing;
+      },
+    };
+  });
+  expect(wrong).toEqual({ pairs: right.pairs, same: right.pairs - 1, nearTies: 0 });
+  // A router that is far off itself decides nothing about its choices: it is what fails.
+  const router = await of(
+    amend("linear", (out, [, weight], { shape: [, width] }) => {
+      if (/layers\.1\.mlp\.router/.test(weight.name)) out.subarray(2 * width, 3 * width).reverse();
+    }),
+  );
+  expect(router).toEqual({ pairs: right.pairs, same: right.pairs - 1, nearTies: 1 });
+});
+
 test("vernier diff says more of the first guilty tap, in its table and in JSON", () => {
   const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
   const model = `${MODELS}gpt_oss_mxfp4`;
@@ -279,6 +345,11 @@ test("vernier diff says more of the first guilty tap, in its table and in JSON",
     /^first guilty: .*experts:out\n {2}furthest apart \S+ for \S+; half, 99 %, 99\.9 % of \|d\| within/m,
   );
   expect(stdout).toMatch(/^ {2}best line \S+ · r [+−] \S+, leaves NMSE \S+; bias \S+, balance \S+\n {2}f32 ulp: mean/m);
+  expect(stdout).toMatch(
+    /^gpt_oss_mxfp4 on cpu \(.*fusion on\)\nagainst dump\.f32 \(PyTorch .*\): 22 ids \+ \d+ decode steps, gates of class f32\nverdict: fail/,
+  );
+  expect(stdout).toMatch(/^experts: the same in \d+ of \d+ pairs of token and layer$/m);
+  expect(stdout).toMatch(/^what kind of mistake it is: vernier explain .* --device cpu$/m);
   const { taps, firstGuilty, logits } = JSON.parse(run("--json").stdout);
   const { metrics, isolated } = taps.find(({ key }: { key: string }) => key === firstGuilty);
   for (const one of [metrics, isolated.metrics])

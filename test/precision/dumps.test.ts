@@ -321,6 +321,32 @@ const cases: [what: string, change: (dump: Editable) => unknown, verdict: string
     "not-comparable",
     /q_proj has other weights/,
   ],
+  [
+    "values of bfloat16",
+    (dump) => {
+      const { values } = dump.tensors.get("0/model.layers.1:out")!;
+      const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+      bits.set(bits.map((value) => value & 0xffff0000));
+    },
+    "not-comparable",
+    /layers\.1:out are rounded to bfloat16/,
+  ],
+  [
+    "values of TF32",
+    (dump) => {
+      const { values } = dump.tensors.get("0/:logits")!;
+      const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+      bits.set(bits.map((value) => value & 0xffffe000));
+    },
+    "not-comparable",
+    /0\/:logits are rounded to float16 or TF32/,
+  ],
+  [
+    "made in bfloat16",
+    (dump) => Object.assign(dump.manifest, { producer: { compute_dtype: "bfloat16" } }),
+    "not-comparable",
+    /computed in bfloat16/,
+  ],
   ["a NaN", (dump) => dump.tensors.get("0/model.layers.0.mlp:in")!.values.fill(Number.NaN, 7, 8), "non-finite", /^$/],
 ];
 
@@ -352,6 +378,21 @@ describe("a dump with a fault", () => {
       verdict: "not-comparable",
       reason: "model.layers.1.self_attn.k_proj has another bias in the dump than in this checkpoint",
     });
+  });
+
+  test("of values of bfloat16: may be compared where the device rounds as much", async () => {
+    const dump = await read("llama");
+    dump.manifest.producer = { compute_dtype: "bfloat16" };
+    for (const { values } of dump.tensors.values()) {
+      if (!(values instanceof Float32Array)) continue;
+      const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+      bits.set(bits.map((value) => value & 0xffff0000));
+    }
+    const base = write(dump);
+    const dumps = base.slice(0, base.lastIndexOf("/"));
+    await using pair = await openPair({ model: `${MODELS}llama`, dumps, base: "dump.f32" }, createReferenceBackend());
+    const { reason = "" } = await diff(pair.runner, pair.reference, { samples: pair.samples, computeClass: "bf16" });
+    expect(reason).not.toMatch(/bfloat16/);
   });
 
   test("no logits at all: none are reported", async () => {

@@ -264,10 +264,12 @@ function synthetic(layers: number): { report: DiffReport; collector: Collector }
   const report: DiffReport = {
     verdict: "fail",
     firstGuilty,
+    where: null,
     guilty: firstGuilty === null ? [] : [firstGuilty],
     propagated: [],
     notes: [],
     logits: null,
+    routing: null,
     headline: { logits: null, layers: [] },
     taps,
     unobserved: [],

@@ -156,7 +156,7 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
       }
       const numbers = detail?.statistics;
       if (numbers !== undefined) {
-        const { quantiles, bias, balance, fit, ulp, shareAbove, furthest, nonFinite } = numbers;
+        const { quantiles, bias, balance, fit, ulp, shareAbove, maskedShare, furthest, nonFinite } = numbers;
         facts.push(
           ["furthest apart: here, reference", furthest.map(plain).join(", ")],
           ["half, 99 %, 99.9 % of |d| within", [quantiles.p50, quantiles.p99, quantiles.p999].map(sci).join(", ")],
@@ -165,6 +165,7 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
           ["NMSE that the line leaves", sci(fit.nmse)],
           ["f32 ulp: mean, largest, above 32", `${sci(ulp.mean)}, ${sci(ulp.max)}, ${ui.percent(ulp.shareAbove32)}`],
           ["off by more than 1 %, 0.1 %, 0.01 %", Object.values(shareAbove).map(ui.percent).join(", ")],
+          ["too small for relative errors", ui.percent(maskedShare)],
         );
         if (nonFinite.some((count) => count > 0))
           facts.push(["not finite: here, reference", nonFinite.map(String).join(", ")]);

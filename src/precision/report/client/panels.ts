@@ -140,7 +140,7 @@ export function createPanels(data: ReportData, ui: Ui) {
   function divergence(): Child {
     const first = data.logits?.firstDivergence;
     if (first === undefined || first === null) return "none";
-    const { position, reference, here, lead, tie, inTopFive } = first;
+    const { position, reference, here, rank, lead, tie, inTopFive } = first;
     return el(
       "span",
       {},
@@ -148,7 +148,7 @@ export function createPanels(data: ReportData, ui: Ui) {
       token(here, data.texts[here]),
       " for ",
       token(reference, data.texts[reference]),
-      `, ${sci(lead)} below it${tie ? ", a tie" : ""}${inTopFive ? "" : ", not among the other side's five best"}`,
+      `, rank ${rank} there, ${sci(lead)} below it${tie ? ", a tie" : ""}${inTopFive ? "" : ", not among the other side's five best"}`,
     );
   }
 
