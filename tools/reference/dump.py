@@ -6,7 +6,8 @@
     python dump.py --model <folder> --ids 5,17,9 --layers 2 --profile light --device cuda --out ref
 
 writes ref.f32.{safetensors,json}, which `vernier diff <folder> --reference ref.f32` reads, and with --floor ref.bf16.*: the
-logits of the same ids in bfloat16, the noise that a device is allowed. README.md describes the files.
+logits of the same ids in bfloat16, and how far every tap is off there, the noise that a device is allowed. README.md describes
+the files.
 """
 import argparse, hashlib, json, os, re, sys
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")              # or cuBLAS is not deterministic
