@@ -7,7 +7,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
+import { createCpuBackend } from "../../backends/cpu/index.ts";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
+import type { Backend } from "../../src/backend.ts";
 import { alteredBackend, alterValues } from "../../src/precision/altered.ts";
 import { compareConfigs } from "../../src/precision/config-diff.ts";
 import { type DiffReport, diff } from "../../src/precision/diff.ts";
@@ -440,13 +442,19 @@ describe("a dump of other weights that no linear layer shows", () => {
       source: alterValues(pattern, (values) => values.map((value, i) => value * (1 + by * Math.sin(i)))),
     });
   /** What PyTorch would dump of a model with other weights, compared with the one that has the usual ones. */
-  async function compared(model: string, pattern: RegExp, keep = /./, by = 0.5, device = createReferenceBackend) {
+  async function compared(
+    model: string,
+    pattern: RegExp,
+    keep = /./,
+    by = 0.5,
+    device: () => Backend | Promise<Backend> = createReferenceBackend,
+  ) {
     await using made = await openPair(model, other(pattern, by));
     const { ids, prompt_len } = made.reference.manifest;
     const wants = (key: string, step: number) => keep.test(`${step}/${key}`);
     const dumped = await dump(made.runner, { ids: ids.slice(0, prompt_len), decode: 2, wants });
     await using reference = Reference.fromDump(dumped, made.runner.config.modelType);
-    await using pair = await openPair(model, device());
+    await using pair = await openPair(model, await device());
     return await diff(pair.runner, reference, { samples: pair.samples, withModel: (use) => use(pair) });
   }
   const ENDS = /^\d+\/(model\.layers\.\d+:out|model\.norm:out|:logits)$/;
@@ -474,6 +482,13 @@ describe("a dump of other weights that no linear layer shows", () => {
     const report = await compared(model, pattern, keep, by);
     expect(report).toMatchObject({ verdict: "not-comparable", firstGuilty: tap });
     expect(report.reason).toMatch(/^reference and cpu agree on .* other weights, or .*src\/models/);
+  });
+
+  test("cpu is compared with the reference backend", async () => {
+    const device = () => createCpuBackend({ threads: 1 });
+    const report = await compared("gpt_oss_mxfp4", /layers\.1\.mlp\.experts\.down_proj_bias$/, /./, 5, device);
+    expect(report).toMatchObject({ verdict: "not-comparable", firstGuilty: "0/model.layers.1.mlp.experts:slots" });
+    expect(report.reason).toMatch(/^cpu and reference agree on /);
   });
 
   test("a little of them: the device is not blamed, nor is the dump refused", async () => {

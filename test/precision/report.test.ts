@@ -37,11 +37,12 @@ interface Result {
 }
 
 async function reportOf(model: string, alteration: Alteration = {}, more: Partial<Context> = {}): Promise<Result> {
+  const { floor } = more;
   const backend = Object.keys(alteration).length === 0 ? createReferenceBackend() : alteredBackend(alteration);
   await using pair = await openPair(model, backend);
   const { manifest } = pair.reference;
   const collector = new Collector(layoutOf(pair.runner, manifest.prompt_len));
-  const report = await diff(pair.runner, pair.reference, { samples: pair.samples, observe: collector.observe });
+  const report = await diff(pair.runner, pair.reference, { samples: pair.samples, floor, observe: collector.observe });
   const { ids, prompt_len: promptLength } = manifest;
   const data = reportData(report, collector.finish(), { ...context, ids, promptLength, ...more });
   return { data, page: reportPage(data) };
@@ -80,6 +81,17 @@ describe("a run that is right", () => {
     expect(rows.every(({ state }) => state === "pass" || state === "warn")).toBe(true);
     expect(rows.filter(({ isolated }) => isolated !== undefined).length).toBeGreaterThan(rows.length / 2);
     expect(rows[0].key).toBe("0/model.embed_tokens:in");
+  });
+
+  it("says of every tap with rounded numbers how its error lies", () => {
+    const { rows, details } = result.data;
+    for (const [index, { key, kind }] of rows.entries()) {
+      const ids = kind === "choice" || key.endsWith("embed_tokens:in");
+      for (const detail of Object.values(details[index])) expect(detail.statistics !== undefined, key).toBe(!ids);
+    }
+    const { statistics } = details[rows.findIndex(({ key }) => key === "0/:logits")].accumulated!;
+    expect(statistics!.fit.gain).toBeCloseTo(1, 6);
+    expect(statistics!.quantiles.p50).toBeLessThan(1e-4);
   });
 
   it("has the criterion against PyTorch by its names", () => {
@@ -431,6 +443,19 @@ describe("vernier diff --html", () => {
 
 const browser = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 
+const FLOOR = { nmse: 1e-4, mae: 1e-2, relL1: 1e-2, one_minus_cos: 1e-4, kl_mean: 1e-4 };
+
+it("has the noise floor of each tap that has one, once", async () => {
+  const key = "0/model.layers.0:out";
+  const floor = { ...FLOOR, taps: { [key]: 1.23456e-5, "0/elsewhere:out": 1 } };
+  const { data, page } = await reportOf("llama", {}, { floor });
+  const row = data.rows.find((one) => one.key === key)!;
+  expect(row.floor).toBe(1.235e-5);
+  expect(row.rho).toBeCloseTo(Math.sqrt(row.accumulated.nmse! / 1.23456e-5), 6);
+  expect(data.rows.filter((one) => one.rho !== undefined)).toEqual([row]);
+  expect(carried(page).floor).toEqual(FLOOR);
+});
+
 describe("in a browser", () => {
   /** The page after its script ran and was laid out; where there is no Chromium, its tests are skipped. */
   function drawn(page: string): string {
@@ -456,7 +481,9 @@ describe("in a browser", () => {
     "draws every part (skipped where there is no Chromium)",
     { timeout: 60_000 },
     async () => {
-      const { data, page } = await reportOf("gpt_oss", wider);
+      const { data, page } = await reportOf("gpt_oss", wider, {
+        floor: { ...FLOOR, taps: { "0/model.layers.0:out": 1e-5, "0/model.layers.1:out": 2e-5 } },
+      });
       const stdout = drawn(page);
       const sections = [...stdout.matchAll(/<section id="(\w+)"/g)].map(([, id]) => id);
       const parts = [
@@ -480,6 +507,10 @@ describe("in a browser", () => {
       ])
         expect(stdout).toContain(`aria-label="${chart}"`);
       expect(stdout.match(/<tr class="guilty">/g)).toHaveLength(data.guilty);
+      for (const fact of ["half, 99 %, 99.9 % of |d| within", "best line", "f32 ulp", "first other choice"])
+        expect(stdout).toContain(fact);
+      expect(stdout).toMatch(/after position \d+: .* for .*, rank \d+ there/);
+      expect(stdout).toMatch(/class="series floor" d="M|d="M[^"]*" class="series floor"/);
     },
   );
 

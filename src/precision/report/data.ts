@@ -39,7 +39,8 @@ export interface Row {
   readonly columns: string;
   readonly state: State;
   readonly absmax: readonly [Num, Num];
-  /** Error over that of PyTorch in bf16, accumulated. */
+  /** NMSE of PyTorch in bf16, accumulated, and the error here over that one: root mean squares. */
+  readonly floor?: number;
   readonly rho?: Num;
   readonly accumulated: Errors;
   readonly isolated?: Errors;
@@ -127,7 +128,8 @@ const LIMITS = { bytes: 4_500_000, positions: 256, flips: 200, config: 200, text
 export function reportData(report: DiffReport, collected: Collected, context: Context): ReportData {
   const { computeClass, logits } = report;
   const { kl, top1, cosine, headline: headlineRequired } = LOGIT_GATES[computeClass];
-  const rows = report.taps.map((tap) => rowOf(tap, report));
+  const { floor } = context;
+  const rows = report.taps.map((tap) => rowOf(tap, report, floor?.taps ?? {}));
   const texts: Record<number, string> = {};
   const { firstDivergence } = logits ?? {};
   const named = collected.logits.flatMap(({ top }) => top.map(([id]) => id));
@@ -172,7 +174,7 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
       headline: HEADLINE,
     },
     classFloor: CLASS_FLOORS[computeClass],
-    floor: context.floor,
+    floor: floor && { ...floor, taps: undefined }, // rows have them
     // Six digits of a cosine of 0.999999999 would say 1.
     logits: logits && { ...rounded(logits), cosine: logits.cosine.toFixed(9), oneMinusCos: number(1 - logits.cosine) },
     headline: report.headline.logits,
@@ -205,7 +207,7 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
   return { ...data, details: kept };
 }
 
-function rowOf(tap: TapReport, { guilty, propagated }: DiffReport): Row {
+function rowOf(tap: TapReport, { guilty, propagated }: DiffReport, floors: Readonly<Record<string, number>>): Row {
   const { key, kind, shape, isolated, metrics, verdict, rho } = tap;
   let state: State = verdict;
   if (guilty.includes(key)) state = "guilty";
@@ -219,7 +221,7 @@ function rowOf(tap: TapReport, { guilty, propagated }: DiffReport): Row {
     columns: columnName(key),
     state,
     absmax: [number(metrics.absmax[0]), number(metrics.absmax[1])],
-    ...(rho !== undefined && { rho: number(rho) }),
+    ...(rho !== undefined && { floor: Number(floors[key].toPrecision(4)), rho: number(rho) }),
     accumulated: errors(metrics, tap.gate, tap.worst),
     ...(isolated && { isolated: errors(isolated.metrics, isolated.gate, isolated.worst) }),
   };

@@ -71,15 +71,15 @@ figure { margin: 0; min-width: 0; } figure.wide { grid-column: 1 / -1; } figcapt
 .legend { display: inline-flex; align-items: center; gap: 6px; color: var(--muted); font-size: 12.5px; } .scale { width: 130px; height: 10px; border-radius: 3px; }
 .key { display: inline-flex; align-items: center; gap: 6px; color: var(--muted); }
 .key::before { content: ""; width: 16px; height: 3px; border-radius: 2px; background: var(--line); }
-.key.isolated { --line: var(--isolated); } .key.accumulated { --line: var(--accumulated); } .key.band::before { height: 11px; background: var(--band); }
+.key.isolated { --line: var(--isolated); } .key.floor { --line: var(--other); } .key.accumulated { --line: var(--accumulated); } .key.band::before { height: 11px; background: var(--band); }
 svg text { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width: 3px; stroke-linejoin: round; font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 svg text.axis { fill: var(--muted); font-size: 11.5px; } svg text.fail { fill: var(--fail); font-weight: 600; }
 svg text.isolated { fill: var(--isolated); } svg text.accumulated { fill: var(--accumulated); } svg text.floor { fill: var(--other); }
 .grid { stroke: var(--rule); stroke-width: 1; } .divider { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 3 2; }
 .band { fill: var(--band); } .danger { fill: var(--danger); }
 .gate { stroke-width: 1.2; stroke-dasharray: 6 4; } .gate.isolated { stroke: var(--isolated); } .gate.accumulated { stroke: var(--accumulated); } .gate.floor { stroke: var(--other); } .gate.warn { stroke-dasharray: 2 4; }
-.series { fill: none; stroke-width: 2; } path.isolated { stroke: var(--isolated); } path.accumulated { stroke: var(--accumulated); }
-circle.isolated { fill: var(--isolated); } circle.accumulated { fill: var(--accumulated); } circle.zero { fill: var(--card); stroke: currentColor; }
+.series { fill: none; stroke-width: 2; } path.isolated { stroke: var(--isolated); } path.accumulated { stroke: var(--accumulated); } path.floor { stroke: var(--other); stroke-dasharray: 6 4; }
+circle.isolated { fill: var(--isolated); } circle.accumulated { fill: var(--accumulated); } circle.floor { fill: var(--other); } circle.zero { fill: var(--card); stroke: currentColor; }
 .mark { fill: var(--fail); } .hit, .hover { fill: transparent; } .hit { cursor: pointer; } .hit:hover, .hover:hover { fill: var(--ink); fill-opacity: 0.07; }
 .cell { cursor: pointer; } .cell:hover { stroke: var(--ink); stroke-width: 1.5; }
 .bar.accumulated { fill: var(--accumulated); } .bar.equal { fill: var(--muted); } .bar.fail { fill: var(--fail); }

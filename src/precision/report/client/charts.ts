@@ -9,6 +9,8 @@ export interface LayerPoint {
   /** null: not finite; undefined: not measured. */
   readonly accumulated?: number | null;
   readonly isolated?: number | null;
+  /** Accumulated, of PyTorch in bf16. */
+  readonly floor?: number;
   readonly guilty: boolean;
 }
 
@@ -63,7 +65,7 @@ export function createCharts(ui: Ui) {
     const height = 320;
     const [left, right, top, bottom] = [46, width - 12, 14, height - 34];
     const values = points
-      .flatMap(({ accumulated, isolated }) => [accumulated, isolated])
+      .flatMap((point) => [point.accumulated, point.isolated, point.floor])
       .filter((v) => v != null && v > 0);
     const exponents = [...(values as number[]), floor, ...lines.map(({ at }) => at)].map(log);
     const low = Math.floor(Math.min(...exponents)) - 1;
@@ -91,12 +93,12 @@ export function createCharts(ui: Ui) {
       const place = y(at) + (below ? 13 : -4);
       parts.push(text(end ? right - 4 : left + 4, place, label, `axis ${style}`, end ? "end" : "start"));
     }
-    for (const series of ["accumulated", "isolated"] as const) {
+    for (const series of ["floor", "accumulated", "isolated"] as const) {
       const known = points
         .map((point, i) => ({ point, i, value: point[series] }))
         .filter(({ value }) => value !== undefined);
       const path = known.map(({ i, value }, n) => `${n === 0 ? "M" : "L"}${x(i)},${y(value!)}`).join(" ");
-      parts.push(svg("path", { d: path, class: `series ${series}` }));
+      if (known.length > 0) parts.push(svg("path", { d: path, class: `series ${series}` }));
       for (const { point, i, value } of known) {
         const shape =
           value === null

@@ -60,11 +60,12 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
     function show(step: number): void {
       const points = rows
         .filter(({ key }) => stepOf(key) === step && landmark.test(key))
-        .map(({ key, accumulated, isolated }) => ({
+        .map(({ key, accumulated, isolated, floor: noise }) => ({
           label: label(key),
           key,
           accumulated: accumulated.nmse,
           isolated: own(isolated),
+          floor: noise,
           guilty: guilty(key),
         }));
       host.replaceChildren(
@@ -86,6 +87,9 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
           : undefined,
         el("span", { class: "key isolated" }, "isolated"),
         el("span", { class: "key accumulated" }, "accumulated"),
+        rows.some((row) => row.floor !== undefined)
+          ? el("span", { class: "key floor" }, "PyTorch in bf16, accumulated")
+          : undefined,
         el("span", { class: "key band" }, `rounding of ${computeClass}`),
       ),
       host,
