@@ -7,6 +7,9 @@ import type { Hypothesis } from "./hypotheses.ts";
 import { blockOf, isLeafInput, Replay, type Values } from "./isolate.ts";
 import type { Reference } from "./reference.ts";
 
+/** Two implementations agree where their difference is at most this share (NMSE) of the difference from the dump. */
+export const AGREE = 0.02;
+
 export interface At {
   readonly step: number;
   readonly key: string;

@@ -11,7 +11,7 @@ import type { GemmBound } from "./details.ts";
 import type { Gate } from "./gates.ts";
 import { blockOf, split, type Values } from "./isolate.ts";
 import { type ExactProduct, gemmBound, nmse } from "./metrics.ts";
-import { recompute, replayed } from "./recompute.ts";
+import { AGREE, recompute, replayed } from "./recompute.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 import { OTHER_WEIGHTS } from "./trust.ts";
 import { locate } from "./where.ts";
@@ -28,9 +28,6 @@ export interface SecondLook {
   /** Linear layers only. */
   readonly gemm?: GemmBound;
 }
-
-/** Two implementations agree where their difference is at most this share of the difference from the dump. */
-const AGREE = 0.02;
 
 export async function lookAgain(
   runner: Runner,

@@ -6,12 +6,49 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
+import { createCpuBackend } from "../../backends/cpu/index.ts";
 import { f32 } from "../../backends/reference/ops.ts";
-import { type Alteration, alteredBackend, amend } from "../../src/precision/altered.ts";
+import { type Alteration, alteredBackend, alterValues, amend } from "../../src/precision/altered.ts";
 import { diff } from "../../src/precision/diff.ts";
+import { dump } from "../../src/precision/dump.ts";
 import { explain } from "../../src/precision/explain.ts";
 import { fitFactor } from "../../src/precision/fit.ts";
+import { Reference } from "../../src/precision/reference.ts";
+import { DEFECTS } from "./defects.ts";
 import { MODELS, openPair } from "./rig.ts";
+
+// ---------------------------------------------------------------------------------------------- who is wrong
+
+describe("where another implementation agrees with the device, the dump is explained", () => {
+  /** What a network with this mistake would dump, compared with a device that is right. */
+  async function explained(model: string, mistake: Alteration) {
+    await using made = await openPair(model, alteredBackend(mistake));
+    const { ids, prompt_len } = made.reference.manifest;
+    const dumped = await dump(made.runner, { ids: ids.slice(0, prompt_len), decode: 0, wants: () => true });
+    await using reference = Reference.fromDump(dumped, made.runner.config.modelType);
+    await using pair = await openPair(model, await createCpuBackend({ threads: 1 }));
+    const report = await diff(pair.runner, reference, { samples: pair.samples, withModel: (use) => use(pair) });
+    return { verdict: report.verdict, ...(await explain(pair.runner, reference, report, pair)) };
+  }
+
+  test("by the mistake that its maker made", async () => {
+    const mistake = DEFECTS.find(({ name }) => name === "KV heads tiled instead of repeated")!;
+    const { verdict, tap, cause, notes } = await explained(mistake.model, mistake);
+    expect(verdict).toBe("fail");
+    expect(tap).toBe("0/model.layers.0.self_attn:probs");
+    expect(cause).toMatch(/^in the dump, not on the device: .*tiled/);
+    expect(notes.join()).toMatch(/the reference backend computes the same as the device/);
+  });
+
+  test("by nothing, where its weights are others", async () => {
+    const mistake = { source: alterValues(/layers\.0\.mlp\.experts\.gate_up_proj$/, (values) => values.toReversed()) };
+    expect(await explained("gpt_oss", mistake)).toMatchObject({
+      verdict: "not-comparable",
+      tap: "0/model.layers.0.mlp.experts:gate_up",
+      cause: null,
+    });
+  });
+});
 
 // ---------------------------------------------------------------------------------------------- honesty
 
