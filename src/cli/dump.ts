@@ -24,6 +24,9 @@ interface Flags {
   json?: boolean;
 }
 
+/** Every name has a character. */
+const ALL = ".";
+
 export function dumpCommand(): Command {
   return new Command("dump")
     .description("write every intermediate tensor in Hugging Face's names and shapes, for comparison with PyTorch")
@@ -32,7 +35,7 @@ export function dumpCommand(): Command {
     .option("--decode <n>", "greedy steps after the prompt", Number, 0)
     .addOption(new Option("--device <name>", "where to compute").choices(DEVICES).default("auto"))
     .option("--threads <n>", "CPU threads", Number)
-    .option("--taps <regex>", "which tensors, by path and port (layers\\.0\\..*:out); none: logits only", ".")
+    .option("--taps <regex>", "which tensors, by path and port (layers\\.0\\..*:out); none: logits only", ALL)
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
     .addOption(
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("exact"),
@@ -70,7 +73,8 @@ async function run(model: string, flags: Flags): Promise<void> {
     model,
     modelType: runner.config.modelType,
     config: session.config,
-    backend: { name: session.device, description: runner.backend.caps.description, threads, fusion },
+    chosen: flags.taps === ALL ? undefined : flags.taps === "none" ? { profile: "logits" } : { taps: flags.taps },
+    backend: { name: session.device, description: runner.backend.caps.description, threads, fusion, precision },
   });
   const summary = { out, tensors: result.tensors.length, greedy: result.greedy };
   if (flags.json) printJson(summary);

@@ -10,6 +10,8 @@ export interface DumpHeader {
   readonly modelType: string;
   /** config.json as it was read. */
   readonly config: Uint8Array;
+  /** Which tensors were asked for, where not all were: what is missing may be meant. The exporter names them so, too. */
+  readonly chosen?: { readonly taps: string } | { readonly profile: "logits" };
   /** Backend, threads, fusion: whatever tells this run from another. */
   readonly backend: Readonly<Record<string, unknown>>;
 }
@@ -42,7 +44,13 @@ export async function writeDump(base: string, dump: Dump, header: DumpHeader): P
     model_type: header.modelType,
     config_sha256: sha256(header.config),
     config: JSON.parse(new TextDecoder().decode(header.config)),
-    producer: { engine: "vernier", compute_dtype: "float32", store_dtype: "float32", activations: dump.activations },
+    producer: {
+      engine: "vernier",
+      compute_dtype: "float32",
+      store_dtype: "float32",
+      activations: dump.activations,
+      ...header.chosen,
+    },
     backend: header.backend,
     ids: dump.ids,
     prompt_len: dump.promptLength,

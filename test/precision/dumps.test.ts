@@ -530,6 +530,23 @@ describe("a dump of our own", () => {
     for (const key of aliases) expect(tensors[tensors[key].alias_of].sha256).toBe(tensors[key].sha256);
   });
 
+  test("of some modules only is complete with those", () => {
+    const part = join(mkdtempSync(join(tmpdir(), "vernier-part-")), "part");
+    const chosen = "layers\\.\\d+:(in|out)$|model\\.norm|mlp\\.up_proj";
+    const args = ["dump", model, "--ids", ids.join(), "--device", "reference", "--taps", chosen, "--out", part];
+    expect(vernier(...args).status).toBe(0);
+    expect(JSON.parse(readFileSync(`${part}.json`, "utf8"))).toMatchObject({
+      producer: { taps: chosen },
+      backend: { name: "reference", fusion: "on", precision: "exact" },
+    });
+    const { status, stdout } = vernier("diff", model, "--reference", part, "--device", "reference", "--json");
+    expect({ status, ...JSON.parse(stdout) }).toMatchObject({ status: 0, verdict: "pass", unobserved: [] });
+    expect(manifest().producer).not.toHaveProperty("taps");
+    expect(vernier(...args, "--taps", "none").status).toBe(0);
+    const logits = vernier("diff", model, "--reference", part, "--device", "cpu", "--json");
+    expect({ status: logits.status, ...JSON.parse(logits.stdout) }).toMatchObject({ status: 0, verdict: "pass" });
+  });
+
   test("passes, and costs what it says", () => {
     const { status, stdout } = vernier(
       ...["diff", model, "--reference", base, "--device", "reference", "--cost", "--json"],
