@@ -168,6 +168,7 @@ async function compare(model: string, flags: Flags): Promise<void> {
     forceRouting: flags.forceRouting,
     floor: flags.reference === undefined ? undefined : await floorBeside(flags.reference),
     configJson: session.configJson,
+    other: flags.reference === undefined ? flags.a : undefined,
     withModel: <T>(use: (open: OpenModel) => Promise<T>) => withCheckpoint(model, use),
   };
   const plainMs = flags.cost && (await plainTime(session.runner, reference));

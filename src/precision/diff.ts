@@ -55,6 +55,8 @@ export interface DiffOptions {
   readonly configJson?: unknown;
   /** Opens the model's files again for a second look at what is guilty: at whether another implementation agrees with the device. */
   readonly withModel?: WithModel;
+  /** The device that the reference is of, where it is no dump. */
+  readonly other?: string;
   /** Sees the tensors of every comparison, which the report itself does not keep. */
   readonly observe?: Observe;
 }
@@ -197,7 +199,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const [firstGuilty] = guilty;
   const lookAt = (model: BlockModel) => {
     const gate = isolatedGate(kindOf(split(firstGuilty).key), computeClass);
-    return lookAgain(runner, reference, firstGuilty, gate, model);
+    return lookAgain(runner, reference, { tap: firstGuilty, gate, other: options.other }, model);
   };
   const again = guilty.length > 0 ? await options.withModel?.(lookAt) : undefined;
   if (again !== undefined) {

@@ -7,6 +7,7 @@ import { decodeWeight } from "../../weights/decode.ts";
 import type { Backend } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
+import { judge } from "./compare.ts";
 import type { GemmBound } from "./details.ts";
 import type { Gate } from "./gates.ts";
 import { blockOf, split, type Values } from "./isolate.ts";
@@ -29,46 +30,49 @@ export interface SecondLook {
   readonly gemm?: GemmBound;
 }
 
+export interface LookOptions {
+  /** The first guilty tap, with its step, and its gate. */
+  readonly tap: string;
+  readonly gate: Gate;
+  /** The device that the reference is of, where it is no dump: then it is a suspect like any other. */
+  readonly other?: string;
+}
+
 export async function lookAgain(
   runner: Runner,
   reference: Reference,
-  full: string,
-  gate: Gate,
+  { tap, gate, other }: LookOptions,
   model: BlockModel,
 ): Promise<SecondLook> {
-  const at = split(full);
+  const at = split(tap);
   const { key } = at;
-  const read = await reference.read(full);
+  const read = await reference.read(tap);
   const expected = { ...read, values: read.values.slice() }; // replays have the reference forget what it read
   const mine = await replayed(runner, reference, at);
   if (mine === undefined || mine.length !== expected.values.length) return { where: null, notes: [] };
+  const input = /layers\.\d+:out$/.test(key) ? await inputOf(reference, tap) : undefined;
+  const inputs = input && { actual: input, expected: input };
+  // Operations by themselves may be right where fused ones are not.
+  const { verdict } = judge({ actual: mine, expected: expected.values, shape: expected.shape, inputs }, gate);
+  if (verdict === "pass" || verdict === "warn") return { where: null, notes: [] };
   const { where } = await locate(reference, mine, expected, gate);
-  const gemm = runner.activations === undefined ? await boundOf(reference, full, mine, model) : undefined;
+  const gemm = runner.activations === undefined ? await boundOf(reference, tap, mine, model) : undefined;
   if (runner.backend.name === "cpu" && blockBytes(model, blockOf(key)) > BLOCK_LIMIT) {
-    return {
-      where,
-      gemm,
-      notes: [`${full} was not computed by another implementation: its block is too large for the reference backend`],
-    };
+    const note = `${tap} was not computed by another implementation: its block is too large for the reference backend`;
+    return { where, gemm, notes: [note] };
   }
   const { name, backend } = await judgeOf(runner);
   const theirs = await recompute(reference, at, { backend }, model);
-  if (theirs === undefined) return { where, gemm, notes: [] };
-  const input = /layers\.\d+:out$/.test(key) ? await inputOf(reference, full) : undefined;
   const added = (values: Values) => (input === undefined ? values : Float64Array.from(values, (x, i) => x - input[i]));
   const error = nmse(added(mine), added(expected.values));
-  if (!(nmse(added(mine), added(theirs)) <= AGREE * error)) return { where, gemm, notes: [] };
-  const agree = `${runner.backend.name} and ${name} agree on what the dump's own input gives at ${full}`;
+  if (theirs === undefined || !(nmse(added(mine), added(theirs)) <= AGREE * error)) return { where, gemm, notes: [] };
+  const agree = `${runner.backend.name} and ${name} agree on what the ${other === undefined ? "dump" : "reference"}'s own input gives at ${tap}`;
+  if (other !== undefined) return { where, gemm, notes: [`${agree}: the one that is wrong is ${other}`] };
   const code = `what all devices share is wrong (src/models/${runner.config.modelType}.ts, or how config.json is read)`;
-  if (error > OTHER_WEIGHTS && hasWeights(reference, full, model)) {
-    return {
-      where,
-      gemm,
-      notes: [],
-      reason: `${agree}, and the dump has something else (NMSE ${error.toPrecision(2)}): it is of other weights, or ${code}`,
-    };
-  }
-  return { where, gemm, notes: [`${agree}: not the device is wrong, but the dump, or ${code}`] };
+  if (error <= OTHER_WEIGHTS || !hasWeights(reference, tap, model))
+    return { where, gemm, notes: [`${agree}: not the device is wrong, but the dump, or ${code}`] };
+  const reason = `${agree}, and the dump has something else (NMSE ${error.toPrecision(2)}): it is of other weights, or ${code}`;
+  return { where, gemm, notes: [], reason };
 }
 
 /** An implementation that shares no kernel with the runner's. The CPU's keeps weights packed, so that large blocks have room. */
@@ -79,7 +83,7 @@ async function judgeOf({ backend }: Runner): Promise<{ name: string; backend: Ba
 }
 
 /** Of a layer: what the one before it made, if the dump has no input of its own. */
-async function inputOf(reference: Reference, full: string): Promise<Values | undefined> {
+async function inputOf(reference: Reference, full: string): Promise<Float32Array | Int32Array | undefined> {
   const own = full.replace(/:out$/, ":in");
   const before = full.replace(/(\d+):out$/, (_, layer) => `${Number(layer) - 1}:out`);
   const key = [own, before, full.replace(/model\.layers\.0:out$/, "model.embed_tokens:out")].find(

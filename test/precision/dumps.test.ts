@@ -11,6 +11,7 @@ import { createCpuBackend } from "../../backends/cpu/index.ts";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Backend } from "../../src/backend.ts";
 import { alteredBackend, alterValues } from "../../src/precision/altered.ts";
+import type { BlockModel } from "../../src/precision/block.ts";
 import { compareConfigs } from "../../src/precision/config-diff.ts";
 import { type DiffReport, diff } from "../../src/precision/diff.ts";
 import { dump } from "../../src/precision/dump.ts";
@@ -19,6 +20,7 @@ import { hashAll, measureAll, usesTwoThreads } from "../../src/precision/paralle
 import { Reference } from "../../src/precision/reference.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
+import { DEFECTS } from "./defects.ts";
 import { MODELS, openPair } from "./rig.ts";
 
 interface Tensor {
@@ -489,6 +491,19 @@ describe("a dump of other weights that no linear layer shows", () => {
     const report = await compared("gpt_oss_mxfp4", /layers\.1\.mlp\.experts\.down_proj_bias$/, /./, 5, device);
     expect(report).toMatchObject({ verdict: "not-comparable", firstGuilty: "0/model.layers.1.mlp.experts:slots" });
     expect(report.reason).toMatch(/^cpu and reference agree on /);
+  });
+
+  test("of two devices the one that stands alone is wrong", async () => {
+    const wrong = DEFECTS.find(({ name }) => name === "gate and up exchanged")!;
+    await using made = await openPair(wrong.model, alteredBackend(wrong));
+    const { ids, prompt_len } = made.reference.manifest;
+    const dumped = await dump(made.runner, { ids: ids.slice(0, prompt_len), decode: 0, wants: () => true });
+    await using reference = Reference.fromDump(dumped, made.runner.config.modelType);
+    await using pair = await openPair(wrong.model, createReferenceBackend());
+    const options = { samples: pair.samples, other: "ascend", withModel: <T>(use: (of: BlockModel) => T) => use(pair) };
+    const { verdict, notes } = await diff(pair.runner, reference, options);
+    expect(verdict).toBe("fail");
+    expect(notes.join()).toMatch(/reference and cpu agree on .*: the one that is wrong is ascend/);
   });
 
   test("a little of them: the device is not blamed, nor is the dump refused", async () => {

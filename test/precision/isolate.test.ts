@@ -84,7 +84,8 @@ describe("what it costs", () => {
 describe("what each run sees", () => {
   const reportOf = async (model: string, ops: AlterOps, options: Partial<DiffOptions> = {}) => {
     await using pair = await openPair(model, alteredBackend({ ops }));
-    return await diff(pair.runner, pair.reference, { samples: pair.samples, ...options });
+    const withModel: DiffOptions["withModel"] = (use) => use(pair);
+    return await diff(pair.runner, pair.reference, { samples: pair.samples, withModel, ...options });
   };
 
   test("a fused kernel that is wrong in one layer, though taps take it apart everywhere else", async () => {
@@ -99,6 +100,8 @@ describe("what each run sees", () => {
     expect({ verdict, firstGuilty }).toEqual({ verdict: "fail", firstGuilty: "0/model.layers.1:out" });
     expect(guilty).toEqual(["0/model.layers.1:out", "1/model.layers.1:out"]);
     expect(notes[0]).toMatch(/layers\.1:out: its operations are right one by one; its fused kernels are not/);
+    // Nor does another implementation, which has no fused kernels, acquit the device.
+    expect(notes.join()).not.toMatch(/agree/);
     expect(taps.filter(({ key }) => key.startsWith("0/")).every((tap) => tap.verdict === "pass")).toBe(true);
     const { isolated } = taps.find(({ key }) => key === firstGuilty)!;
     expect(isolated).toMatchObject({ verdict: "fail", worst: expect.stringMatching(/^token \d+; channel \d+$/) });
