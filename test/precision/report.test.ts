@@ -42,7 +42,8 @@ async function reportOf(model: string, alteration: Alteration = {}, more: Partia
   await using pair = await openPair(model, backend);
   const { manifest } = pair.reference;
   const collector = new Collector(layoutOf(pair.runner, manifest.prompt_len));
-  const report = await diff(pair.runner, pair.reference, { samples: pair.samples, floor, observe: collector.observe });
+  const options = { samples: pair.samples, floor, observe: collector.observe };
+  const report = await diff(pair.runner, pair.reference, { ...options, withModel: (use) => use(pair) });
   const { ids, prompt_len: promptLength } = manifest;
   const data = reportData(report, collector.finish(), { ...context, ids, promptLength, ...more });
   return { data, page: reportPage(data) };
@@ -139,6 +140,7 @@ describe("a window that is one token too wide", () => {
     expect(data.firstGuilty).toBe("0/model.layers.0.self_attn:probs");
     expect(page).toContain('<strong class="word">fail</strong>');
     expect(page).toContain('data-tap="0/model.layers.0.self_attn:probs"');
+    expect(page).toContain("<br>Nearly all of its error: tokens ≥ 8</p>");
     const index = data.rows.findIndex(({ key }) => key === data.firstGuilty);
     expect(data.rows[index].state).toBe("guilty");
     expect(data.details[index].isolated!.points!.length).toBeGreaterThan(100);

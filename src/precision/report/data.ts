@@ -80,6 +80,7 @@ export interface ReportData {
   readonly verdict: DiffReport["verdict"];
   readonly reason?: string;
   readonly firstGuilty: string | null;
+  readonly where: string | null;
   readonly guilty: number;
   readonly propagated: number;
   readonly notes: readonly string[];
@@ -158,6 +159,7 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
     verdict: report.verdict,
     reason: report.reason,
     firstGuilty: report.firstGuilty,
+    where: report.where,
     guilty: report.guilty.length,
     propagated: report.propagated.length,
     notes: report.notes.slice(0, 50),

@@ -42,13 +42,14 @@ ${banner(data)}
 }
 
 function banner(data: ReportData): string {
-  const { verdict, reason, firstGuilty, guilty, propagated, notes, explanations, unobserved } = data;
+  const { verdict, reason, firstGuilty, where, guilty, propagated, notes, explanations, unobserved } = data;
   const lines: string[] = [];
   if (reason !== undefined) lines.push(`<p>${escapeMarkup(reason)}</p>`);
   if (firstGuilty !== null) {
     const tap = `<button type="button" class="path" data-tap="${escapeMarkup(firstGuilty)}">${escapeMarkup(firstGuilty)}</button>`;
     const among = guilty > 1 ? `, the first of ${guilty} that are wrong by themselves` : "";
-    lines.push(`<p class="guilty">First ${guilty > 0 ? "guilty" : "failing"} tap: ${tap}${among}</p>`);
+    const place = where === null ? "" : `<br>Nearly all of its error: ${escapeMarkup(where)}`;
+    lines.push(`<p class="guilty">First ${guilty > 0 ? "guilty" : "failing"} tap: ${tap}${among}${place}</p>`);
   } else if (verdict === "pass" && data.rows.length > 0) {
     lines.push(`<p>All ${data.rows.length} taps are within their gates.</p>`);
   }
