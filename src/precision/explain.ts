@@ -10,7 +10,7 @@ import { fitsAt, hypothesesAt } from "./hypotheses.ts";
 import { blockOf, split } from "./isolate.ts";
 import { nmse } from "./metrics.ts";
 import { type Explained, Ranking } from "./ranking.ts";
-import { AGREE, recompute, replayed } from "./recompute.ts";
+import { agree, recompute, replayed } from "./recompute.ts";
 import type { Reference } from "./reference.ts";
 import { guesses } from "./transforms.ts";
 import { locate } from "./where.ts";
@@ -56,7 +56,7 @@ export async function explain(
   const bytes = blockBytes(model, blockOf(key));
   const right = bytes > BLOCK_LIMIT ? undefined : await recompute(reference, { step, key }, {}, model);
   // What the reference backend computes as the device does is no mistake of the device: then the dump is what is to be explained.
-  const shared = right !== undefined && nmse(actual, right) <= AGREE * error;
+  const shared = right !== undefined && agree(actual, right, error);
   if (shared) notes.push("the reference backend computes the same as the device: causes are what would give the dump");
   const [target, base] = shared ? [expected.values, actual] : [actual, expected.values];
   const ranking = new Ranking(target, base, part);

@@ -5,10 +5,20 @@ import type { Runner } from "../runner.ts";
 import { type BlockModel, openBlock } from "./block.ts";
 import type { Hypothesis } from "./hypotheses.ts";
 import { blockOf, isLeafInput, Replay, type Values } from "./isolate.ts";
+import { nmse } from "./metrics.ts";
 import type { Reference } from "./reference.ts";
 
-/** Two implementations agree where their difference is at most this share (NMSE) of the difference from the dump. */
-export const AGREE = 0.02;
+/** What the difference of two implementations that agree may be of that from the dump, as an NMSE. */
+const AGREE = 0.02;
+
+/**
+ * Whether two implementations agree with each other, and not with the dump.
+ * @param error NMSE of the one under test against the dump.
+ */
+export function agree(mine: ArrayLike<number>, theirs: ArrayLike<number>, error: number): boolean {
+  const apart = nmse(mine, theirs);
+  return Number.isFinite(apart) && apart <= AGREE * error;
+}
 
 export interface At {
   readonly step: number;

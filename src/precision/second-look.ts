@@ -12,7 +12,7 @@ import type { GemmBound } from "./details.ts";
 import type { Gate } from "./gates.ts";
 import { blockOf, split, type Values } from "./isolate.ts";
 import { type ExactProduct, gemmBound, nmse } from "./metrics.ts";
-import { AGREE, recompute, replayed } from "./recompute.ts";
+import { agree, recompute, replayed } from "./recompute.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 import { OTHER_WEIGHTS } from "./trust.ts";
 import { locate } from "./where.ts";
@@ -65,13 +65,13 @@ export async function lookAgain(
   const theirs = await recompute(reference, at, { backend }, model);
   const added = (values: Values) => (input === undefined ? values : Float64Array.from(values, (x, i) => x - input[i]));
   const error = nmse(added(mine), added(expected.values));
-  if (theirs === undefined || !(nmse(added(mine), added(theirs)) <= AGREE * error)) return { where, gemm, notes: [] };
-  const agree = `${runner.backend.name} and ${name} agree on what the ${other === undefined ? "dump" : "reference"}'s own input gives at ${tap}`;
-  if (other !== undefined) return { where, gemm, notes: [`${agree}: the one that is wrong is ${other}`] };
+  if (theirs === undefined || !agree(added(mine), added(theirs), error)) return { where, gemm, notes: [] };
+  const agreed = `${runner.backend.name} and ${name} agree on what the ${other === undefined ? "dump" : "reference"}'s own input gives at ${tap}`;
+  if (other !== undefined) return { where, gemm, notes: [`${agreed}: the one that is wrong is ${other}`] };
   const code = `what all devices share is wrong (src/models/${runner.config.modelType}.ts, or how config.json is read)`;
   if (error <= OTHER_WEIGHTS || !hasWeights(reference, tap, model))
-    return { where, gemm, notes: [`${agree}: not the device is wrong, but the dump, or ${code}`] };
-  const reason = `${agree}, and the dump has something else (NMSE ${error.toPrecision(2)}): it is of other weights, or ${code}`;
+    return { where, gemm, notes: [`${agreed}: not the device is wrong, but the dump, or ${code}`] };
+  const reason = `${agreed}, and the dump has something else (NMSE ${error.toPrecision(2)}): it is of other weights, or ${code}`;
   return { where, gemm, notes: [], reason };
 }
 
