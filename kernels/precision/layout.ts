@@ -32,7 +32,10 @@ export const WEIGHT = 144;
 export const SHIFT = 152;
 export const GROWTH = 160;
 export const SHIFT_MAX = 168;
-export const STATE_BYTES = 176;
+/** Of what was added to an input: Σ((a − aIn) − (r − rIn))², Σ(r − rIn)². */
+export const UPDATE_ERROR = 176;
+export const UPDATE_ENERGY = 184;
+export const STATE_BYTES = 192;
 
 /** f64 [17]: `EXP64`, once and for all. */
 export const EXP64 = STATE_BYTES;

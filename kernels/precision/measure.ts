@@ -1,7 +1,7 @@
-// The sums behind all metrics of a tensor against its reference, in f64 and two columns at a time. Even and odd columns of a row are
-// added up apart, then row after row, so that the bits of a sum depend on nothing but the tensor. Knows no metrics:
-// src/precision/measure.ts has them.
-import { exp2, expm1Near0 } from "../wasm/math64";
+// The sums behind all metrics of a tensor against its reference, in f64 and two columns at a time, four in a turn. Even and odd
+// columns of a row are added up apart, then row after row, so that the bits of a sum depend on nothing but the tensor. Knows no
+// metrics: src/precision/measure.ts has them.
+import { exp2, expm1Near0, high2, low2 } from "../wasm/math64";
 import {
   DOT,
   ERROR,
@@ -24,13 +24,15 @@ import {
   SHIFT_MAX,
   SMALL,
   TOTAL,
+  UPDATE_ENERGY,
+  UPDATE_ERROR,
   WEIGHT,
   WORST,
 } from "./layout";
 
-/** Two neighbours of a row as f64; of an odd row's last column, that one and 0, which adds nothing to any sum. */
-function pair(at: usize, single: bool): v128 {
-  return f64x2.promote_low_f32x4(single ? v128.load32_zero(at) : v128.load64_zero(at));
+/** The first `left` of four; in place of the others 0, which adds nothing to any sum. */
+function first(left: i32, x: v128): v128 {
+  return v128.and(x, i32x4.lt_s(i32x4(0, 1, 2, 3), i32x4.splat(left)));
 }
 
 /** Of even and of odd columns, added. */
@@ -44,6 +46,17 @@ function larger(x: v128): f64 {
   return Math.max(high, low);
 }
 
+/** Of four in f32, as f64. */
+function largest4(x: v128): f64 {
+  return larger(f64x2.pmax(low2(x), high2(x)));
+}
+
+/** Adds to the sums of four columns. */
+function addColumns(at: usize, x0: v128, x1: v128): void {
+  v128.store(at, f64x2.add(v128.load(at), x0));
+  v128.store(at, f64x2.add(v128.load(at, 16), x1), 16);
+}
+
 function counted(x: v128): f64 {
   return <f64>(i64x2.extract_lane(x, 0) + i64x2.extract_lane(x, 1));
 }
@@ -52,24 +65,26 @@ function counted(x: v128): f64 {
  * Adds rows of the reference to what is known of it.
  * @param r f32 [rows, width]
  * @param rowEnergy f64 [rows]: Σr² of each, written
- * @param columnEnergy f64 [width, rounded up to even]: Σr² of each, added to
+ * @param columnEnergy f64 [width, rounded up to fours]: Σr² of each, added to
  */
 export function summarize(state: usize, r: usize, rows: i32, width: i32, rowEnergy: usize, columnEnergy: usize): void {
   let energy = load<f64>(state + MAGNITUDE_ENERGY);
   let magnitude = load<f64>(state + MAGNITUDE_SUM);
-  let absmax = f64x2.splat(load<f64>(state + MAGNITUDE_MAX));
+  let absmax = f32x4.splat(<f32>load<f64>(state + MAGNITUDE_MAX));
   for (let row = 0; row < rows; row++) {
     let squares = f64x2.splat(0);
     let sizes = f64x2.splat(0);
-    for (let c = 0; c < width; c += 2) {
-      const value = pair(r + ((<usize>c) << 2), c + 1 === width);
-      const square = f64x2.mul(value, value);
-      const size = f64x2.abs(value);
-      const column = columnEnergy + ((<usize>c) << 3);
-      v128.store(column, f64x2.add(v128.load(column), square));
-      squares = f64x2.add(squares, square);
-      sizes = f64x2.add(sizes, size);
-      absmax = f64x2.pmax(absmax, size);
+    for (let c = 0; c < width; c += 4) {
+      let values = f32x4.abs(v128.load(r + ((<usize>c) << 2)));
+      if (c + 4 > width) values = first(width - c, values);
+      absmax = f32x4.pmax(absmax, values);
+      const size0 = low2(values);
+      const size1 = high2(values);
+      const square0 = f64x2.mul(size0, size0);
+      const square1 = f64x2.mul(size1, size1);
+      addColumns(columnEnergy + ((<usize>c) << 3), square0, square1);
+      squares = f64x2.add(f64x2.add(squares, square0), square1);
+      sizes = f64x2.add(f64x2.add(sizes, size0), size1);
     }
     const own = both(squares);
     magnitude += both(sizes);
@@ -79,14 +94,14 @@ export function summarize(state: usize, r: usize, rows: i32, width: i32, rowEner
   }
   store<f64>(state + MAGNITUDE_ENERGY, energy);
   store<f64>(state + MAGNITUDE_SUM, magnitude);
-  store<f64>(state + MAGNITUDE_MAX, larger(absmax));
+  store<f64>(state + MAGNITUDE_MAX, largest4(absmax));
 }
 
 /**
  * Adds rows of both sides to what is known of their differences.
  * @param a f32 [rows, width], and r
  * @param rowError f64 [rows]: Σ(a − r)² of each, written
- * @param columnError f64 [width, rounded up to even]: Σ(a − r)² of each, added to
+ * @param columnError f64 [width, rounded up to fours]: Σ(a − r)² of each, added to
  */
 export function differences(
   state: usize,
@@ -98,58 +113,69 @@ export function differences(
   columnError: usize,
 ): void {
   const small = f64x2.splat(load<f64>(state + SMALL));
-  const thousandth = f64x2.splat(0.001);
-  const fiveThousandths = f64x2.splat(0.005);
   let error = load<f64>(state + ERROR);
   let total = load<f64>(state + TOTAL);
   let energy = load<f64>(state + OWN_ENERGY);
   let dot = load<f64>(state + DOT);
-  let absmax = f64x2.splat(load<f64>(state + OWN_MAX));
-  let largest = f64x2.splat(load<f64>(state + LARGEST));
+  let absmax = f32x4.splat(<f32>load<f64>(state + OWN_MAX));
+  let largest = load<f64>(state + LARGEST);
   let largestAt = load<f64>(state + LARGEST_AT);
   let seen = load<f64>(state + SEEN);
   let relative = load<f64>(state + RELATIVE);
   let relativeMax = f64x2.splat(load<f64>(state + RELATIVE_MAX));
   let large = i64x2.splat(0);
-  let overThousandth = i64x2.splat(0);
-  let overFive = i64x2.splat(0);
+  let overThousandth = 0;
+  let overFive = 0;
   for (let row = 0; row < rows; row++) {
     let squares = f64x2.splat(0);
     let owns = f64x2.splat(0);
     let products = f64x2.splat(0);
     let sizes = f64x2.splat(0);
     let ratios = f64x2.splat(0);
-    for (let c = 0; c < width; c += 2) {
-      const single = c + 1 === width;
-      const mine = pair(a + ((<usize>c) << 2), single);
-      const theirs = pair(r + ((<usize>c) << 2), single);
-      const difference = f64x2.sub(mine, theirs);
-      const size = f64x2.abs(difference);
-      const square = f64x2.mul(difference, difference);
-      const column = columnError + ((<usize>c) << 3);
-      v128.store(column, f64x2.add(v128.load(column), square));
-      squares = f64x2.add(squares, square);
-      owns = f64x2.add(owns, f64x2.mul(mine, mine));
-      products = f64x2.add(products, f64x2.mul(mine, theirs));
-      sizes = f64x2.add(sizes, size);
-      absmax = f64x2.pmax(absmax, f64x2.abs(mine));
-      const magnitude = f64x2.abs(theirs);
-      const counts = f64x2.gt(magnitude, small);
-      const ratio = v128.and(f64x2.div(size, magnitude), counts);
-      large = i64x2.sub(large, counts);
-      ratios = f64x2.add(ratios, ratio);
+    let most = f64x2.splat(0);
+    for (let c = 0; c < width; c += 4) {
+      let mine = v128.load(a + ((<usize>c) << 2));
+      let theirs = v128.load(r + ((<usize>c) << 2));
+      if (c + 4 > width) {
+        mine = first(width - c, mine);
+        theirs = first(width - c, theirs);
+      }
+      absmax = f32x4.pmax(absmax, f32x4.abs(mine));
+      const a0 = low2(mine);
+      const r0 = low2(theirs);
+      owns = f64x2.add(owns, f64x2.mul(a0, a0));
+      products = f64x2.add(products, f64x2.mul(a0, r0));
+      const size0 = f64x2.abs(f64x2.sub(a0, r0));
+      sizes = f64x2.add(sizes, size0);
+      most = f64x2.pmax(most, size0);
+      const square0 = f64x2.mul(size0, size0);
+      squares = f64x2.add(squares, square0);
+      const magnitude0 = f64x2.abs(r0);
+      const counts0 = f64x2.gt(magnitude0, small);
+      large = i64x2.sub(large, counts0);
+      const ratio0 = v128.and(f64x2.div(size0, magnitude0), counts0);
+      ratios = f64x2.add(ratios, ratio0);
+      const a1 = high2(mine);
+      const r1 = high2(theirs);
+      owns = f64x2.add(owns, f64x2.mul(a1, a1));
+      products = f64x2.add(products, f64x2.mul(a1, r1));
+      const size1 = f64x2.abs(f64x2.sub(a1, r1));
+      sizes = f64x2.add(sizes, size1);
+      most = f64x2.pmax(most, size1);
+      const square1 = f64x2.mul(size1, size1);
+      squares = f64x2.add(squares, square1);
+      addColumns(columnError + ((<usize>c) << 3), square0, square1);
+      const magnitude1 = f64x2.abs(r1);
+      const counts1 = f64x2.gt(magnitude1, small);
+      large = i64x2.sub(large, counts1);
+      const ratio1 = v128.and(f64x2.div(size1, magnitude1), counts1);
+      ratios = f64x2.add(ratios, ratio1);
+      const ratio = f64x2.pmax(ratio0, ratio1);
       relativeMax = f64x2.pmax(relativeMax, ratio);
-      // Both are rare where a device is right: one branch that is hardly ever taken.
-      const over = f64x2.ge(ratio, thousandth);
-      if (v128.any_true(v128.or(over, f64x2.gt(size, largest)))) {
-        overThousandth = i64x2.sub(overThousandth, over);
-        overFive = i64x2.sub(overFive, f64x2.ge(ratio, fiveThousandths));
-        for (let lane = 0; lane < 2; lane++) {
-          const one = lane === 0 ? f64x2.extract_lane(size, 0) : f64x2.extract_lane(size, 1);
-          if (!(one > f64x2.extract_lane(largest, 0))) continue;
-          largest = f64x2.splat(one);
-          largestAt = seen + <f64>(c + lane);
-        }
+      // Rare where a device is right.
+      if (v128.any_true(f64x2.ge(ratio, f64x2.splat(0.001)))) {
+        overThousandth += reaching(ratio0, ratio1, 0.001);
+        overFive += reaching(ratio0, ratio1, 0.005);
       }
     }
     const own = both(squares);
@@ -159,6 +185,10 @@ export function differences(
     total += both(sizes);
     relative += both(ratios);
     store<f64>(rowError + ((<usize>row) << 3), own);
+    if (larger(most) > largest) {
+      largest = larger(most);
+      largestAt = seen + <f64>firstOf(a, r, largest);
+    }
     a += (<usize>width) << 2;
     r += (<usize>width) << 2;
     seen += <f64>width;
@@ -167,15 +197,45 @@ export function differences(
   store<f64>(state + TOTAL, total);
   store<f64>(state + OWN_ENERGY, energy);
   store<f64>(state + DOT, dot);
-  store<f64>(state + OWN_MAX, larger(absmax));
-  store<f64>(state + LARGEST, f64x2.extract_lane(largest, 0));
+  store<f64>(state + OWN_MAX, largest4(absmax));
+  store<f64>(state + LARGEST, largest);
   store<f64>(state + LARGEST_AT, largestAt);
   store<f64>(state + SEEN, seen);
   store<f64>(state + LARGE, load<f64>(state + LARGE) + counted(large));
   store<f64>(state + RELATIVE, relative);
   store<f64>(state + RELATIVE_MAX, larger(relativeMax));
-  store<f64>(state + OVER_THOUSANDTH, load<f64>(state + OVER_THOUSANDTH) + counted(overThousandth));
-  store<f64>(state + OVER_FIVE, load<f64>(state + OVER_FIVE) + counted(overFive));
+  store<f64>(state + OVER_THOUSANDTH, load<f64>(state + OVER_THOUSANDTH) + <f64>overThousandth);
+  store<f64>(state + OVER_FIVE, load<f64>(state + OVER_FIVE) + <f64>overFive);
+}
+
+/** How many of four are `limit` or more. */
+function reaching(x0: v128, x1: v128, limit: f64): i32 {
+  const limits = f64x2.splat(limit);
+  return popcnt(i64x2.bitmask(f64x2.ge(x0, limits))) + popcnt(i64x2.bitmask(f64x2.ge(x1, limits)));
+}
+
+/** The first index at which a and r, f32 both, differ by `size`, which they do somewhere. */
+function firstOf(a: usize, r: usize, size: f64): i32 {
+  let i = 0;
+  while (Math.abs(<f64>load<f32>(a + ((<usize>i) << 2)) - <f64>load<f32>(r + ((<usize>i) << 2))) !== size) i++;
+  return i;
+}
+
+/**
+ * Adds what values became more than they were before: Σ((a − aIn) − (r − rIn))² and Σ(r − rIn)², one after the other.
+ * @param a f32 [count], and r, aIn, rIn
+ */
+export function updates(state: usize, a: usize, r: usize, aIn: usize, rIn: usize, count: i32): void {
+  let error = load<f64>(state + UPDATE_ERROR);
+  let energy = load<f64>(state + UPDATE_ENERGY);
+  for (let at: usize = 0; at < (<usize>count) << 2; at += 4) {
+    const added = <f64>load<f32>(r + at) - <f64>load<f32>(rIn + at);
+    const difference = <f64>load<f32>(a + at) - <f64>load<f32>(aIn + at) - added;
+    error += difference * difference;
+    energy += added * added;
+  }
+  store<f64>(state + UPDATE_ERROR, error);
+  store<f64>(state + UPDATE_ENERGY, energy);
 }
 
 /** The first index of the largest error / energy (0 where there is no error), both f64 [count]; the ratio is in the state. */

@@ -319,7 +319,7 @@ class OwnRun {
       this.taps.set(full, await this.#compare(full, actual));
       const { values } = actual.get(full)!;
       if (isKept(full)) this.values.set(full, values.slice());
-      if (full.endsWith("/:logits")) this.#logits.add(step, values, await this.#reference.read(full));
+      if (full.endsWith("/:logits")) await this.#logits.add(step, values, await this.#reference.read(full));
     }
   }
 

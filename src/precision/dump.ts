@@ -86,7 +86,7 @@ export interface StepOptions extends Omit<TraceOptions, "keys"> {
 }
 
 /** What the taps of some layers may take together, and about what those of one layer take for a row and channel (25 f32). */
-const SHOWN_BYTES = 32 * 2 ** 20;
+const SHOWN_BYTES = 16 * 2 ** 20;
 const LAYER_BYTES = 100;
 
 /** How many layers of a step may be shown at once, so that new memory does not cost more than what is done with it. */

@@ -4,8 +4,9 @@ import { type Judged, judge } from "./compare.ts";
 import type { Details } from "./details.ts";
 import { type Floor, MOST_RHO, meetsHeadline, rhoOf } from "./floor.ts";
 import { accumulatedGate, type ComputeClass, HEADLINE, LOGIT_GATES } from "./gates.ts";
-import { divergences, type TensorValues } from "./measure.ts";
-import { type TopRow, topRows } from "./metrics.ts";
+import type { TensorValues } from "./measure.ts";
+import type { TopRow } from "./metrics.ts";
+import { compareRows } from "./parallel.ts";
 import type { Manifest, ReferenceTensor } from "./reference.ts";
 
 export interface LogitsReport {
@@ -82,17 +83,16 @@ export class Logits {
   }
 
   /** Of one step. Values are copied where they are needed again. */
-  add(step: number, mine: TensorValues, { values, shape }: ReferenceTensor): void {
+  async add(step: number, mine: TensorValues, { values, shape }: ReferenceTensor): Promise<void> {
     const width = shape.at(-1)!;
     const { ids, prompt_len, greedy } = this.#manifest;
-    const measured = divergences(mine, values, width);
-    const top = topRows(mine, values, width, accumulatedGate("logits", this.#computeClass).fail);
-    for (const [row, { kl, logSums }] of measured.entries()) {
-      const position = prompt_len + step - measured.length + row;
+    const compared = await compareRows(mine, values, width, accumulatedGate("logits", this.#computeClass).fail);
+    for (const [row, { kl, logSums, ...top }] of compared.entries()) {
+      const position = prompt_len + step - compared.length + row;
       // The last row of the last step is followed by what the reference chose.
-      const next = row * width + (ids[position + 1] ?? greedy[step] ?? top[row].theirs[0]);
+      const next = row * width + (ids[position + 1] ?? greedy[step] ?? top.theirs[0]);
       const [logP, logQ] = [mine[next] - logSums[0], values[next] - logSums[1]];
-      this.#rows.push({ ...top[row], position, kl, dp: Math.exp(logP) - Math.exp(logQ), dnll: logQ - logP });
+      this.#rows.push({ ...top, position, kl, dp: Math.exp(logP) - Math.exp(logQ), dnll: logQ - logP });
     }
     if (this.#several) this.#parts.push({ mine: mine.slice(), theirs: values.slice(), width });
   }

@@ -2,7 +2,8 @@
 // runs, so a second core is idle. Knows nothing of taps and gates. Node only.
 import { hash } from "node:crypto";
 import { Worker } from "node:worker_threads";
-import { type Metrics, measure, remember, type TensorValues, widthOf } from "./measure.ts";
+import { type Divergence, divergences, type Metrics, measure, remember, type TensorValues, widthOf } from "./measure.ts";
+import { type TopRow, topRows } from "./metrics.ts";
 import type { ReferenceTensor } from "./reference.ts";
 
 export interface HashTask {
@@ -18,15 +19,41 @@ export interface MeasureTask {
   readonly width: number;
 }
 
-export type Task = HashTask | MeasureTask;
+/** Some rows of logits. */
+export interface RowsTask {
+  readonly kind: "rows";
+  readonly actual: TensorValues;
+  readonly expected: TensorValues;
+  /** Of a row. */
+  readonly width: number;
+  /** As of `topRows`. */
+  readonly limit: number;
+}
 
-/** SHA-256 in hexadecimal, or metrics. */
-export type Result = string | Metrics;
+export type Task = HashTask | MeasureTask | RowsTask;
+
+/** What a row of logits is compared by. */
+export interface Row extends Divergence, TopRow {}
+
+/** SHA-256 in hexadecimal, metrics, or what rows of logits are compared by. */
+export type Result = string | Metrics | readonly Row[];
 
 export function perform(task: Task): Result {
-  if (task.kind === "measure") return measure(task.actual, task.expected, task.width);
-  const { buffer, byteOffset, byteLength } = task.values;
-  return hash("sha256", new Uint8Array(buffer, byteOffset, byteLength));
+  switch (task.kind) {
+    case "measure":
+      return measure(task.actual, task.expected, task.width);
+    case "rows": {
+      const { actual, expected, width, limit } = task;
+      const top = topRows(actual, expected, width, limit);
+      return divergences(actual, expected, width).map((divergence, row) => ({ ...divergence, ...top[row] }));
+    }
+    case "hash": {
+      const { buffer, byteOffset, byteLength } = task.values;
+      return hash("sha256", new Uint8Array(buffer, byteOffset, byteLength));
+    }
+    default:
+      return task satisfies never;
+  }
 }
 
 /** SHA-256 of each tensor's bytes, in hexadecimal. */
@@ -45,6 +72,22 @@ export async function measureAll(
   for (const [i, { actual, expected, width }] of tasks.entries()) {
     remember(actual, expected, width, results[i] as Metrics);
   }
+}
+
+/** Rows of `width` logits, a few at a time. */
+export async function compareRows(
+  actual: TensorValues,
+  expected: TensorValues,
+  width: number,
+  limit: number,
+): Promise<Row[]> {
+  const some = width * Math.max(1, Math.floor(WORTH_A_MESSAGE / width));
+  const tasks: RowsTask[] = [];
+  for (let from = 0; from < expected.length; from += some) {
+    const rows = (values: TensorValues) => values.subarray(from, from + some);
+    tasks.push({ kind: "rows", actual: rows(actual), expected: rows(expected), width, limit });
+  }
+  return ((await shareOut(tasks)) as (readonly Row[])[]).flat();
 }
 
 /** Values that have to come by in a process before a second thread is started: it takes as long as some millions of them. */
