@@ -255,6 +255,19 @@ export function worst(state: usize, errors: usize, energies: usize, count: i32):
   return index;
 }
 
+/** The largest of some values, f32 [count], or `least` where none is above it. */
+export function highest(x: usize, count: i32, least: f32): f32 {
+  let four = f32x4.splat(least);
+  let i = 0;
+  for (; i + 4 <= count; i += 4) four = f32x4.pmax(four, v128.load(x + ((<usize>i) << 2)));
+  let most = <f32>largest4(four);
+  for (; i < count; i++) {
+    const value = load<f32>(x + ((<usize>i) << 2));
+    if (value > most) most = value;
+  }
+  return most;
+}
+
 /**
  * Adds some logits of a row to what their divergence is made of: with d = a − r, Σ e^(r − max), Σ e^(r − max) d,
  * Σ e^(r − max) (e^d − 1) and max|d|. Right to 1e-13 while |d| ≤ 700.

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { EXP64 } from "../../kernels/exp64.ts";
 import * as layout from "../../kernels/precision/layout.ts";
 import { DeviceError } from "../errors.ts";
-import { type At, argmaxRow, klDivergence, logSumExp, smallValueAt } from "./metrics.ts";
+import { type At, klDivergence, logSumExp, smallValueAt } from "./metrics.ts";
 
 /** Tensors as they are read back. Ids and indices stay below 2²⁴, so f32 holds them too. */
 export type TensorValues = Float32Array | Int32Array;
@@ -197,7 +197,12 @@ export function divergences(actual: TensorValues, expected: TensorValues, width:
   const rows: Divergence[] = [];
   const at = reserve(1, Math.min(BLOCK, width));
   for (let from = 0; from < expected.length; from += width) {
-    const max = expected[from + argmaxRow(expected, from, width)];
+    let max = Number.NEGATIVE_INFINITY;
+    for (let i = 0; i < width; i += BLOCK) {
+      const count = Math.min(BLOCK, width - i);
+      put(expected, from + i, count, at.theirs);
+      max = kernels.highest(at.theirs, count, max);
+    }
     f64.fill(0, 0, layout.STATE_BYTES / 8);
     for (let i = 0; i < width; i += BLOCK) {
       const count = Math.min(BLOCK, width - i);
@@ -251,6 +256,7 @@ interface Kernels {
   ): void;
   updates(state: number, a: number, r: number, aIn: number, rIn: number, count: number): void;
   worst(state: number, errors: number, energies: number, count: number): number;
+  highest(x: number, count: number, least: number): number;
   divergence(state: number, a: number, r: number, count: number, max: number): void;
 }
 
