@@ -2,7 +2,15 @@
 // runs, so a second core is idle. Knows nothing of taps and gates. Node only.
 import { hash } from "node:crypto";
 import { Worker } from "node:worker_threads";
-import { type Divergence, divergences, type Metrics, measure, remember, type TensorValues, widthOf } from "./measure.ts";
+import {
+  type Divergence,
+  divergences,
+  type Metrics,
+  measure,
+  remember,
+  type TensorValues,
+  widthOf,
+} from "./measure.ts";
 import { type TopRow, topRows } from "./metrics.ts";
 import type { ReferenceTensor } from "./reference.ts";
 

@@ -143,7 +143,7 @@ describe("logits as tokens", () => {
   };
 
   /** Three rows of a prompt and one of a decode step. */
-  function reported(mine: Float32Array) {
+  async function reported(mine: Float32Array) {
     const logits = new Logits(manifest, "f32");
     const cut = (values: Float32Array, from: number, to: number) => values.subarray(from * width, to * width);
     const tensor = (from: number, to: number) => ({
@@ -151,23 +151,23 @@ describe("logits as tokens", () => {
       shape: [1, to - from, width],
       values: cut(theirs, from, to),
     });
-    logits.add(0, cut(mine, 0, 3), tensor(0, 3));
-    logits.add(1, cut(mine, 3, 4), tensor(3, 4));
+    await logits.add(0, cut(mine, 0, 3), tensor(0, 3));
+    await logits.add(1, cut(mine, 3, 4), tensor(3, 4));
     return logits.report(undefined, manifest.greedy)!;
   }
 
-  test("the same ones", () => {
-    expect(reported(theirs.slice())).toMatchObject({
+  test("the same ones", async () => {
+    expect(await reported(theirs.slice())).toMatchObject({
       ...{ top1: 1, ties: 0, top5: 1, top10: 1, dpRms: 0, dnll: 0, pplRatio: 1, firstDivergence: null, pass: true },
       ...{ kl: 0, klMedian: 0, klP95: 0, klP99: 0, klMax: 0 },
     });
   });
 
-  test("another first choice: where, which, by how much", () => {
+  test("another first choice: where, which, by how much", async () => {
     const mine = theirs.slice();
     const [best, , , , second] = largest(theirs, 2 * width, width, 5);
     mine[2 * width + second] = mine[2 * width + best] + 1;
-    const { firstDivergence, top1, top5, klMax, klMedian } = reported(mine);
+    const { firstDivergence, top1, top5, klMax, klMedian } = await reported(mine);
     const lead = theirs[2 * width + best] - theirs[2 * width + second];
     expect(firstDivergence).toEqual({
       position: 2,
@@ -184,23 +184,27 @@ describe("logits as tokens", () => {
     expect(klMedian).toBe(0);
   });
 
-  test("one from far below is none of the other side's five, and pushes one out", () => {
+  test("one from far below is none of the other side's five, and pushes one out", async () => {
     const mine = theirs.slice();
     const last = largest(theirs, 3 * width, width, width).at(-1)!;
     mine[3 * width + last] = 50;
-    const { firstDivergence, top5, top10 } = reported(mine);
+    const { firstDivergence, top5, top10 } = await reported(mine);
     expect(firstDivergence).toMatchObject({ position: 3, here: last, rank: width, inTopFive: false });
     expect(top5).toBeCloseTo(1 - 1 / 5 / rows, 12);
     expect(top10).toBeCloseTo(1 - 1 / 10 / rows, 12);
   });
 
-  test("a tie is one, and is still said", () => {
+  test("a tie is one, and is still said", async () => {
     const r = theirs.slice();
     const [best, second] = largest(r, 0, width, 2);
     r[second] = r[best] - 1e-6;
     const mine = r.with(second, r[best] + 1e-6);
     const logits = new Logits({ ...manifest, ids: [5], prompt_len: 1, greedy: [best], order: ["0/:logits"] }, "f32");
-    logits.add(0, mine.subarray(0, width), { key: ":logits", shape: [1, 1, width], values: r.subarray(0, width) });
+    await logits.add(0, mine.subarray(0, width), {
+      key: ":logits",
+      shape: [1, 1, width],
+      values: r.subarray(0, width),
+    });
     const judged = judge(
       { actual: mine.subarray(0, width), expected: r.subarray(0, width), shape: [1, width] },
       accumulatedGate("logits", "f32"),
@@ -212,7 +216,7 @@ describe("logits as tokens", () => {
     });
   });
 
-  test("probability and perplexity of what follows in the dump", () => {
+  test("probability and perplexity of what follows in the dump", async () => {
     const mine = theirs.map((r, i) => r + 0.3 * Math.cos(i * 1.1));
     const p = (values: Float32Array, row: number, id: number) => {
       const own = Array.from(values.subarray(row * width, (row + 1) * width), Math.exp);
@@ -220,7 +224,7 @@ describe("logits as tokens", () => {
     };
     const next = [6, 7, 8, greedy[3]];
     const [here, there] = [mine, theirs].map((values) => next.map((id, row) => p(values, row, id)));
-    const { dpRms, dnll, pplRatio } = reported(mine);
+    const { dpRms, dnll, pplRatio } = await reported(mine);
     expect(dpRms).toBeCloseTo(Math.sqrt(here.reduce((sum, x, i) => sum + (x - there[i]) ** 2, 0) / rows), 6);
     expect(dnll).toBeCloseTo(here.reduce((sum, x, i) => sum + Math.log(there[i] / x), 0) / rows, 6);
     expect(pplRatio).toBeCloseTo(Math.exp(dnll), 12);

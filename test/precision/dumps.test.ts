@@ -15,8 +15,9 @@ import type { BlockModel } from "../../src/precision/block.ts";
 import { compareConfigs } from "../../src/precision/config-diff.ts";
 import { type DiffReport, diff } from "../../src/precision/diff.ts";
 import { dump } from "../../src/precision/dump.ts";
-import { measure } from "../../src/precision/measure.ts";
-import { hashAll, measureAll, usesTwoThreads } from "../../src/precision/parallel.ts";
+import { divergences, measure } from "../../src/precision/measure.ts";
+import { topRows } from "../../src/precision/metrics.ts";
+import { compareRows, hashAll, measureAll, usesTwoThreads } from "../../src/precision/parallel.ts";
 import { Reference } from "../../src/precision/reference.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
@@ -115,6 +116,13 @@ test("hashes and metrics of two threads are those of one", async () => {
   await measureAll(pairs);
   expect(pairs.map(({ actual, expected: { values, shape } }) => measure(actual, values, shape[1]))).toEqual(expected);
   expect(await hashAll(pairs.map(({ actual }) => actual))).toEqual(digests);
+  // Rows of logits, a few at a time.
+  const [{ actual, expected: logits }] = pairs;
+  const [mine, theirs] = [actual, logits.values].map((values) => values.subarray(0, 99_900));
+  const top = topRows(mine, theirs, 300, 1e-10);
+  const rows = divergences(mine, theirs, 300).map((divergence, row) => ({ ...divergence, ...top[row] }));
+  expect(await compareRows(mine, theirs, 300, 1e-10)).toEqual(rows);
+  expect(await compareRows(actual, logits.values, 50_000, 1e-10)).toHaveLength(2);
   // Memory of one thread is left to it.
   const own = pairs.map(({ actual, expected: one }) => ({ actual: actual.slice(), expected: one }));
   await measureAll(own);
