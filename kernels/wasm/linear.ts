@@ -2,7 +2,7 @@
 // kernel here: multiply-add over k within a block of 128 columns, then the blocks one after the other. So the result does not
 // depend on the number of rows, the thread or the place in a tile. INT8 and MXFP4 take quantised rows of x: see integer.ts.
 //
-// One row is multiplied as it is decoded, in registers. More rows share a block decoded to f32 first.
+// Few rows are multiplied as weights are decoded, in registers. More rows share a block decoded to f32 first.
 import { integerProduct } from "./integer";
 import {
   BF16,
@@ -216,8 +216,19 @@ function dot4(panel: usize, count: i32, x0: usize, x1: usize, x2: usize, x3: usi
   add2(totals + 3 * PANEL_ROW, d0, d1);
 }
 
-/** Paired: 4 rows of x, 16 output rows, in the same order. */
-function dot4x16(panel: usize, count: i32, x0: usize, x1: usize, x2: usize, x3: usize, totals: usize): void {
+/** Of a vector of packed halves the low ones as f32, see weights.ts; of f32 itself. */
+function low4<W>(v: v128, mask: v128, scale: v128): v128 {
+  if (sizeof<W>() === 4) return v;
+  return isSigned<W>() ? f32x4.mul(halfLow(v, mask), scale) : i32x4.shl(v, 16);
+}
+function high4<W>(v: v128, mask: v128, scale: v128): v128 {
+  return isSigned<W>() ? f32x4.mul(halfHigh(v, mask), scale) : v128.and(v, mask);
+}
+
+/** Paired: 4 rows of x, 16 output rows, in the same order. W: f32 for a panel, else packed halves, u16 for BF16 and i16 for F16. */
+function dot4x16<W>(panel: usize, count: i32, x0: usize, x1: usize, x2: usize, x3: usize, totals: usize): void {
+  const mask = v128.load(tables, isSigned<W>() ? TABLE_F16_MASK : TABLE_HIGH_HALF);
+  const scale = v128.load(tables, TABLE_F16_SCALE);
   const zero = f32x4.splat(0);
   let a0 = zero,
     a1 = zero,
@@ -236,11 +247,13 @@ function dot4x16(panel: usize, count: i32, x0: usize, x1: usize, x2: usize, x3: 
     d2 = zero,
     d3 = zero;
   const last = (<usize>count) << 2;
-  for (let k: usize = 0; k < last; k += 4, panel += PANEL_ROW) {
-    const w0 = v128.load(panel);
-    const w1 = v128.load(panel, 16);
-    const w2 = v128.load(panel, 32);
-    const w3 = v128.load(panel, 48);
+  for (let k: usize = 0; k < last; k += 4, panel += sizeof<W>() * TILE) {
+    const v = v128.load(panel);
+    const u = v128.load(panel, 16);
+    const w0 = low4<W>(v, mask, scale);
+    const w1 = low4<W>(u, mask, scale);
+    const w2 = sizeof<W>() === 4 ? v128.load(panel, 32) : high4<W>(v, mask, scale);
+    const w3 = sizeof<W>() === 4 ? v128.load(panel, 48) : high4<W>(u, mask, scale);
     let s = v128.load32_splat(x0 + k);
     a0 = madd(s, w0, a0);
     a1 = madd(s, w1, a1);
@@ -395,6 +408,32 @@ function rowProduct(format: i32, n: i32, columns: i32, apart: i32, totals: usize
   }
 }
 
+/** Few rows of x, which do not pay for decoding a block first: adds to totals f32 [rows, 32]. W: as in `dot4x16`. */
+function fewRows<W>(w: usize, count: i32, pointers: usize, rows: i32, xOffset: usize, totals: usize): void {
+  let i = 0;
+  if (paired) {
+    for (; i + 4 <= rows; i += 4) {
+      const at = pointers + ((<usize>i) << 2);
+      const x0 = <usize>load<u32>(at) + xOffset;
+      const x1 = <usize>load<u32>(at, 4) + xOffset;
+      const x2 = <usize>load<u32>(at, 8) + xOffset;
+      const x3 = <usize>load<u32>(at, 12) + xOffset;
+      const to = totals + <usize>i * PANEL_ROW;
+      dot4x16<W>(w, count, x0, x1, x2, x3, to);
+      dot4x16<W>(w + sizeof<W>() * (TILE / 2), count, x0, x1, x2, x3, to + 64);
+    }
+  }
+  for (; i < rows; i++) {
+    const x = <usize>load<u32>(pointers + ((<usize>i) << 2)) + xOffset;
+    const sums = scratch + SCRATCH_BLOCK_SUMS;
+    memory.fill(sums, 0, PANEL_ROW);
+    if (sizeof<W>() === 4) dotF32(w, count, x, sums);
+    else if (isSigned<W>()) dotF16(w, count, x, sums);
+    else dotBf16(w, count, x, sums);
+    addSums(totals + <usize>i * PANEL_ROW, sums);
+  }
+}
+
 /** Block of a tile × rows: adds to totals f32 [rows, 32]. The rows of x start at `pointers`, plus `xOffset`. */
 function blockProduct(
   format: i32,
@@ -405,11 +444,16 @@ function blockProduct(
   xOffset: usize,
   totals: usize,
 ): void {
+  if (rows <= (paired ? 8 : 3)) {
+    if (format === BF16) fewRows<u16>(w, count, pointers, rows, xOffset, totals);
+    else if (format === F16) fewRows<i16>(w, count, pointers, rows, xOffset, totals);
+    else fewRows<f32>(w, count, pointers, rows, xOffset, totals);
+    return;
+  }
   const panel = unpackPanel(format, w, count, scratch + SCRATCH_PANEL);
   let i = 0;
   if (paired) {
-    // Eight rows are twice four.
-    for (; i + 6 <= rows && i + 8 !== rows; i += 6) {
+    for (; i + 6 <= rows; i += 6) {
       const at = pointers + ((<usize>i) << 2);
       const x0 = <usize>load<u32>(at) + xOffset;
       const x1 = <usize>load<u32>(at, 4) + xOffset;
@@ -421,28 +465,19 @@ function blockProduct(
       dot6x16(panel, count, x0, x1, x2, x3, x4, x5, to);
       dot6x16(panel + 64, count, x0, x1, x2, x3, x4, x5, to + 64);
     }
-  }
-  for (; i + 4 <= rows; i += 4) {
-    const at = pointers + ((<usize>i) << 2);
-    const x0 = <usize>load<u32>(at) + xOffset;
-    const x1 = <usize>load<u32>(at, 4) + xOffset;
-    const x2 = <usize>load<u32>(at, 8) + xOffset;
-    const x3 = <usize>load<u32>(at, 12) + xOffset;
-    const to = totals + <usize>i * PANEL_ROW;
-    if (paired) {
-      dot4x16(panel, count, x0, x1, x2, x3, to);
-      dot4x16(panel + 64, count, x0, x1, x2, x3, to + 64);
-    } else {
+  } else {
+    for (; i + 4 <= rows; i += 4) {
+      const at = pointers + ((<usize>i) << 2);
+      const x0 = <usize>load<u32>(at) + xOffset;
+      const x1 = <usize>load<u32>(at, 4) + xOffset;
+      const x2 = <usize>load<u32>(at, 8) + xOffset;
+      const x3 = <usize>load<u32>(at, 12) + xOffset;
+      const to = totals + <usize>i * PANEL_ROW;
       for (let part: usize = 0; part < PANEL_ROW; part += 32) dot4(panel + part, count, x0, x1, x2, x3, to + part);
     }
   }
-  for (; i < rows; i++) {
-    const x = <usize>load<u32>(pointers + ((<usize>i) << 2)) + xOffset;
-    const sums = scratch + SCRATCH_BLOCK_SUMS;
-    memory.fill(sums, 0, PANEL_ROW);
-    dotF32(panel, count, x, sums);
-    addSums(totals + <usize>i * PANEL_ROW, sums);
-  }
+  const rest = pointers + ((<usize>i) << 2);
+  fewRows<f32>(panel, count, rest, rows - i, xOffset, totals + <usize>i * PANEL_ROW);
 }
 
 /**
