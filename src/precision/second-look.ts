@@ -10,7 +10,7 @@ import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
 import { judge } from "./compare.ts";
 import type { GemmBound } from "./details.ts";
 import type { Gate } from "./gates.ts";
-import { blockOf, split, type Values } from "./isolate.ts";
+import { blockOf, sourcesOf, split, type Values } from "./isolate.ts";
 import { type ExactProduct, gemmBound, nmse } from "./metrics.ts";
 import { agree, recompute, replayed } from "./recompute.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
@@ -92,15 +92,31 @@ async function inputOf(reference: Reference, full: string): Promise<Float32Array
   return key === undefined ? undefined : (await reference.read(key)).values;
 }
 
-/** Whether weights lie between a tap and what of the dump is nearest before it; else only code does. */
+/**
+ * Whether weights that the dump may have others of lie between a tap and what of the dump is nearest before it; else only code does.
+ * trust.ts has compared the embedding, and norms of which the dump has the input; of linear layers a few rows only.
+ */
 function hasWeights({ manifest }: Reference, full: string, { architecture, config }: BlockModel): boolean {
   const { step, key } = split(full);
   const [path, port] = key.split(":");
-  const names = Object.keys(architecture.tensors(config));
-  if (path === "") return true; // the head's
-  const dumpedInside = manifest.order.some((other) => other.startsWith(`${step}/${path}.`));
-  if (/^(probs|ctx|out\.1)$/.test(port) && names.includes(`${path}.sinks`)) return true;
-  return !dumpedInside && names.some((name) => name.startsWith(`${path}.`));
+  const names = new Set(Object.keys(architecture.tensors(config)));
+  const dumped = new Set(manifest.order.map(split).flatMap((at) => (at.step === step ? [at.key] : [])));
+  const some = (pattern: RegExp) => [...dumped].some((other) => blockOf(other) === blockOf(key) && pattern.test(other));
+  if (/(embed_tokens|rotary_emb)$/.test(path)) return false;
+  if (/layers\.\d+$/.test(path)) return !some(/\.(mlp|mlp\.down_proj|post_feedforward_layernorm):out$/);
+  if (/norm$/.test(path) && port === "out") return !dumped.has(`${path}:in`);
+  if (/^out(\.0)?$/.test(port) && names.has(`${path}.weight`)) return true;
+  if (path.endsWith(".experts") && /^(gate_up|slots|out)$/.test(port))
+    return !(port === "out" && dumped.has(`${path}:slots`));
+  if (
+    /^(probs|ctx|out\.1)$/.test(port) &&
+    names.has(`${path}.sinks`) &&
+    (port === "probs" || !dumped.has(`${path}:probs`))
+  )
+    return true;
+  // Angles are no weights, and say nothing of those before them.
+  const made = sourcesOf(key, dumped).some((source) => !source.startsWith("model.rotary_emb:"));
+  return !made && !(port === "in" && some(/layernorm:out$/));
 }
 
 /** Output channels that are computed in f64. */

@@ -28,8 +28,8 @@ export interface WeightSamples {
 
 export const NO_SAMPLES: WeightSamples = { linear: new Map(), norms: new Map(), embedding: new Map() };
 
-/** Rows of the embedding that are compared. */
-const SOME_TOKENS = 4;
+/** Tokens whose rows of the embedding are compared. */
+const SOME_TOKENS = 64;
 
 /** Read from the checkpoint, so that no device stands between it and the dump. `ids`: of the dump's prompt. */
 export async function sampleWeights(
@@ -46,7 +46,7 @@ export async function sampleWeights(
     const embeds = name === "model.embed_tokens.weight";
     if (embeds) {
       const source = checkpoint.source(name, spec);
-      for (const id of ids.filter((id) => id < config.vocabSize).slice(0, SOME_TOKENS)) {
+      for (const id of [...new Set(ids)].filter((id) => id < config.vocabSize).slice(0, SOME_TOKENS)) {
         embedding.set(id, await decodeWeight(source, id, id + 1));
       }
     }

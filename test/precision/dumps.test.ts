@@ -19,6 +19,7 @@ import { divergences, measure } from "../../src/precision/measure.ts";
 import { topRows } from "../../src/precision/metrics.ts";
 import { compareRows, hashAll, measureAll, usesTwoThreads } from "../../src/precision/parallel.ts";
 import { Reference } from "../../src/precision/reference.ts";
+import { sampleWeights } from "../../src/precision/trust.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
 import { DEFECTS } from "./defects.ts";
@@ -518,6 +519,43 @@ describe("a dump of other weights that no linear layer shows", () => {
     const report = await compared("gpt_oss", /layers\.1\.mlp\.experts\.gate_up_proj$/, /./, 0.01);
     expect(report.verdict).toBe("fail");
     expect(report.notes.join()).toMatch(/reference and cpu agree on .*: not the device is wrong/);
+  });
+
+  test.each([
+    ["another activation", "llama", { activation: "gelu_tanh" }, "0/model.layers.0.mlp.down_proj:in"],
+    ["norms without their unit offset", "gemma2", { norm: { eps: 1e-6 } }, "0/model.layers.0.input_layernorm:out"],
+    ["another scale of scores", "mistral", { attentionScale: 0.1 }, "0/model.layers.0.self_attn:probs"],
+  ] as const)(
+    "what all devices share is wrong, with weights that the dump vouches for: %s",
+    async (_, model, wrong, tap) => {
+      await using pair = await openPair(model, createReferenceBackend(), { config: (read) => ({ ...read, ...wrong }) });
+      const { runner, reference, samples } = pair;
+      const withModel = <T>(use: (of: BlockModel) => T) => use({ ...pair, config: runner.config });
+      const { verdict, reason, firstGuilty, notes } = await diff(runner, reference, { samples, withModel });
+      expect({ verdict, reason, firstGuilty }).toEqual({ verdict: "fail", reason: undefined, firstGuilty: tap });
+      expect(notes.join()).toMatch(/reference and cpu agree on .*: not the device is wrong, but .*src\/models/);
+    },
+  );
+
+  test("another row of the embedding, of a token late in the prompt", async () => {
+    const late = (values: Float32Array) => values.map((value, i) => (Math.floor(i / 40) === 69 ? 1.5 * value : value));
+    await using made = await openPair("llama", alteredBackend({ source: alterValues(/embed_tokens/, late) }));
+    const dumped = await dump(made.runner, { ids: [1, 2, 3, 4, 5, 6, 7, 69, 8], decode: 0, wants: () => true });
+    await using reference = Reference.fromDump(dumped, "llama");
+    await using checkpoint = await openPair("llama", createReferenceBackend());
+    const { runner, architecture, config } = checkpoint;
+    const samples = await sampleWeights(checkpoint.checkpoint, architecture, config, dumped.ids);
+    const { verdict, reason } = await diff(runner, reference, { samples });
+    expect({ verdict, reason }).toEqual({
+      verdict: "not-comparable",
+      reason: expect.stringMatching(/embed_tokens has other/),
+    });
+  });
+
+  test("the ends of a layer and its attention: what follows has other weights", async () => {
+    const keep = /^\d+\/(model\.layers\.\d+:out|model\.layers\.\d+\.self_attn:ctx|model\.norm:out|:logits)$/;
+    const report = await compared("llama", /layers\.1\.mlp\.up_proj/, keep);
+    expect(report).toMatchObject({ verdict: "not-comparable", firstGuilty: "0/model.layers.1:out" });
   });
 
   test("where no weights are between: only a note", async () => {
