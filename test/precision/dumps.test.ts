@@ -763,6 +763,22 @@ describe("exit codes of vernier diff", () => {
     });
   });
 
+  test("JSON has the same keys whatever the verdict", async () => {
+    const half = write(await read("llama"));
+    writeFileSync(`${half}.json`, "{");
+    const keysOf = (...args: string[]) => {
+      const { status, stdout } = vernier("diff", model, ...args, "--json");
+      return { status, keys: Object.keys(JSON.parse(stdout)).sort() };
+    };
+    const base = ["--reference", `${model}/dump.f32`];
+    const { status, keys } = keysOf(...base, "--device", "reference");
+    expect({ status, reason: keys.includes("reason") }).toEqual({ status: 0, reason: true });
+    expect(keysOf(...base, "--device", "cpu", "--kv-cache", "int8", "--class", "f32")).toEqual({ status: 1, keys });
+    expect(keysOf("--reference", `${MODELS}qwen2/dump.f32`, "--device", "reference")).toEqual({ status: 3, keys });
+    expect(keysOf("--reference", half)).toEqual({ status: 3, keys });
+    expect(keysOf(...base, "--device", "webgpu")).toEqual({ status: 6, keys });
+  });
+
   test("6 for holes, 0 when they are allowed", async () => {
     const dump = await read("llama");
     drop(dump, /^0\/model\.layers\.0\.self_attn:ctx$/);
