@@ -1,10 +1,8 @@
 // A second look at the first guilty tap: what another implementation makes of the dump's own input. Where it agrees with the device and
 // not with the dump, the device is not to blame: the weights are other ones, or what all devices share is wrong. Node only.
 
-import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Checkpoint } from "../../weights/checkpoint.ts";
 import { decodeWeight } from "../../weights/decode.ts";
-import type { Backend } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
 import { judge } from "./compare.ts";
@@ -12,7 +10,7 @@ import type { GemmBound } from "./details.ts";
 import type { Gate } from "./gates.ts";
 import { blockOf, sourcesOf, split, type Values } from "./isolate.ts";
 import { type ExactProduct, gemmBound, nmse } from "./metrics.ts";
-import { agree, recompute, replayed } from "./recompute.ts";
+import { agree, otherThan, recompute, replayed } from "./recompute.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 import { OTHER_WEIGHTS } from "./trust.ts";
 import { locate } from "./where.ts";
@@ -61,7 +59,7 @@ export async function lookAgain(
     const note = `${tap} was not computed by another implementation: its block is too large for the reference backend`;
     return { where, gemm, notes: [note] };
   }
-  const { name, backend } = await judgeOf(runner);
+  const { name, backend } = await otherThan(runner);
   const theirs = await recompute(reference, at, { backend }, model);
   const added = (values: Values) => (input === undefined ? values : Float64Array.from(values, (x, i) => x - input[i]));
   const error = nmse(added(mine), added(expected.values));
@@ -73,13 +71,6 @@ export async function lookAgain(
     return { where, gemm, notes: [`${agreed}: not the device is wrong, but the dump, or ${code}`] };
   const reason = `${agreed}, and the dump has something else (NMSE ${error.toPrecision(2)}): it is of other weights, or ${code}`;
   return { where, gemm, notes: [], reason };
-}
-
-/** An implementation that shares no kernel with the runner's. The CPU's keeps weights packed, so that large blocks have room. */
-async function judgeOf({ backend }: Runner): Promise<{ name: string; backend: Backend }> {
-  if (backend.name === "cpu") return { name: "reference", backend: createReferenceBackend() };
-  const { createCpuBackend } = await import("../../backends/cpu/index.ts");
-  return { name: "cpu", backend: await createCpuBackend({ threads: 1, precision: "exact" }) };
 }
 
 /** Of a layer: what the one before it made, if the dump has no input of its own. */
