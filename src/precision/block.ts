@@ -1,6 +1,5 @@
 // One block of a network (a layer, the embedding, the final norm, the head), on the reference backend unless asked otherwise, correct
-// or altered. Loads
-// no more weights than that block has, so that a large model's layer can be tried many times.
+// or altered. Loads no more weights than that block has, so that a large model's layer can be tried many times.
 import type { Checkpoint } from "../../weights/checkpoint.ts";
 import { type Backend, sizeOf, type WeightSource } from "../backend.ts";
 import type { Architecture, BaseConfig } from "../model.ts";
