@@ -7,6 +7,7 @@ import type { Runner } from "../runner.ts";
 import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
 import { judge } from "./compare.ts";
 import type { GemmBound } from "./details.ts";
+import { sameFiles } from "./fingerprint.ts";
 import type { Gate } from "./gates.ts";
 import { blockOf, sourcesOf, split, type Values } from "./isolate.ts";
 import { type ExactProduct, gemmBound, nmse } from "./metrics.ts";
@@ -67,7 +68,8 @@ export async function lookAgain(
   const agreed = `${runner.backend.name} and ${name} agree on what the ${other === undefined ? "dump" : "reference"}'s own input gives at ${tap}`;
   if (other !== undefined) return { where, gemm, notes: [`${agreed}: the one that is wrong is ${other}`] };
   const code = `what all devices share is wrong (src/models/${runner.config.modelType}.ts, or how config.json is read)`;
-  if (error <= OTHER_WEIGHTS || !hasWeights(reference, tap, model))
+  const doubtful = error > OTHER_WEIGHTS && hasWeights(reference, tap, model);
+  if (!doubtful || (await sameFiles(reference.manifest.weights, model.files)))
     return { where, gemm, notes: [`${agreed}: not the device is wrong, but the dump, or ${code}`] };
   const reason = `${agreed}, and the dump has something else (NMSE ${error.toPrecision(2)}): it is of other weights, or ${code}`;
   return { where, gemm, notes: [], reason };

@@ -10,11 +10,13 @@ import { describe, expect, test } from "vitest";
 import { createCpuBackend } from "../../backends/cpu/index.ts";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Backend } from "../../src/backend.ts";
+import type { BaseConfig } from "../../src/model.ts";
 import { alteredBackend, alterValues } from "../../src/precision/altered.ts";
 import type { BlockModel } from "../../src/precision/block.ts";
 import { compareConfigs } from "../../src/precision/config-diff.ts";
 import { type DiffReport, diff } from "../../src/precision/diff.ts";
 import { dump } from "../../src/precision/dump.ts";
+import { fingerprint } from "../../src/precision/fingerprint.ts";
 import { divergences, measure } from "../../src/precision/measure.ts";
 import { topRows } from "../../src/precision/metrics.ts";
 import { compareRows, hashAll, measureAll, usesTwoThreads } from "../../src/precision/parallel.ts";
@@ -536,6 +538,27 @@ describe("a dump of other weights that no linear layer shows", () => {
       expect(notes.join()).toMatch(/reference and cpu agree on .*: not the device is wrong, but .*src\/models/);
     },
   );
+
+  test.each([
+    ["of files that nobody knows", undefined, "not-comparable"],
+    ["of other files", "0".repeat(64), "not-comparable"],
+    ["of these very files", "fingerprint", "fail"],
+  ] as const)("what all devices share is wrong in experts, and the dump is %s", async (_, known, verdict) => {
+    const files = await openDirectory(`${MODELS}gpt_oss`);
+    const clamped = (config: BaseConfig) => ({ ...config, swigluLimit: 0.3 });
+    await using pair = await openPair("gpt_oss", createReferenceBackend(), { config: clamped });
+    const { runner, reference, samples } = pair;
+    if (known !== undefined) {
+      const file = await files.open("model.safetensors");
+      const own = await fingerprint(file).finally(() => file.close());
+      const print = known === "fingerprint" ? own : known;
+      Object.assign(reference.manifest, { weights: { "model.safetensors": print } });
+    }
+    const withModel = <T>(use: (of: BlockModel) => T) => use({ ...pair, config: runner.config, files });
+    const report = await diff(runner, reference, { samples, withModel });
+    expect(report).toMatchObject({ verdict, firstGuilty: "0/model.layers.0.mlp.experts:out" });
+    expect(report.notes.join()).toMatch(verdict === "fail" ? /agree on .*: not the device is wrong/ : /^(?!.*agree)/);
+  });
 
   test("another row of the embedding, of a token late in the prompt", async () => {
     const late = (values: Float32Array) => values.map((value, i) => (Math.floor(i / 40) === 69 ? 1.5 * value : value));
