@@ -11,6 +11,7 @@ import { createCpuBackend } from "../../backends/cpu/index.ts";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Backend } from "../../src/backend.ts";
 import type { BaseConfig } from "../../src/model.ts";
+import type { LlamaConfig } from "../../src/models/llama.ts";
 import { alteredBackend, alterValues } from "../../src/precision/altered.ts";
 import type { BlockModel } from "../../src/precision/block.ts";
 import { compareConfigs } from "../../src/precision/config-diff.ts";
@@ -558,6 +559,19 @@ describe("a dump of other weights that no linear layer shows", () => {
     const report = await diff(runner, reference, { samples, withModel });
     expect(report).toMatchObject({ verdict, firstGuilty: "0/model.layers.0.mlp.experts:out" });
     expect(report.notes.join()).toMatch(verdict === "fail" ? /agree on .*: not the device is wrong/ : /^(?!.*agree)/);
+  });
+
+  test("a bias that the network does not ask for is a suspect too", async () => {
+    await using pair = await openPair("qwen2", createReferenceBackend());
+    const { runner, reference, checkpoint, architecture } = pair;
+    const read = pair.config as LlamaConfig;
+    const config = { ...read, biases: { ...read.biases, qkv: false } };
+    const samples = await sampleWeights(checkpoint, architecture, config, reference.manifest.ids);
+    const { verdict, reason } = await diff(runner, reference, { samples });
+    expect({ verdict, reason }).toEqual({
+      verdict: "not-comparable",
+      reason: expect.stringMatching(/q_proj has other weights .*; or its bias is missing here/),
+    });
   });
 
   test("another row of the embedding, of a token late in the prompt", async () => {
