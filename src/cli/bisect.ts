@@ -38,9 +38,8 @@ export function bisectCommand(): Command {
     .option("--ids <list>", "or this one: token ids, 1,2,3 or @file.json")
     .option(
       "--decode <n>",
-      "steps after the prompt: on the dump's ids, or on those that the good device chooses",
+      "steps after the prompt: on the dump's ids, or on those that the good device chooses (default: 1, if the dump has any)",
       Number,
-      1,
     )
     .addOption(new Option("--good <name>", "the device that is trusted").choices(DEVICES).default("reference"))
     .addOption(
@@ -82,13 +81,14 @@ async function run(model: string, flags: Flags): Promise<void> {
     });
     const names = { good: good.device, bad: bad.device };
     const descriptions = { goodDescription: good.description, badDescription: bad.description };
-    if (flags.json) printJson({ model, ...names, ...descriptions, ...result });
-    else process.stdout.write(`good: ${goodLine}\nbad:  ${badLine}\n${text(result)}`);
+    // Files first, as in diff.
     if (html !== undefined) {
       const created = `${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC`;
       const page = bisectPage(result, { model: basename(resolve(model)), good: goodLine, bad: badLine, created });
       await write(html, page);
     }
+    if (flags.json) printJson({ model, ...names, ...descriptions, ...result });
+    else process.stdout.write(`good: ${goodLine}\nbad:  ${badLine}\n${text(result)}`);
     process.exitCode = EXIT_CODES[result.verdict];
   } finally {
     await open.checkpoint.close();

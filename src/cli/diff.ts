@@ -90,12 +90,11 @@ async function run(argument: string | undefined, flags: Flags): Promise<void> {
   try {
     await compare(model, flags);
   } catch (error) {
-    // A device that is not there has compared nothing.
-    const absent = error instanceof DeviceError && error.code === "DEVICE_UNAVAILABLE";
-    if (!absent && !isUnreadable(error, flags.reference)) throw error;
-    const verdict = absent ? "incomplete" : "not-comparable";
+    const verdict = verdictOf(error, flags.reference);
+    if (verdict === undefined) throw error;
     report(error);
-    if (flags.json) printJson({ model, ...sidesOf(flags), ...nothingCompared(verdict, (error as Error).message) });
+    if (flags.json)
+      printJson({ model, ...sidesOf(flags), ...nothingCompared(flags, verdict, (error as Error).message) });
     process.exitCode = EXIT_CODES[verdict];
   }
 }
@@ -126,11 +125,11 @@ function checkFlags(argument: string | undefined, flags: Flags): string {
 }
 
 function sidesOf({ reference, a, b, device }: Flags): object {
-  return reference === undefined ? { a, b, device: b } : { reference, device };
+  return reference === undefined ? { a, b, device: b } : { reference, device: device ?? null };
 }
 
-/** What `--json` prints where there was nothing to compare. */
-function nothingCompared(verdict: Verdict, reason: string): object {
+/** What `--json` prints where there was nothing to compare: the keys of `flatten`. */
+function nothingCompared({ fusion, class: asked }: Flags, verdict: Verdict, reason: string): object {
   const nothing = {
     where: null,
     guilty: [],
@@ -140,11 +139,26 @@ function nothingCompared(verdict: Verdict, reason: string): object {
     routing: null,
     headline: { logits: null, layers: [] },
   };
-  return { verdict, reason, firstGuilty: null, ...nothing, taps: [], unobserved: [] };
+  return {
+    verdict,
+    reason,
+    firstGuilty: null,
+    ...nothing,
+    taps: [],
+    unobserved: [],
+    fusion,
+    computeClass: asked ?? null,
+  };
+}
+
+/** Of a command that could not begin to compare. Undefined: that is no verdict but an error. */
+export function verdictOf(error: unknown, reference?: string): "incomplete" | "not-comparable" | undefined {
+  if (error instanceof DeviceError && error.code === "DEVICE_UNAVAILABLE") return "incomplete";
+  return isUnreadable(error, reference) ? "not-comparable" : undefined;
 }
 
 /** A dump that is there and cannot be read is not comparable. */
-export function isUnreadable(error: unknown, reference = ""): error is VernierError {
+function isUnreadable(error: unknown, reference = ""): error is VernierError {
   if (!(error instanceof VernierError)) return false;
   const base = basename(reference);
   // Where there is a manifest, the other file belongs to it; where there is none, the path is wrong.
@@ -302,7 +316,7 @@ function exitCode(report: DiffReport, { allowMissing, strict }: Flags): number {
   return EXIT_CODES[report.verdict];
 }
 
-/** The stable JSON: metrics of a tap, also beside its key. */
+/** The stable JSON: metrics of a tap, also beside its key; the same keys whatever the verdict. */
 function flatten(report: DiffReport): object {
   const taps = report.taps.map(({ metrics, gate, isolated, ...tap }) => ({
     ...tap,
@@ -316,7 +330,7 @@ function flatten(report: DiffReport): object {
       verdict: isolated.verdict,
     },
   }));
-  return { ...report, taps };
+  return { ...report, reason: report.reason ?? null, taps };
 }
 
 /** What is known of the tap where to begin. */

@@ -13,7 +13,7 @@ import { Reference } from "../precision/reference.ts";
 import type { WithModel } from "../precision/second-look.ts";
 import { openSession } from "../precision/session.ts";
 import { kvCacheOption, printJson, report } from "./common.ts";
-import { isUnreadable, sizesOf } from "./diff.ts";
+import { sizesOf, verdictOf } from "./diff.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -54,22 +54,23 @@ export function explainCommand(): Command {
 async function run(model: string, flags: Flags): Promise<void> {
   try {
     const { device, compared, found } = await find(model, flags);
-    const { verdict, reason, guilty } = compared;
+    const { verdict, reason = null, guilty } = compared;
     const notes = [...compared.notes, ...found.notes];
     if (flags.json) printJson({ model, reference: flags.reference, device, verdict, reason, guilty, ...found, notes });
     else process.stdout.write(text(compared, { ...found, notes }));
     process.exitCode = EXIT_CODES[verdict];
   } catch (error) {
-    if (!isUnreadable(error, flags.reference)) throw error;
+    const verdict = verdictOf(error, flags.reference);
+    if (verdict === undefined) throw error;
     report(error);
-    const verdict = "not-comparable";
-    const { reference } = flags;
-    if (flags.json) printJson({ model, reference, verdict, reason: error.message, guilty: [], ...NOTHING });
+    const { reference, device } = flags;
+    const reason = (error as Error).message;
+    if (flags.json) printJson({ model, reference, device, verdict, reason, guilty: [], ...NOTHING });
     process.exitCode = EXIT_CODES[verdict];
   }
 }
 
-/** Of a dump that tells nothing. */
+/** Where nothing was compared. */
 const NOTHING: Explanation = { tap: null, error: 0, where: null, cause: null, hypotheses: [], notes: [] };
 
 interface Found {

@@ -1,7 +1,7 @@
 // One block of a network (a layer, the embedding, the final norm, the head), on the reference backend unless asked otherwise, correct
-// or altered. Loads
-// no more weights than that block has, so that a large model's layer can be tried many times.
+// or altered. Loads no more weights than that block has, so that a large model's layer can be tried many times.
 import type { Checkpoint } from "../../weights/checkpoint.ts";
+import type { ModelFiles } from "../../weights/files.ts";
 import { type Backend, sizeOf, type WeightSource } from "../backend.ts";
 import type { Architecture, BaseConfig } from "../model.ts";
 import type { RopeSpec } from "../rope.ts";
@@ -13,6 +13,8 @@ export interface BlockModel {
   readonly config: BaseConfig;
   /** Must stay open. */
   readonly checkpoint: Checkpoint;
+  /** Where the checkpoint's files are, if it is of files. */
+  readonly files?: ModelFiles;
 }
 
 export interface BlockOptions {

@@ -10,7 +10,7 @@ import { fitsAt, hypothesesAt } from "./hypotheses.ts";
 import { blockOf, split } from "./isolate.ts";
 import { nmse } from "./metrics.ts";
 import { type Explained, Ranking } from "./ranking.ts";
-import { agree, recompute, replayed } from "./recompute.ts";
+import { agree, otherThan, recompute, replayed } from "./recompute.ts";
 import type { Reference } from "./reference.ts";
 import { guesses } from "./transforms.ts";
 import { locate } from "./where.ts";
@@ -39,11 +39,12 @@ export async function explain(
 ): Promise<Explanation> {
   const nothing = { tap, error: 0, where: null, cause: null, hypotheses: [], notes: [] };
   if (tap === null) return nothing;
-  const { step, key } = split(tap);
+  const at = split(tap);
+  const { key } = at;
   const read = await reference.read(tap);
   // Replays have the reference forget what it read.
   const expected = { ...read, values: read.values.slice() };
-  const actual = await replayed(runner, reference, { step, key });
+  const actual = await replayed(runner, reference, at);
   if (actual === undefined) return nothing;
   const sides = { actual, expected: expected.values, shape: expected.shape };
   const gate = isolatedGate(kindOf(key), computeClass);
@@ -54,10 +55,14 @@ export async function explain(
   }
   const notes: string[] = [];
   const bytes = blockBytes(model, blockOf(key));
-  const right = bytes > BLOCK_LIMIT ? undefined : await recompute(reference, { step, key }, {}, model);
+  const right = bytes > BLOCK_LIMIT ? undefined : await recompute(reference, at, {}, model);
   // What the reference backend computes as the device does is no mistake of the device: then the dump is what is to be explained.
-  const shared = right !== undefined && agree(actual, right, error);
-  if (shared) notes.push("the reference backend computes the same as the device: causes are what would give the dump");
+  const alike = right !== undefined && agree(actual, right, error);
+  // But it is no witness for itself.
+  const witness = runner.backend.name === "reference" ? "cpu" : "the reference backend";
+  const theirs = alike && witness === "cpu" ? await recompute(reference, at, await otherThan(runner), model) : right;
+  const shared = alike && theirs !== undefined && agree(actual, theirs, error);
+  if (shared) notes.push(`${witness} computes the same as the device: causes are what would give the dump`);
   const [target, base] = shared ? [expected.values, actual] : [actual, expected.values];
   const ranking = new Ranking(target, base, part);
   const within = ranking.part?.has;
@@ -65,16 +70,19 @@ export async function explain(
   for (const { name, predicted, fitted } of guesses(Float32Array.from(target), from, { ...model, key, within })) {
     ranking.add(name, predicted, fitted);
   }
-  if (bytes > BLOCK_LIMIT) {
+  if (alike && !shared) {
+    notes.push(
+      "mistakes of the operation were not tried: the reference backend, which would make them, is itself wrong",
+    );
+  } else if (bytes > BLOCK_LIMIT) {
     notes.push(`mistakes of the operation were not tried: its block would need ${bytes} bytes on the host`);
   } else {
     for (const hypothesis of hypothesesAt({ key, experts, fromToken: part?.fromToken, ...model })) {
-      const predicted = await recompute(reference, { step, key }, hypothesis, model);
+      const predicted = await recompute(reference, at, hypothesis, model);
       if (predicted !== undefined && ranking.says(predicted)) ranking.add(hypothesis.name, predicted);
     }
     for (const { name, by, power = 1 } of fitsAt(key)) {
-      const predict = (linear: number) =>
-        recompute(reference, { step, key }, { alteration: by(linear ** (1 / power)) }, model);
+      const predict = (linear: number) => recompute(reference, at, { alteration: by(linear ** (1 / power)) }, model);
       const fitted = await fitFactor({ actual: target, expected: base, within, predict });
       if (fitted === undefined) continue;
       ranking.add(`${name} × ${inDigits(fitted.factor ** (1 / power))}`, fitted.predicted, 1);

@@ -432,47 +432,49 @@ export function blockOf(key: string): string {
   return /^model\.layers\.\d+/.exec(key)?.[0] ?? (key === ":logits" ? "lm_head" : key.split(":")[0]);
 }
 
-/**
- * What is wrong by itself among failing operations. Between two inputs taken from the reference an error still reaches the
- * ports behind it: attention after a wrong cache, the gated product after a wrong projection, a module after its last part.
- */
+/** What is wrong by itself among failing operations. */
 function blame(failed: readonly string[]): string[] {
   const bad = new Set(failed);
-  return failed.filter((key) => {
-    const [path, port] = key.split(":");
-    const has = (other: string) => bad.has(other);
-    const sources: string[] = port === "logits" ? ["lm_head:out"] : [];
-    const projections = [...bad].filter((other) => other.startsWith(`${path}.`) && /(q|k|v|qkv)_proj:out$/.test(other));
-    if (path.endsWith("self_attn")) {
-      const tables = [...bad].filter((other) => other.startsWith("model.rotary_emb:"));
-      const norms = [`${path}.q_norm:out`, `${path}.k_norm:out`];
-      if (/^(q_rope|k_cache|v_cache)$/.test(port)) sources.push(...projections, ...norms, ...tables);
-      if (/^(probs|ctx|out\.1)$/.test(port))
-        sources.push(`${path}:k_cache`, ...(port === "probs" ? [] : [`${path}:v_cache`]), ...projections);
-      if (port === "ctx" || port === "out.1") sources.push(`${path}:probs`);
-      if (port === "out") sources.push(`${path}.o_proj:out`);
-    }
-    if (/_norm$/.test(path) && port === "in") sources.push(key.replace(/_norm:in$/, "_proj:out"));
-    if (path.endsWith("o_proj") && port === "in") sources.push(path.replace("o_proj", "").replace(/\.$/, ":ctx"));
-    if (path.endsWith("down_proj") && port === "in") {
-      const mlp = path.replace(/\.down_proj$/, "");
-      sources.push(`${mlp}.gate_proj:out`, `${mlp}.up_proj:out`, `${mlp}.gate_up_proj:out`);
-    }
-    if (path.endsWith(".experts")) {
-      const inner = ["gate_up", "act", "slots", "out"];
-      sources.push(...inner.slice(0, inner.indexOf(port)).map((earlier) => `${path}:${earlier}`));
-    }
-    if (path.endsWith(".mlp") && port === "out") sources.push(`${path}.down_proj:out`, `${path}.experts:out`);
-    if (path.endsWith(".mlp") && port === "out.1") sources.push(`${path}.router:out.1`, `${path}.gate:out.1`);
-    if (/\.(router|gate)$/.test(path) && port !== "out.0" && port.startsWith("out.")) sources.push(`${path}:out.0`);
-    if (/layernorm$/.test(path) && port === "in") {
-      const layer = path.slice(0, path.lastIndexOf("."));
-      if (path.endsWith("post_attention_layernorm")) sources.push(`${layer}.self_attn.o_proj:out`);
-      if (path.endsWith("pre_feedforward_layernorm")) sources.push(`${layer}.post_attention_layernorm:out`);
-      if (path.endsWith("post_feedforward_layernorm")) sources.push(`${layer}.mlp.down_proj:out`);
-    }
-    return !sources.some(has);
-  });
+  return failed.filter((key) => sourcesOf(key, bad).length === 0);
+}
+
+/**
+ * Those of some taps that a tap is made of without another input between them. So far an error still gets where operations read the
+ * reference's values: attention after a wrong cache, the gated product after a wrong projection, a module after its last part.
+ */
+export function sourcesOf(key: string, among: ReadonlySet<string>): string[] {
+  const [path, port] = key.split(":");
+  const sources: string[] = port === "logits" ? ["lm_head:out"] : [];
+  const projections = [...among].filter((other) => other.startsWith(`${path}.`) && /(q|k|v|qkv)_proj:out$/.test(other));
+  if (path.endsWith("self_attn")) {
+    const tables = [...among].filter((other) => other.startsWith("model.rotary_emb:"));
+    const norms = [`${path}.q_norm:out`, `${path}.k_norm:out`];
+    if (/^(q_rope|k_cache|v_cache)$/.test(port)) sources.push(...projections, ...norms, ...tables);
+    if (/^(probs|ctx|out\.1)$/.test(port))
+      sources.push(`${path}:k_cache`, ...(port === "probs" ? [] : [`${path}:v_cache`]), ...projections);
+    if (port === "ctx" || port === "out.1") sources.push(`${path}:probs`);
+    if (port === "out") sources.push(`${path}.o_proj:out`);
+  }
+  if (/_norm$/.test(path) && port === "in") sources.push(key.replace(/_norm:in$/, "_proj:out"));
+  if (path.endsWith("o_proj") && port === "in") sources.push(path.replace("o_proj", "").replace(/\.$/, ":ctx"));
+  if (path.endsWith("down_proj") && port === "in") {
+    const mlp = path.replace(/\.down_proj$/, "");
+    sources.push(`${mlp}.gate_proj:out`, `${mlp}.up_proj:out`, `${mlp}.gate_up_proj:out`);
+  }
+  if (path.endsWith(".experts")) {
+    const inner = ["gate_up", "act", "slots", "out"];
+    sources.push(...inner.slice(0, inner.indexOf(port)).map((earlier) => `${path}:${earlier}`));
+  }
+  if (path.endsWith(".mlp") && port === "out") sources.push(`${path}.down_proj:out`, `${path}.experts:out`);
+  if (path.endsWith(".mlp") && port === "out.1") sources.push(`${path}.router:out.1`, `${path}.gate:out.1`);
+  if (/\.(router|gate)$/.test(path) && port !== "out.0" && port.startsWith("out.")) sources.push(`${path}:out.0`);
+  if (/layernorm$/.test(path) && port === "in") {
+    const layer = path.slice(0, path.lastIndexOf("."));
+    if (path.endsWith("post_attention_layernorm")) sources.push(`${layer}.self_attn.o_proj:out`);
+    if (path.endsWith("pre_feedforward_layernorm")) sources.push(`${layer}.post_attention_layernorm:out`);
+    if (path.endsWith("post_feedforward_layernorm")) sources.push(`${layer}.mlp.down_proj:out`);
+  }
+  return sources.filter((source) => among.has(source));
 }
 
 /** The reference's choices of experts, for all steps. */

@@ -1,5 +1,6 @@
 // One tap again, from the reference's own input: by the device, or by another implementation of the same network. Knows which inputs
 // an operation reads, not why it is asked for.
+import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Backend } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import { type BlockModel, openBlock } from "./block.ts";
@@ -35,6 +36,13 @@ export async function replayed(runner: Runner, reference: Reference, { step, key
     fusion: "off",
   });
   return tensors.find((tensor) => tensor.key === key)?.values;
+}
+
+/** An implementation that shares no kernel with the runner's. The CPU's keeps weights packed, so that large blocks have room. */
+export async function otherThan({ backend }: Runner): Promise<{ name: string; backend: Backend }> {
+  if (backend.name === "cpu") return { name: "reference", backend: createReferenceBackend() };
+  const { createCpuBackend } = await import("../../backends/cpu/index.ts");
+  return { name: "cpu", backend: await createCpuBackend({ threads: 1, precision: "exact" }) };
 }
 
 /** As another backend computes it; default the reference backend, with a hypothesis made true. Only the tap's own block is loaded. */

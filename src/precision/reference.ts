@@ -28,6 +28,8 @@ export interface Manifest {
   readonly config_sha256?: string;
   /** config.json. */
   readonly config?: object;
+  /** Files of weights and their fingerprints. */
+  readonly weights?: Readonly<Record<string, string>>;
   readonly producer?: Readonly<Record<string, unknown>>;
   /** All ids that were fed: the prompt, then one per decode step. */
   readonly ids: readonly number[];

@@ -1,18 +1,17 @@
 // A second look at the first guilty tap: what another implementation makes of the dump's own input. Where it agrees with the device and
 // not with the dump, the device is not to blame: the weights are other ones, or what all devices share is wrong. Node only.
 
-import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Checkpoint } from "../../weights/checkpoint.ts";
 import { decodeWeight } from "../../weights/decode.ts";
-import type { Backend } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
 import { judge } from "./compare.ts";
 import type { GemmBound } from "./details.ts";
+import { sameFiles } from "./fingerprint.ts";
 import type { Gate } from "./gates.ts";
-import { blockOf, split, type Values } from "./isolate.ts";
+import { blockOf, sourcesOf, split, type Values } from "./isolate.ts";
 import { type ExactProduct, gemmBound, nmse } from "./metrics.ts";
-import { agree, recompute, replayed } from "./recompute.ts";
+import { agree, otherThan, recompute, replayed } from "./recompute.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 import { OTHER_WEIGHTS } from "./trust.ts";
 import { locate } from "./where.ts";
@@ -61,7 +60,7 @@ export async function lookAgain(
     const note = `${tap} was not computed by another implementation: its block is too large for the reference backend`;
     return { where, gemm, notes: [note] };
   }
-  const { name, backend } = await judgeOf(runner);
+  const { name, backend } = await otherThan(runner);
   const theirs = await recompute(reference, at, { backend }, model);
   const added = (values: Values) => (input === undefined ? values : Float64Array.from(values, (x, i) => x - input[i]));
   const error = nmse(added(mine), added(expected.values));
@@ -69,17 +68,11 @@ export async function lookAgain(
   const agreed = `${runner.backend.name} and ${name} agree on what the ${other === undefined ? "dump" : "reference"}'s own input gives at ${tap}`;
   if (other !== undefined) return { where, gemm, notes: [`${agreed}: the one that is wrong is ${other}`] };
   const code = `what all devices share is wrong (src/models/${runner.config.modelType}.ts, or how config.json is read)`;
-  if (error <= OTHER_WEIGHTS || !hasWeights(reference, tap, model))
+  const doubtful = error > OTHER_WEIGHTS && hasWeights(reference, tap, model);
+  if (!doubtful || (await sameFiles(reference.manifest.weights, model.files)))
     return { where, gemm, notes: [`${agreed}: not the device is wrong, but the dump, or ${code}`] };
   const reason = `${agreed}, and the dump has something else (NMSE ${error.toPrecision(2)}): it is of other weights, or ${code}`;
   return { where, gemm, notes: [], reason };
-}
-
-/** An implementation that shares no kernel with the runner's. The CPU's keeps weights packed, so that large blocks have room. */
-async function judgeOf({ backend }: Runner): Promise<{ name: string; backend: Backend }> {
-  if (backend.name === "cpu") return { name: "reference", backend: createReferenceBackend() };
-  const { createCpuBackend } = await import("../../backends/cpu/index.ts");
-  return { name: "cpu", backend: await createCpuBackend({ threads: 1, precision: "exact" }) };
 }
 
 /** Of a layer: what the one before it made, if the dump has no input of its own. */
@@ -92,15 +85,31 @@ async function inputOf(reference: Reference, full: string): Promise<Float32Array
   return key === undefined ? undefined : (await reference.read(key)).values;
 }
 
-/** Whether weights lie between a tap and what of the dump is nearest before it; else only code does. */
+/**
+ * Whether weights that the dump may have others of lie between a tap and what of the dump is nearest before it; else only code does.
+ * trust.ts has compared the embedding, and norms of which the dump has the input; of linear layers a few rows only.
+ */
 function hasWeights({ manifest }: Reference, full: string, { architecture, config }: BlockModel): boolean {
   const { step, key } = split(full);
   const [path, port] = key.split(":");
-  const names = Object.keys(architecture.tensors(config));
-  if (path === "") return true; // the head's
-  const dumpedInside = manifest.order.some((other) => other.startsWith(`${step}/${path}.`));
-  if (/^(probs|ctx|out\.1)$/.test(port) && names.includes(`${path}.sinks`)) return true;
-  return !dumpedInside && names.some((name) => name.startsWith(`${path}.`));
+  const names = new Set(Object.keys(architecture.tensors(config)));
+  const dumped = new Set(manifest.order.map(split).flatMap((at) => (at.step === step ? [at.key] : [])));
+  const some = (pattern: RegExp) => [...dumped].some((other) => blockOf(other) === blockOf(key) && pattern.test(other));
+  if (/(embed_tokens|rotary_emb)$/.test(path)) return false;
+  if (/layers\.\d+$/.test(path)) return !some(/\.(mlp|mlp\.down_proj|post_feedforward_layernorm):out$/);
+  if (/norm$/.test(path) && port === "out") return !dumped.has(`${path}:in`);
+  if (/^out(\.0)?$/.test(port) && names.has(`${path}.weight`)) return true;
+  if (path.endsWith(".experts") && /^(gate_up|slots|out)$/.test(port))
+    return !(port === "out" && dumped.has(`${path}:slots`));
+  if (
+    /^(probs|ctx|out\.1)$/.test(port) &&
+    names.has(`${path}.sinks`) &&
+    (port === "probs" || !dumped.has(`${path}:probs`))
+  )
+    return true;
+  // Angles are no weights, and say nothing of those before them.
+  const made = sourcesOf(key, dumped).some((source) => !source.startsWith("model.rotary_emb:"));
+  return !made && !(port === "in" && some(/layernorm:out$/));
 }
 
 /** Output channels that are computed in f64. */

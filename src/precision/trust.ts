@@ -13,6 +13,8 @@ import type { Reference, ReferenceTensor } from "./reference.ts";
 interface LinearSample {
   readonly outputs: number;
   readonly columns: number;
+  /** The checkpoint has a bias for it that the network does not ask for. */
+  readonly strayBias: boolean;
   readonly rows: readonly { readonly row: number; readonly values: Float32Array; readonly bias: number }[];
 }
 
@@ -28,8 +30,8 @@ export interface WeightSamples {
 
 export const NO_SAMPLES: WeightSamples = { linear: new Map(), norms: new Map(), embedding: new Map() };
 
-/** Rows of the embedding that are compared. */
-const SOME_TOKENS = 4;
+/** Tokens whose rows of the embedding are compared. */
+const SOME_TOKENS = 64;
 
 /** Read from the checkpoint, so that no device stands between it and the dump. `ids`: of the dump's prompt. */
 export async function sampleWeights(
@@ -46,7 +48,7 @@ export async function sampleWeights(
     const embeds = name === "model.embed_tokens.weight";
     if (embeds) {
       const source = checkpoint.source(name, spec);
-      for (const id of ids.filter((id) => id < config.vocabSize).slice(0, SOME_TOKENS)) {
+      for (const id of [...new Set(ids)].filter((id) => id < config.vocabSize).slice(0, SOME_TOKENS)) {
         embedding.set(id, await decodeWeight(source, id, id + 1));
       }
     }
@@ -63,7 +65,8 @@ export async function sampleWeights(
     for (const row of new Set([0, Math.floor(outputs / 3), outputs - 1])) {
       rows.push({ row, values: await decodeWeight(source, row, row + 1), bias: biases?.[row] ?? 0 });
     }
-    samples.set(module, { outputs, columns, rows });
+    const strayBias = biasSpec === undefined && checkpoint.has(`${module}.bias`);
+    samples.set(module, { outputs, columns, strayBias, rows });
   }
   return { linear: samples, norms, embedding };
 }
@@ -240,8 +243,12 @@ async function otherWeights(
         expected.push(y.values[t * out + row]);
       }
     }
-    if (nmse(actual, expected) > OTHER_WEIGHTS)
-      return `${module} has other weights in the dump than in this checkpoint`;
+    if (nmse(actual, expected) > OTHER_WEIGHTS) {
+      const stray = sample.strayBias
+        ? "; or its bias is missing here: the checkpoint has one, src/models does not ask for it"
+        : "";
+      return `${module} has other weights in the dump than in this checkpoint${stray}`;
+    }
     if (otherBias(sample, actual, expected)) return `${module} has another bias in the dump than in this checkpoint`;
   }
   return undefined;

@@ -504,6 +504,25 @@ describe("vernier bisect", () => {
     );
   });
 
+  test("a dump without decode steps: its prompt alone, unless steps were asked for", () => {
+    const base = join(mkdtempSync(join(tmpdir(), "vernier-")), "prompt");
+    const made = spawnSync(process.execPath, [
+      main,
+      "dump",
+      model,
+      "--ids",
+      "1,2,3,4",
+      "--device",
+      "cpu",
+      "--out",
+      base,
+    ]);
+    expect(made.status).toBe(0);
+    const args = ["--reference", base, "--bad", "cpu", "--layers", "0"];
+    expect(vernier(...args)).toMatchObject({ status: 0, stdout: expect.stringContaining("verdict: pass") });
+    expect(vernier(...args, "--decode", "1").stderr).toContain("OPTION_RANGE: --decode: the dump has 0 ids");
+  });
+
   test("one device with other options: bars, and a page", () => {
     const file = join(mkdtempSync(join(tmpdir(), "vernier-")), "bars.html");
     const sides = ["--good", "cpu", "--bad", "cpu", "--good-options", "fusion=on", "--bad-options", "variant=simd"];

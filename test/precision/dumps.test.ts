@@ -10,15 +10,19 @@ import { describe, expect, test } from "vitest";
 import { createCpuBackend } from "../../backends/cpu/index.ts";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Backend } from "../../src/backend.ts";
+import type { BaseConfig } from "../../src/model.ts";
+import type { LlamaConfig } from "../../src/models/llama.ts";
 import { alteredBackend, alterValues } from "../../src/precision/altered.ts";
 import type { BlockModel } from "../../src/precision/block.ts";
 import { compareConfigs } from "../../src/precision/config-diff.ts";
 import { type DiffReport, diff } from "../../src/precision/diff.ts";
 import { dump } from "../../src/precision/dump.ts";
+import { fingerprint } from "../../src/precision/fingerprint.ts";
 import { divergences, measure } from "../../src/precision/measure.ts";
 import { topRows } from "../../src/precision/metrics.ts";
 import { compareRows, hashAll, measureAll, usesTwoThreads } from "../../src/precision/parallel.ts";
 import { Reference } from "../../src/precision/reference.ts";
+import { sampleWeights } from "../../src/precision/trust.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
 import { DEFECTS } from "./defects.ts";
@@ -520,6 +524,77 @@ describe("a dump of other weights that no linear layer shows", () => {
     expect(report.notes.join()).toMatch(/reference and cpu agree on .*: not the device is wrong/);
   });
 
+  test.each([
+    ["another activation", "llama", { activation: "gelu_tanh" }, "0/model.layers.0.mlp.down_proj:in"],
+    ["norms without their unit offset", "gemma2", { norm: { eps: 1e-6 } }, "0/model.layers.0.input_layernorm:out"],
+    ["another scale of scores", "mistral", { attentionScale: 0.1 }, "0/model.layers.0.self_attn:probs"],
+  ] as const)(
+    "what all devices share is wrong, with weights that the dump vouches for: %s",
+    async (_, model, wrong, tap) => {
+      await using pair = await openPair(model, createReferenceBackend(), { config: (read) => ({ ...read, ...wrong }) });
+      const { runner, reference, samples } = pair;
+      const withModel = <T>(use: (of: BlockModel) => T) => use({ ...pair, config: runner.config });
+      const { verdict, reason, firstGuilty, notes } = await diff(runner, reference, { samples, withModel });
+      expect({ verdict, reason, firstGuilty }).toEqual({ verdict: "fail", reason: undefined, firstGuilty: tap });
+      expect(notes.join()).toMatch(/reference and cpu agree on .*: not the device is wrong, but .*src\/models/);
+    },
+  );
+
+  test.each([
+    ["of files that nobody knows", undefined, "not-comparable"],
+    ["of other files", "0".repeat(64), "not-comparable"],
+    ["of these very files", "fingerprint", "fail"],
+  ] as const)("what all devices share is wrong in experts, and the dump is %s", async (_, known, verdict) => {
+    const files = await openDirectory(`${MODELS}gpt_oss`);
+    const clamped = (config: BaseConfig) => ({ ...config, swigluLimit: 0.3 });
+    await using pair = await openPair("gpt_oss", createReferenceBackend(), { config: clamped });
+    const { runner, reference, samples } = pair;
+    if (known !== undefined) {
+      const file = await files.open("model.safetensors");
+      const own = await fingerprint(file).finally(() => file.close());
+      const print = known === "fingerprint" ? own : known;
+      Object.assign(reference.manifest, { weights: { "model.safetensors": print } });
+    }
+    const withModel = <T>(use: (of: BlockModel) => T) => use({ ...pair, config: runner.config, files });
+    const report = await diff(runner, reference, { samples, withModel });
+    expect(report).toMatchObject({ verdict, firstGuilty: "0/model.layers.0.mlp.experts:out" });
+    expect(report.notes.join()).toMatch(verdict === "fail" ? /agree on .*: not the device is wrong/ : /^(?!.*agree)/);
+  });
+
+  test("a bias that the network does not ask for is a suspect too", async () => {
+    await using pair = await openPair("qwen2", createReferenceBackend());
+    const { runner, reference, checkpoint, architecture } = pair;
+    const read = pair.config as LlamaConfig;
+    const config = { ...read, biases: { ...read.biases, qkv: false } };
+    const samples = await sampleWeights(checkpoint, architecture, config, reference.manifest.ids);
+    const { verdict, reason } = await diff(runner, reference, { samples });
+    expect({ verdict, reason }).toEqual({
+      verdict: "not-comparable",
+      reason: expect.stringMatching(/q_proj has other weights .*; or its bias is missing here/),
+    });
+  });
+
+  test("another row of the embedding, of a token late in the prompt", async () => {
+    const late = (values: Float32Array) => values.map((value, i) => (Math.floor(i / 40) === 69 ? 1.5 * value : value));
+    await using made = await openPair("llama", alteredBackend({ source: alterValues(/embed_tokens/, late) }));
+    const dumped = await dump(made.runner, { ids: [1, 2, 3, 4, 5, 6, 7, 69, 8], decode: 0, wants: () => true });
+    await using reference = Reference.fromDump(dumped, "llama");
+    await using checkpoint = await openPair("llama", createReferenceBackend());
+    const { runner, architecture, config } = checkpoint;
+    const samples = await sampleWeights(checkpoint.checkpoint, architecture, config, dumped.ids);
+    const { verdict, reason } = await diff(runner, reference, { samples });
+    expect({ verdict, reason }).toEqual({
+      verdict: "not-comparable",
+      reason: expect.stringMatching(/embed_tokens has other/),
+    });
+  });
+
+  test("the ends of a layer and its attention: what follows has other weights", async () => {
+    const keep = /^\d+\/(model\.layers\.\d+:out|model\.layers\.\d+\.self_attn:ctx|model\.norm:out|:logits)$/;
+    const report = await compared("llama", /layers\.1\.mlp\.up_proj/, keep);
+    expect(report).toMatchObject({ verdict: "not-comparable", firstGuilty: "0/model.layers.1:out" });
+  });
+
   test("where no weights are between: only a note", async () => {
     await using pair = await openPair("llama", createReferenceBackend());
     const { ids, prompt_len } = pair.reference.manifest;
@@ -723,6 +798,22 @@ describe("exit codes of vernier diff", () => {
       status: 3,
       stderr: expect.stringMatching(/REF_MISSING/),
     });
+  });
+
+  test("JSON has the same keys whatever the verdict", async () => {
+    const half = write(await read("llama"));
+    writeFileSync(`${half}.json`, "{");
+    const keysOf = (...args: string[]) => {
+      const { status, stdout } = vernier("diff", model, ...args, "--json");
+      return { status, keys: Object.keys(JSON.parse(stdout)).sort() };
+    };
+    const base = ["--reference", `${model}/dump.f32`];
+    const { status, keys } = keysOf(...base, "--device", "reference");
+    expect({ status, reason: keys.includes("reason") }).toEqual({ status: 0, reason: true });
+    expect(keysOf(...base, "--device", "cpu", "--kv-cache", "int8", "--class", "f32")).toEqual({ status: 1, keys });
+    expect(keysOf("--reference", `${MODELS}qwen2/dump.f32`, "--device", "reference")).toEqual({ status: 3, keys });
+    expect(keysOf("--reference", half)).toEqual({ status: 3, keys });
+    expect(keysOf(...base, "--device", "webgpu")).toEqual({ status: 6, keys });
   });
 
   test("6 for holes, 0 when they are allowed", async () => {

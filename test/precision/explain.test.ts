@@ -217,6 +217,16 @@ describe("vernier explain", () => {
     });
   });
 
+  test("a device that is not there has nothing to explain, with the exit code of diff", () => {
+    const { status, stdout } = vernier("mistral", dumpOf("mistral"), "--device", "webgpu");
+    expect(status).toBe(6);
+    expect(JSON.parse(stdout)).toMatchObject({
+      verdict: "incomplete",
+      reason: expect.stringMatching(/webgpu/),
+      tap: null,
+    });
+  });
+
   test("a dump of which there is nothing is a wrong name", () => {
     expect(vernier("mistral", "/nowhere/dump", "--device", "reference")).toEqual({ status: 2, stdout: "" });
   });

@@ -1,10 +1,11 @@
 // The exporter of reference dumps, where Python has its packages: a run on a tiny model gives what is committed, and its files
 // are what the precision tools read.
 import { execFileSync, spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { sameFiles } from "../../src/precision/fingerprint.ts";
 import { nmse } from "../../src/precision/metrics.ts";
 import { Reference } from "../../src/precision/reference.ts";
 import { openDirectory } from "../../weights/directory.ts";
@@ -48,6 +49,20 @@ describe.skipIf(reason !== undefined)("tools/reference/dump.py", () => {
   const ids: number[] = committed.ids.slice(0, committed.prompt_len);
 
   beforeAll(() => dump("--ids", ids.join(","), "--decode", "10", "--floor", "--out", "full"), 10 * MINUTES);
+
+  test("knows the files of weights again, and a large file", async () => {
+    await using made = await open("full.f32");
+    const { weights } = made.manifest;
+    expect(await sameFiles(weights, await openDirectory(MODEL))).toBe(true);
+    expect(await sameFiles({ ...weights, "config.json": "0" }, await openDirectory(MODEL))).toBe(false);
+    const large = Buffer.alloc(17_000_001, "weights");
+    writeFileSync(`${folder}/large.safetensors`, large);
+    const code = `import sys; sys.path.insert(0, "${path("tools/reference")}"); import dump; print(dump.fingerprint("large.safetensors"))`;
+    const print = execFileSync(PYTHON, ["-c", code], { cwd: folder, encoding: "utf8" }).trim();
+    expect(await sameFiles({ "large.safetensors": print }, await openDirectory(folder))).toBe(true);
+    writeFileSync(`${folder}/large.safetensors`, large.subarray(0, -1));
+    expect(await sameFiles({ "large.safetensors": print }, await openDirectory(folder))).toBe(false);
+  });
 
   test("gives the committed dump: keys, shapes, aliases, ids and values", async () => {
     await using made = await open("full.f32");

@@ -62,6 +62,17 @@ def load(folder, layers=None, dtype=torch.float32, device="cpu"):
     return model.to(device)
 
 
+def fingerprint(path):
+    """SHA-256 of the length and of blocks all over the file; of up to 16 MiB, all of it (src/precision/fingerprint.ts)."""
+    size = os.path.getsize(path)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as f:
+        for at in range(0, size, max(4096, size // 4096)):
+            f.seek(at)
+            digest.update(f.read(4096))
+    return digest.hexdigest()
+
+
 def tensors_of(x):
     return [y for y in (x if isinstance(x, (tuple, list)) else [x]) if isinstance(y, torch.Tensor)]
 
@@ -235,7 +246,9 @@ def main():
     name = os.path.basename(os.path.normpath(args.model))
     with open(os.path.join(args.model, "config.json"), "rb") as f:
         config = f.read()
-    about = {"config_sha256": hashlib.sha256(config).hexdigest(), "config": json.loads(config)}
+    stored = sorted(file for file in os.listdir(args.model) if file.endswith(".safetensors"))
+    weights = {file: fingerprint(os.path.join(args.model, file)) for file in stored}
+    about = {"config_sha256": hashlib.sha256(config).hexdigest(), "config": json.loads(config), "weights": weights}
     how = {"attn": "eager", "experts": "eager", "device": args.device, "threads": args.threads, "layers": args.layers, **exact}
     os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
 
