@@ -10,11 +10,12 @@ export default defineConfig({
     projects: [
       { extends: true, test: { name: "all", include: ["test/**/*.test.ts"] } },
       {
-        // The kernels as V8's optimising compiler makes them from the first run on; else only what runs often gets there.
+        // The kernels, and those that the precision tools measure with in the same process, as V8's optimising compiler makes them from
+        // the first run on; else only what runs often gets there.
         extends: true,
         test: {
           name: "optimised",
-          include: ["test/backends/cpu{,-attention,-integer}.test.ts"],
+          include: ["test/backends/cpu{,-attention,-integer}.test.ts", "test/precision/metrics.test.ts"],
           execArgv: ["--no-liftoff", "--experimental-wasm-revectorize"],
         },
       },

@@ -47,7 +47,10 @@ export function bisectCommand(): Command {
         .choices(DEVICES)
         .makeOptionMandatory(),
     )
-    .option("--good-options <list>", "key=value,… of: fusion=on|off (off), precision, variant, threads (cpu only)")
+    .option(
+      "--good-options <list>",
+      "key=value,… of: fusion=on|off (off), precision, variant, threads, v8-flags=on|off (cpu only)",
+    )
     .option("--bad-options <list>", "the same for the other one: fusion=on puts fused kernels on it")
     .option("--threads <n>", "CPU threads, of both", Number)
     .option("--layers <n>", "how many of the guiltiest layers are taken apart", Number, 3)

@@ -6,7 +6,7 @@ import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options
 import { CHECK_SEQUENCES, type CheckReport, check, checkLength } from "../precision/check.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { openSession } from "../precision/session.ts";
-import { printJson, readIds } from "./common.ts";
+import { printJson, readIds, v8FlagsOption } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -16,6 +16,7 @@ interface Flags {
   ids?: string;
   fusion: "on" | "off";
   precision: Precision;
+  v8Flags: boolean;
   json?: boolean;
 }
 
@@ -42,12 +43,13 @@ export function checkCommand(): Command {
     .addOption(
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("exact"),
     )
+    .addOption(v8FlagsOption())
     .option("--json", "print one line of JSON and nothing else")
     .action(run);
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const { device, threads, fusion, precision } = flags;
+  const { device, threads, fusion, precision, v8Flags: allowV8Flags } = flags;
   const source = { kind: "path", path: model } as const;
   const open = await openModel(source);
   try {
@@ -64,6 +66,7 @@ async function run(model: string, flags: Flags): Promise<void> {
       threads,
       fusion,
       precision,
+      allowV8Flags,
       ...sizes,
       onProgress,
     }).finally(() => bar.end());

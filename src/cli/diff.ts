@@ -20,7 +20,7 @@ import { Collector, layoutOf } from "../precision/report/collect.ts";
 import { writeReport } from "../precision/report/write.ts";
 import { openSession, type SessionOptions } from "../precision/session.ts";
 import type { Runner } from "../runner.ts";
-import { kvCacheOption, printJson, readIds, report, version } from "./common.ts";
+import { kvCacheOption, printJson, readIds, report, v8FlagsOption, version } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -38,6 +38,7 @@ interface Flags {
   fusion: "on" | "off";
   precision: Precision;
   kvCache?: KvType;
+  v8Flags: boolean;
   allowMissing?: boolean;
   strict?: boolean;
   cost?: boolean;
@@ -76,6 +77,7 @@ export function diffCommand(): Command {
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("exact"),
     )
     .addOption(kvCacheOption())
+    .addOption(v8FlagsOption())
     .option("--allow-missing", "a reference with holes may pass")
     .option("--strict", "warnings count (exit code 7)")
     .option("--cost", "also time plain passes of the same ids, and say how many of them this took")
@@ -303,9 +305,12 @@ async function open(
   sizes: Pick<SessionOptions, "promptLength" | "length">,
 ) {
   const bar = new ProgressBar(`loading on ${device}`);
-  const { threads, fusion, precision, kvCache } = flags;
+  const { threads, fusion, precision, kvCache, a, b } = flags;
   const source = { kind: "path", path: model } as const;
-  const session = { source, device, threads, fusion, precision, kvCache, ...sizes, onProgress: bar.update };
+  // tfjs may run WebAssembly of its own in this process, which V8 was not tried with.
+  const allowV8Flags = flags.v8Flags && a !== "tfjs" && b !== "tfjs";
+  const how = { device, threads, fusion, precision, allowV8Flags, kvCache };
+  const session = { source, ...how, ...sizes, onProgress: bar.update };
   return openSession(session).finally(() => bar.end());
 }
 

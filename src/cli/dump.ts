@@ -9,7 +9,7 @@ import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options
 import { dump } from "../precision/dump.ts";
 import { writeDump } from "../precision/dump-file.ts";
 import { openSession } from "../precision/session.ts";
-import { printJson, readIds } from "./common.ts";
+import { printJson, readIds, v8FlagsOption } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -20,6 +20,7 @@ interface Flags {
   taps: string;
   fusion: "on" | "off";
   precision: Precision;
+  v8Flags: boolean;
   out: string;
   json?: boolean;
 }
@@ -41,13 +42,14 @@ export function dumpCommand(): Command {
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("exact"),
     )
     .requiredOption("--out <base>", "writes <base>.safetensors and <base>.json")
+    .addOption(v8FlagsOption())
     .option("--json", "print one line of JSON about what was written")
     .action(run);
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
   const ids = await readIds(flags.ids);
-  const { decode, device, threads, fusion, precision, out } = flags;
+  const { decode, device, threads, fusion, precision, out, v8Flags: allowV8Flags } = flags;
   if (!Number.isSafeInteger(decode) || decode < 0) {
     throw new OptionError("OPTION_RANGE", `--decode: expected a whole number from 0, got ${decode}`, {
       field: "--decode",
@@ -62,6 +64,7 @@ async function run(model: string, flags: Flags): Promise<void> {
     threads,
     fusion,
     precision,
+    allowV8Flags,
     promptLength: Math.max(1, ids.length),
     length: Math.max(1, ids.length) + decode,
     onProgress: bar.update,

@@ -12,7 +12,7 @@ import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gat
 import { Reference } from "../precision/reference.ts";
 import type { WithModel } from "../precision/second-look.ts";
 import { openSession } from "../precision/session.ts";
-import { kvCacheOption, printJson, report } from "./common.ts";
+import { kvCacheOption, printJson, report, v8FlagsOption } from "./common.ts";
 import { sizesOf, verdictOf } from "./diff.ts";
 import { ProgressBar } from "./progress.ts";
 
@@ -25,6 +25,7 @@ interface Flags {
   forceRouting?: boolean;
   fusion: "on" | "off";
   precision: Precision;
+  v8Flags: boolean;
   kvCache?: KvType;
   json?: boolean;
 }
@@ -47,6 +48,7 @@ export function explainCommand(): Command {
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("exact"),
     )
     .addOption(kvCacheOption())
+    .addOption(v8FlagsOption())
     .option("--json", "print one line of JSON and nothing else")
     .action(run);
 }
@@ -81,11 +83,12 @@ interface Found {
 
 async function find(model: string, flags: Flags): Promise<Found> {
   const { device, threads, fusion, precision, kvCache, isolated, forceRouting, reference: base } = flags;
+  const { v8Flags: allowV8Flags } = flags;
   await using reference = await Reference.open(await openDirectory(dirname(base)), basename(base));
   const source = { kind: "path", path: model } as const;
   const bar = new ProgressBar("loading");
   const onProgress = bar.update;
-  const how = { device, threads, fusion, precision, kvCache, onProgress };
+  const how = { device, threads, fusion, precision, allowV8Flags, kvCache, onProgress };
   await using session = await openSession({ source, ...how, ...sizesOf(reference) }).finally(() => bar.end());
   const open = await openModel(source);
   try {

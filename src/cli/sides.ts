@@ -8,15 +8,18 @@ import { type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 
 type Variant = NonNullable<CpuOptions["variant"]>;
 const VARIANTS = ["auto", "relaxed", "simd", "single"] as const satisfies readonly Variant[];
-const FUSION = ["on", "off"] as const;
+const ON_OFF = ["on", "off"] as const;
+type OnOff = (typeof ON_OFF)[number];
 
 export interface SideOptions {
   /** Those of the CPU: other devices refuse them. */
   readonly threads?: number;
   readonly precision?: Precision;
   readonly variant?: Variant;
+  /** As CpuOptions.allowV8Flags. Default `on`, as for whoever generates; `off` beside tfjs, whose own WebAssembly V8 was not tried with. */
+  readonly "v8-flags"?: OnOff;
   /** Default `off`: every operation by itself. */
-  readonly fusion?: (typeof FUSION)[number];
+  readonly fusion?: OnOff;
 }
 
 /** What is to be opened. `flag` names its options in messages. */
@@ -55,13 +58,14 @@ function parse(flag: string, key: string, value: string): string | number {
       return oneOf(PRECISIONS);
     case "variant":
       return oneOf(VARIANTS);
+    case "v8-flags":
     case "fusion":
-      return oneOf(FUSION);
+      return oneOf(ON_OFF);
     case "threads":
       if (/^\d+$/.test(value)) return Number(value);
       throw refused(flag, key, `expected a whole number, got ${JSON.stringify(value)}`, value);
     default:
-      throw refused(flag, key, "no such option; there are precision, variant, threads and fusion", key);
+      throw refused(flag, key, "no such option; there are precision, variant, threads, v8-flags and fusion", key);
   }
 }
 
@@ -84,7 +88,8 @@ export async function openSides(
   }
   const opened: OpenSide[] = [];
   try {
-    for (const request of [good, bad]) opened.push(await openSide(request, threads));
+    const beside = [good, bad].some(({ device }) => device === "tfjs");
+    for (const request of [good, bad]) opened.push(await openSide(request, beside, threads));
     const [a, b] = opened;
     if (a.device === b.device && a.description === b.description) {
       const what = `both sides are ${a.device} (${a.description}), and nothing differs from itself; take another device, or other options (--bad-options fusion=on)`;
@@ -97,7 +102,8 @@ export async function openSides(
   }
 }
 
-async function openSide({ flag, device, options }: SideRequest, threads?: number): Promise<OpenSide> {
+/** @param tfjs whether one of the sides is. */
+async function openSide({ flag, device, options }: SideRequest, tfjs: boolean, threads?: number): Promise<OpenSide> {
   const { fusion = "off", ...own } = options;
   const { variant, precision = "exact" } = own;
   const [foreign] = Object.keys(own);
@@ -107,7 +113,18 @@ async function openSide({ flag, device, options }: SideRequest, threads?: number
   if (variant === "single" && own.threads !== undefined) {
     throw refused(flag, "threads", "variant=single has one thread; leave it out", own.threads, "OPTION_CONFLICT");
   }
-  const { backend, name } = device === "cpu" ? await openCpu(own, threads) : await createBackend(device, { threads });
+  if (tfjs && own["v8-flags"] === "on") {
+    throw refused(
+      flag,
+      "v8-flags",
+      "not beside tfjs, whose own WebAssembly V8 was not tried with",
+      "on",
+      "OPTION_CONFLICT",
+    );
+  }
+  const { "v8-flags": v8Flags = tfjs ? "off" : "on", ...rest } = own;
+  const cpu = { threads, ...rest, allowV8Flags: v8Flags === "on" };
+  const { backend, name } = device === "cpu" ? await openCpu(cpu) : await createBackend(device, cpu);
   if (fusion === "on" && backend.caps.fusedOps.length === 0) {
     await backend.dispose();
     throw refused(flag, "fusion", `${name} has no fused operations`, fusion, "OPTION_CONFLICT");
@@ -116,7 +133,7 @@ async function openSide({ flag, device, options }: SideRequest, threads?: number
   return { device: name, backend, fusion, description: [backend.caps.description, ...how].join(", ") };
 }
 
-async function openCpu(options: Omit<SideOptions, "fusion">, threads?: number) {
+async function openCpu(options: CpuOptions) {
   const { createCpuBackend } = await import("../../backends/cpu/index.ts");
-  return { backend: await createCpuBackend({ threads, ...options }), name: "cpu" as const };
+  return { backend: await createCpuBackend(options), name: "cpu" as const };
 }

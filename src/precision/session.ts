@@ -19,6 +19,8 @@ export interface SessionOptions {
   readonly fusion?: "on" | "off";
   /** Default `exact`. */
   readonly precision?: Precision;
+  /** As in LoadOptions: not in a process that runs tfjs. Default false. */
+  readonly allowV8Flags?: boolean;
   /** How keys and values are stored. Default `f32`. */
   readonly kvCache?: KvType;
   /** Rows of the longest step. */
@@ -55,6 +57,7 @@ export async function openSession(options: SessionOptions): Promise<Session> {
     threads,
     fusion,
     precision,
+    allowV8Flags,
     kvCache,
     promptLength,
     length,
@@ -70,7 +73,7 @@ export async function openSession(options: SessionOptions): Promise<Session> {
     const samples = sample
       ? await sampleWeights(open.checkpoint, open.architecture, open.config, sample.ids)
       : NO_SAMPLES;
-    const { backend, name } = await createBackend(device, { threads, precision });
+    const { backend, name } = await createBackend(device, { threads, precision, allowV8Flags });
     try {
       const runner = await Runner.create({
         ...open,
