@@ -1,10 +1,11 @@
 // The permission to set a flag of V8, from load() and the command line down to the kernels: who has it, and that it changes no
 // number. What the kernels then compute is held to their twins in test/backends.
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import { canPair } from "../backends/cpu/module.ts";
 import { type LoadOptions, load, OptionError } from "../src/index.ts";
+import { openSession } from "../src/precision/session.ts";
 
 const MODEL = fileURLToPath(new URL("data/models/llama/", import.meta.url));
 const MAIN = fileURLToPath(new URL("../src/cli/main.ts", import.meta.url));
@@ -34,4 +35,33 @@ test("the command line allows it, unless --no-v8-flags", () => {
   };
   expect(bench().includes("256-bit")).toBe(canPair());
   expect(bench("--no-v8-flags")).not.toContain("256-bit");
+});
+
+test("precision tools run the kernels that generate runs, but not beside tfjs", async () => {
+  const sizes = { promptLength: 3, length: 3 };
+  for (const allowV8Flags of [false, true]) {
+    const source = { kind: "path", path: MODEL } as const;
+    await using session = await openSession({ source, device: "cpu", allowV8Flags, ...sizes });
+    expect(session.runner.backend.caps.description.includes("256-bit")).toBe(allowV8Flags && canPair());
+  }
+  const vernier = (...args: string[]) => spawnSync(process.execPath, [MAIN, ...args], { encoding: "utf8" });
+  const bisect = (...args: string[]) => vernier("bisect", MODEL, "--bad", "cpu", "--ids", "5,6,7", "--json", ...args);
+  const apart = bisect("--good", "cpu", "--good-options", "v8-flags=off");
+  // Elsewhere both sides are the same, which is refused.
+  expect(apart.status, apart.stderr).toBe(canPair() ? 0 : 2);
+  if (canPair()) {
+    const { goodDescription, badDescription, verdict } = JSON.parse(apart.stdout);
+    expect(goodDescription).not.toContain("256-bit");
+    expect(badDescription).toContain("256-bit");
+    expect(verdict).toBe("pass");
+  }
+  const beside = bisect("--good", "tfjs", "--bad-options", "v8-flags=on");
+  expect(beside).toMatchObject({ status: 2, stdout: "" });
+  expect(beside.stderr).toContain("OPTION_CONFLICT");
+  expect(JSON.parse(bisect("--good", "tfjs").stdout).badDescription).not.toContain("256-bit");
+});
+
+test.each(["diff", "explain", "check", "dump"])("%s has --no-v8-flags", (command) => {
+  const help = execFileSync(process.execPath, [MAIN, command, "--help"], { encoding: "utf8" });
+  expect(help).toContain("--no-v8-flags");
 });
