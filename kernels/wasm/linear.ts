@@ -408,19 +408,22 @@ function rowProduct(format: i32, n: i32, columns: i32, apart: i32, totals: usize
   }
 }
 
-/** Few rows of x, which do not pay for decoding a block first: adds to totals f32 [rows, 32]. W: as in `dot4x16`. */
-function fewRows<W>(w: usize, count: i32, pointers: usize, rows: i32, xOffset: usize, totals: usize): void {
+/** Rows of x by fours, the rest one by one: adds to totals f32 [rows, 32]. W: as in `dot4x16`. */
+function byFours<W>(w: usize, count: i32, pointers: usize, rows: i32, xOffset: usize, totals: usize): void {
   let i = 0;
-  if (paired) {
-    for (; i + 4 <= rows; i += 4) {
-      const at = pointers + ((<usize>i) << 2);
-      const x0 = <usize>load<u32>(at) + xOffset;
-      const x1 = <usize>load<u32>(at, 4) + xOffset;
-      const x2 = <usize>load<u32>(at, 8) + xOffset;
-      const x3 = <usize>load<u32>(at, 12) + xOffset;
-      const to = totals + <usize>i * PANEL_ROW;
+  // Unpaired, there are too few registers for four rows of halves.
+  for (; i + 4 <= rows && (paired || sizeof<W>() === 4); i += 4) {
+    const at = pointers + ((<usize>i) << 2);
+    const x0 = <usize>load<u32>(at) + xOffset;
+    const x1 = <usize>load<u32>(at, 4) + xOffset;
+    const x2 = <usize>load<u32>(at, 8) + xOffset;
+    const x3 = <usize>load<u32>(at, 12) + xOffset;
+    const to = totals + <usize>i * PANEL_ROW;
+    if (paired) {
       dot4x16<W>(w, count, x0, x1, x2, x3, to);
       dot4x16<W>(w + sizeof<W>() * (TILE / 2), count, x0, x1, x2, x3, to + 64);
+    } else {
+      for (let part: usize = 0; part < PANEL_ROW; part += 32) dot4(w + part, count, x0, x1, x2, x3, to + part);
     }
   }
   for (; i < rows; i++) {
@@ -444,40 +447,29 @@ function blockProduct(
   xOffset: usize,
   totals: usize,
 ): void {
+  // Few rows do not pay for decoding a block first.
   if (rows <= (paired ? 8 : 3)) {
-    if (format === BF16) fewRows<u16>(w, count, pointers, rows, xOffset, totals);
-    else if (format === F16) fewRows<i16>(w, count, pointers, rows, xOffset, totals);
-    else fewRows<f32>(w, count, pointers, rows, xOffset, totals);
+    if (format === BF16) byFours<u16>(w, count, pointers, rows, xOffset, totals);
+    else if (format === F16) byFours<i16>(w, count, pointers, rows, xOffset, totals);
+    else byFours<f32>(w, count, pointers, rows, xOffset, totals);
     return;
   }
   const panel = unpackPanel(format, w, count, scratch + SCRATCH_PANEL);
   let i = 0;
-  if (paired) {
-    for (; i + 6 <= rows; i += 6) {
-      const at = pointers + ((<usize>i) << 2);
-      const x0 = <usize>load<u32>(at) + xOffset;
-      const x1 = <usize>load<u32>(at, 4) + xOffset;
-      const x2 = <usize>load<u32>(at, 8) + xOffset;
-      const x3 = <usize>load<u32>(at, 12) + xOffset;
-      const x4 = <usize>load<u32>(at, 16) + xOffset;
-      const x5 = <usize>load<u32>(at, 20) + xOffset;
-      const to = totals + <usize>i * PANEL_ROW;
-      dot6x16(panel, count, x0, x1, x2, x3, x4, x5, to);
-      dot6x16(panel + 64, count, x0, x1, x2, x3, x4, x5, to + 64);
-    }
-  } else {
-    for (; i + 4 <= rows; i += 4) {
-      const at = pointers + ((<usize>i) << 2);
-      const x0 = <usize>load<u32>(at) + xOffset;
-      const x1 = <usize>load<u32>(at, 4) + xOffset;
-      const x2 = <usize>load<u32>(at, 8) + xOffset;
-      const x3 = <usize>load<u32>(at, 12) + xOffset;
-      const to = totals + <usize>i * PANEL_ROW;
-      for (let part: usize = 0; part < PANEL_ROW; part += 32) dot4(panel + part, count, x0, x1, x2, x3, to + part);
-    }
+  for (; paired && i + 6 <= rows; i += 6) {
+    const at = pointers + ((<usize>i) << 2);
+    const x0 = <usize>load<u32>(at) + xOffset;
+    const x1 = <usize>load<u32>(at, 4) + xOffset;
+    const x2 = <usize>load<u32>(at, 8) + xOffset;
+    const x3 = <usize>load<u32>(at, 12) + xOffset;
+    const x4 = <usize>load<u32>(at, 16) + xOffset;
+    const x5 = <usize>load<u32>(at, 20) + xOffset;
+    const to = totals + <usize>i * PANEL_ROW;
+    dot6x16(panel, count, x0, x1, x2, x3, x4, x5, to);
+    dot6x16(panel + 64, count, x0, x1, x2, x3, x4, x5, to + 64);
   }
   const rest = pointers + ((<usize>i) << 2);
-  fewRows<f32>(panel, count, rest, rows - i, xOffset, totals + <usize>i * PANEL_ROW);
+  byFours<f32>(panel, count, rest, rows - i, xOffset, totals + <usize>i * PANEL_ROW);
 }
 
 /**

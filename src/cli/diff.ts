@@ -132,7 +132,10 @@ function sidesOf({ reference, a, b, device }: Flags): object {
 
 /** What `--json` prints where there was nothing to compare: the keys of `flatten`. */
 function nothingCompared({ fusion, class: asked }: Flags, verdict: Verdict, reason: string): object {
-  const nothing = {
+  return {
+    verdict,
+    reason,
+    firstGuilty: null,
     where: null,
     guilty: [],
     propagated: [],
@@ -140,12 +143,6 @@ function nothingCompared({ fusion, class: asked }: Flags, verdict: Verdict, reas
     logits: null,
     routing: null,
     headline: { logits: null, layers: [] },
-  };
-  return {
-    verdict,
-    reason,
-    firstGuilty: null,
-    ...nothing,
     taps: [],
     unobserved: [],
     fusion,

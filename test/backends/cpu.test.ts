@@ -162,21 +162,30 @@ describe("the same bits", () => {
     }
   });
 
-  test("of every row of a product, alone or among hundreds", async () => {
-    const backend = await make({ threads: 2 });
-    const rig = new Rig(backend, 3);
-    const [rows, inner, outs] = [300, 333, 70];
-    const values = rig.random.floats(rows * inner);
-    const all = rig.tensor([rows, inner], values);
-    for (const format of ["f32", "f16", "bf16", "int8"] as const) {
-      const { weight } = await rig.weight(format, [outs, inner]);
-      const many = await rig.once((ops) => ops.linear(all, weight));
-      for (const row of [0, 1, 3, 255, 256, 299]) {
-        const one = rig.tensor([1, inner], values.subarray(row * inner, (row + 1) * inner));
-        expect(await rig.once((ops) => ops.linear(one, weight))).toEqual(many.slice(row * outs, (row + 1) * outs));
+  test.each([false, true])(
+    "of every row of a product, alone, among a few or hundreds, V8 flags %s",
+    async (allowV8Flags) => {
+      const backend = await make({ threads: 2, allowV8Flags });
+      const rig = new Rig(backend, 3);
+      const [rows, inner, outs] = [300, 333, 70];
+      const values = rig.random.floats(rows * inner);
+      const all = rig.tensor([rows, inner], values);
+      for (const format of ["f32", "f16", "bf16", "int8"] as const) {
+        const { weight } = await rig.weight(format, [outs, inner]);
+        const many = await rig.once((ops) => ops.linear(all, weight));
+        for (const row of [0, 1, 3, 255, 256, 299]) {
+          const one = rig.tensor([1, inner], values.subarray(row * inner, (row + 1) * inner));
+          expect(await rig.once((ops) => ops.linear(one, weight))).toEqual(many.slice(row * outs, (row + 1) * outs));
+        }
+        for (const count of [2, 3, 4, 5, 6, 7, 8, 9, 14]) {
+          const few = rig.tensor([count, inner], values.subarray(0, count * inner));
+          expect(await rig.once((ops) => ops.linear(few, weight)), `${format}, ${count}`).toEqual(
+            many.slice(0, count * outs),
+          );
+        }
       }
-    }
-  });
+    },
+  );
 });
 
 /** A program that all threads have work in. */
