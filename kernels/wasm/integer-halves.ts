@@ -1,9 +1,8 @@
 // Products of one or four quantised rows of x with blocks of signed INT8 bytes: the `narrow` kernels, see integer.ts, for machines
-// whose relaxed dot product takes no unsigned bytes. A weight becomes a half on the way, x comes in halves, and two products at a
+// whose relaxed dot product takes no unsigned bytes. Weights become halves when they are loaded, x comes in halves, and two products at a
 // time are summed up in 32 bits. Knows neither tiles nor formats.
 //
-// Four bytes of a row are a lane. Shifts make halves of its even columns (0, 2) and of its odd ones (1, 3); V8 joins them to 256
-// bits, which it does not with vectors that are widened half by half. Records have x in that order.
+// Eight bytes are two columns of four rows (`place` in weights.ts), so that a load widens them; V8 joins neighbouring loads to 256 bits.
 import { eightScales, flush, flush1, highScales, lowScales, scalesAt } from "./integer-rows";
 import { GROUP_COLUMNS, RECORD_PARTS, TILE } from "./layout";
 import { madd } from "./math";
@@ -13,12 +12,6 @@ const PANEL_ROW: usize = 4 * TILE;
 /** Of a record. */
 const PLANE: usize = 2 * GROUP_COLUMNS;
 
-export function even(v: v128): v128 {
-  return i16x8.shr_s(i16x8.shl(v, 8), 8);
-}
-export function odd(v: v128): v128 {
-  return i16x8.shr_s(v, 8);
-}
 /** c + Σ of two products in each lane: w and x halves. */
 export function dot2(w: v128, x: v128, c: v128): v128 {
   return i32x4.add(i32x4.dot_i16x8_s(w, x), c);
@@ -49,20 +42,16 @@ export function halves1<Scale>(
       let p = w + (half << 3);
       let from = x + RECORD_PARTS;
       for (const end = p + 512; p < end; p += 64, from += 8) {
-        const s = v128.load32_splat(from);
-        const t = v128.load32_splat(from, 4);
-        const v0 = v128.load(p);
-        const v1 = v128.load(p, 16);
-        const v2 = v128.load(p, 32);
-        const v3 = v128.load(p, 48);
-        a0 = dot2(even(v0), s, a0);
-        a1 = dot2(even(v1), s, a1);
-        a2 = dot2(even(v2), s, a2);
-        a3 = dot2(even(v3), s, a3);
-        a0 = dot2(odd(v0), t, a0);
-        a1 = dot2(odd(v1), t, a1);
-        a2 = dot2(odd(v2), t, a2);
-        a3 = dot2(odd(v3), t, a3);
+        let s = v128.load32_splat(from);
+        a0 = dot2(v128.load8x8_s(p), s, a0);
+        a1 = dot2(v128.load8x8_s(p, 8), s, a1);
+        a2 = dot2(v128.load8x8_s(p, 16), s, a2);
+        a3 = dot2(v128.load8x8_s(p, 24), s, a3);
+        s = v128.load32_splat(from, 4);
+        a0 = dot2(v128.load8x8_s(p, 32), s, a0);
+        a1 = dot2(v128.load8x8_s(p, 40), s, a1);
+        a2 = dot2(v128.load8x8_s(p, 48), s, a2);
+        a3 = dot2(v128.load8x8_s(p, 56), s, a3);
       }
       const scale = v128.load32_splat(x);
       const to = totals + half;
@@ -94,27 +83,17 @@ export function halves1of3<Scale>(
         a1 = zero,
         b0 = zero,
         b1 = zero;
-      let p = w + ((quarter & 64) << 3) + (quarter & 32);
+      let p = w + ((quarter & 64) << 3) + ((quarter & 32) >> 1);
       let from = x + RECORD_PARTS;
-      for (const end = from + PLANE; from < end; p += 64, from += 8) {
-        const v = v128.load(p);
-        const u = v128.load(p, 16);
-        let v0 = even(v);
-        let u0 = even(u);
+      for (const end = from + PLANE; from < end; p += 32, from += 4) {
+        const v = v128.load8x8_s(p);
+        const u = v128.load8x8_s(p, 8);
         let s = v128.load32_splat(from);
-        let t = v128.load32_splat(from, PLANE);
-        a0 = dot2(v0, s, a0);
-        a1 = dot2(u0, s, a1);
-        b0 = dot2(v0, t, b0);
-        b1 = dot2(u0, t, b1);
-        v0 = odd(v);
-        u0 = odd(u);
-        s = v128.load32_splat(from, 4);
-        t = v128.load32_splat(from, PLANE + 4);
-        a0 = dot2(v0, s, a0);
-        a1 = dot2(u0, s, a1);
-        b0 = dot2(v0, t, b0);
-        b1 = dot2(u0, t, b1);
+        a0 = dot2(v, s, a0);
+        a1 = dot2(u, s, a1);
+        s = v128.load32_splat(from, PLANE);
+        b0 = dot2(v, s, b0);
+        b1 = dot2(u, s, b1);
       }
       const at = scalesAt<Scale>(scales, quarter);
       const s0 = eightScales<Scale>(v128.load(at), quarter);
@@ -129,7 +108,7 @@ function sum2(a: v128, b: v128): v128 {
   return madd(f32x4.convert_i32x4_s(a), f32x4.splat(65536), f32x4.convert_i32x4_s(b));
 }
 
-/** Four rows of one or two parts, 8 output rows at a time, so that halves are made once for four. */
+/** Four rows of one or two parts, 8 output rows at a time. */
 export function halves4<Scale>(
   w: usize,
   step: usize,
@@ -154,39 +133,23 @@ export function halves4<Scale>(
         c1 = zero,
         d0 = zero,
         d1 = zero;
-      let p = w + ((quarter & 64) << 3) + (quarter & 32);
+      let p = w + ((quarter & 64) << 3) + ((quarter & 32) >> 1);
       let from: usize = RECORD_PARTS;
-      for (const end = from + PLANE; from < end; p += 64, from += 8) {
-        const v = v128.load(p);
-        const u = v128.load(p, 16);
-        const v0 = even(v);
-        const u0 = even(u);
-        const v1 = odd(v);
-        const u1 = odd(u);
+      for (const end = from + PLANE; from < end; p += 32, from += 4) {
+        const v = v128.load8x8_s(p);
+        const u = v128.load8x8_s(p, 8);
         let s = v128.load32_splat(x0 + from);
-        let t = v128.load32_splat(x0 + from, 4);
-        a0 = dot2(v0, s, a0);
-        a1 = dot2(u0, s, a1);
-        a0 = dot2(v1, t, a0);
-        a1 = dot2(u1, t, a1);
+        a0 = dot2(v, s, a0);
+        a1 = dot2(u, s, a1);
         s = v128.load32_splat(x1 + from);
-        t = v128.load32_splat(x1 + from, 4);
-        b0 = dot2(v0, s, b0);
-        b1 = dot2(u0, s, b1);
-        b0 = dot2(v1, t, b0);
-        b1 = dot2(u1, t, b1);
+        b0 = dot2(v, s, b0);
+        b1 = dot2(u, s, b1);
         s = v128.load32_splat(x2 + from);
-        t = v128.load32_splat(x2 + from, 4);
-        c0 = dot2(v0, s, c0);
-        c1 = dot2(u0, s, c1);
-        c0 = dot2(v1, t, c0);
-        c1 = dot2(u1, t, c1);
+        c0 = dot2(v, s, c0);
+        c1 = dot2(u, s, c1);
         s = v128.load32_splat(x3 + from);
-        t = v128.load32_splat(x3 + from, 4);
-        d0 = dot2(v0, s, d0);
-        d1 = dot2(u0, s, d1);
-        d0 = dot2(v1, t, d0);
-        d1 = dot2(u1, t, d1);
+        d0 = dot2(v, s, d0);
+        d1 = dot2(u, s, d1);
       }
       const at = scalesAt<Scale>(scales, quarter);
       const s0 = eightScales<Scale>(v128.load(at), quarter);
@@ -249,15 +212,11 @@ export function halves4x16<Scale>(
         d3 = zero;
       let p = w + (half << 3);
       let from: usize = RECORD_PARTS;
-      for (const end = from + PLANE; from < end; p += 64, from += 8) {
-        const v0 = v128.load(p);
-        const v1 = v128.load(p, 16);
-        const v2 = v128.load(p, 32);
-        const v3 = v128.load(p, 48);
-        let w0 = even(v0);
-        let w1 = even(v1);
-        let w2 = even(v2);
-        let w3 = even(v3);
+      for (const end = from + PLANE; from < end; p += 32, from += 4) {
+        const w0 = v128.load8x8_s(p);
+        const w1 = v128.load8x8_s(p, 8);
+        const w2 = v128.load8x8_s(p, 16);
+        const w3 = v128.load8x8_s(p, 24);
         let s = v128.load32_splat(x0 + from);
         a0 = dot2(w0, s, a0);
         a1 = dot2(w1, s, a1);
@@ -274,30 +233,6 @@ export function halves4x16<Scale>(
         c2 = dot2(w2, s, c2);
         c3 = dot2(w3, s, c3);
         s = v128.load32_splat(x3 + from);
-        d0 = dot2(w0, s, d0);
-        d1 = dot2(w1, s, d1);
-        d2 = dot2(w2, s, d2);
-        d3 = dot2(w3, s, d3);
-        w0 = odd(v0);
-        w1 = odd(v1);
-        w2 = odd(v2);
-        w3 = odd(v3);
-        s = v128.load32_splat(x0 + from, 4);
-        a0 = dot2(w0, s, a0);
-        a1 = dot2(w1, s, a1);
-        a2 = dot2(w2, s, a2);
-        a3 = dot2(w3, s, a3);
-        s = v128.load32_splat(x1 + from, 4);
-        b0 = dot2(w0, s, b0);
-        b1 = dot2(w1, s, b1);
-        b2 = dot2(w2, s, b2);
-        b3 = dot2(w3, s, b3);
-        s = v128.load32_splat(x2 + from, 4);
-        c0 = dot2(w0, s, c0);
-        c1 = dot2(w1, s, c1);
-        c2 = dot2(w2, s, c2);
-        c3 = dot2(w3, s, c3);
-        s = v128.load32_splat(x3 + from, 4);
         d0 = dot2(w0, s, d0);
         d1 = dot2(w1, s, d1);
         d2 = dot2(w2, s, d2);

@@ -6,7 +6,7 @@
 // `wide` kernels need a machine whose relaxed dot product takes its second operand as unsigned bytes (probed by the host, see
 // backends/cpu/module.ts): weights are stored with 128 added, and the record says what that adds to the sums. `narrow` kernels
 // are for all others and work in halves.
-import { dot2, even, halves1, halves1of3, halves4, halves4x16, odd } from "./integer-halves";
+import { halves1, halves1of3, halves4, halves4x16 } from "./integer-halves";
 import { dot, flush1, flush2, row1, row2, row3, rows3, rows4, rows4x16 } from "./integer-rows";
 import {
   GROUP_COLUMNS,
@@ -102,54 +102,6 @@ function fp4Row1(tile: usize, blocks: i32, x: usize, totals: usize): void {
   }
 }
 
-/** Narrow, one or two parts: signed, as halves. */
-function fp4Halves1(tile: usize, blocks: i32, x: usize, totals: usize): void {
-  const record = recordBytes;
-  const nibble = v128.load(tables, TABLE_NIBBLE);
-  const values = v128.load(tables, TABLE_FP4_TWICE);
-  for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
-    let p = tile + FP4_SCALES;
-    for (let half: usize = 0; half < PANEL_ROW; half += 64, p += FP4_QUARTER) {
-      let a0 = i32x4.splat(0);
-      let a1 = a0,
-        a2 = a0,
-        a3 = a0;
-      let from = x;
-      for (const end = p + FP4_QUARTER; p < end; p += 32, from += 8) {
-        const v0 = v128.load(p);
-        const v1 = v128.load(p, 16);
-        const v2 = v128.load(p, 128);
-        const v3 = v128.load(p, 144);
-        let w0 = lookup(values, v128.and(v0, nibble));
-        let w1 = lookup(values, v128.and(v1, nibble));
-        let w2 = lookup(values, v128.and(v2, nibble));
-        let w3 = lookup(values, v128.and(v3, nibble));
-        let s = v128.load32_splat(from, RECORD_PARTS);
-        let t = v128.load32_splat(from, RECORD_PARTS + 4);
-        a0 = dot2(odd(w0), t, dot2(even(w0), s, a0));
-        a1 = dot2(odd(w1), t, dot2(even(w1), s, a1));
-        a2 = dot2(odd(w2), t, dot2(even(w2), s, a2));
-        a3 = dot2(odd(w3), t, dot2(even(w3), s, a3));
-        w0 = lookup(values, v128.and(i16x8.shr_u(v0, 4), nibble));
-        w1 = lookup(values, v128.and(i16x8.shr_u(v1, 4), nibble));
-        w2 = lookup(values, v128.and(i16x8.shr_u(v2, 4), nibble));
-        w3 = lookup(values, v128.and(i16x8.shr_u(v3, 4), nibble));
-        // The high nibbles are 16 columns further.
-        s = v128.load32_splat(from, RECORD_PARTS + 32);
-        t = v128.load32_splat(from, RECORD_PARTS + 36);
-        a0 = dot2(odd(w0), t, dot2(even(w0), s, a0));
-        a1 = dot2(odd(w1), t, dot2(even(w1), s, a1));
-        a2 = dot2(odd(w2), t, dot2(even(w2), s, a2));
-        a3 = dot2(odd(w3), t, dot2(even(w3), s, a3));
-      }
-      const scale = halved(x);
-      const at = tile + (half >> 2);
-      flush1(totals + half, a0, a1, scale, lowScales(at), highScales(at));
-      flush1(totals + half + 32, a2, a3, scale, lowScales(at + 8), highScales(at + 8));
-    }
-  }
-}
-
 function fp4Row2(tile: usize, blocks: i32, x: usize, totals: usize): void {
   const record = recordBytes;
   const nibble = v128.load(tables, TABLE_NIBBLE);
@@ -193,21 +145,22 @@ function unpackFp4(from: usize, blocks: i32, to: usize): void {
   const nibble = v128.load(tables, TABLE_NIBBLE);
   const values = v128.load(tables + (wide ? TABLE_FP4_BIASED : TABLE_FP4_TWICE));
   const half = f32x4.splat(0.5);
+  // The second vector of a step is of the next rows; where not wide, of the next columns. High nibbles are 16 columns further.
+  const second: usize = wide ? 16 : 32;
   for (; blocks > 0; blocks--, from += FP4_SCALES + FP4_BLOCK, to += INT8_SCALES + INT8_BLOCK) {
     let p = from + FP4_SCALES;
     for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
       const scales = from + (quarter >> 2);
       v128.store(to + quarter, f32x4.mul(lowScales(scales), half));
       v128.store(to + quarter, f32x4.mul(highScales(scales), half), 16);
-      let at = to + INT8_SCALES + ((quarter & 64) << 3) + (quarter & 32);
+      let at = to + INT8_SCALES + ((quarter & 64) << 3) + ((quarter & 32) >> (wide ? 0 : 1));
       for (const end = at + 256; at < end; at += 64, p += 32) {
         const v = v128.load(p);
         const u = v128.load(p, 16);
         v128.store(at, lookup(values, v128.and(v, nibble)));
-        v128.store(at, lookup(values, v128.and(u, nibble)), 16);
-        // The high nibbles are 16 columns further: four steps.
         v128.store(at, lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), 256);
-        v128.store(at, lookup(values, v128.and(i16x8.shr_u(u, 4), nibble)), 272);
+        v128.store(at + second, lookup(values, v128.and(u, nibble)));
+        v128.store(at + second, lookup(values, v128.and(i16x8.shr_u(u, 4), nibble)), 256);
       }
     }
   }
@@ -306,10 +259,9 @@ function blocksProduct(
     return;
   }
   tile += <usize>from * (FP4_SCALES + FP4_BLOCK);
-  if (rows === 1 && parts < 3) {
+  if (rows === 1 && parts < 3 && wide) {
     const x = <usize>load<u32>(pointers) + offset;
-    if (!wide) fp4Halves1(tile, count, x, totals);
-    else if (parts === 1) fp4Row1(tile, count, x, totals);
+    if (parts === 1) fp4Row1(tile, count, x, totals);
     else fp4Row2(tile, count, x, totals);
     return;
   }

@@ -134,7 +134,7 @@ export const STREAM_FP4_COLUMNS = 64;
 
 // --- Integer products. A record holds 32 activations: their scale (f32); what weights with 128 and with 12 added add to the
 // sums of each part (i32 [3] each); the parts, highest first, in planes of 32 bytes. Where not wide there is nothing to add, and
-// planes are 32 halves of up to two parts: of each four columns the even ones, then the odd ones.
+// planes are 32 halves of up to two parts.
 export const GROUP_COLUMNS = 32;
 export const RECORD_INT8_SUMS = 4;
 export const RECORD_FP4_SUMS = 16;

@@ -21,6 +21,14 @@ function load16(from: usize, row: i32, rows: i32, rowBytes: usize): v128 {
   return row < rows ? v128.load(from + <usize>row * rowBytes) : i32x4.splat(0);
 }
 
+/** Of 4 bytes a lane the first two, or the other two. */
+function firstPairs(a: v128, b: v128): v128 {
+  return v128.shuffle<i16>(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+}
+function secondPairs(a: v128, b: v128): v128 {
+  return v128.shuffle<i16>(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+
 /** 32 rows × 32 columns of bytes. */
 function packInt8Block(from: usize, rowBytes: usize, rows: i32, to: usize): void {
   const bias = i8x16.splat(wide ? -128 : 0);
@@ -34,6 +42,18 @@ function packInt8Block(from: usize, rowBytes: usize, rows: i32, to: usize): void
       // Flipping the highest bit adds 128.
       transpose4(v128.xor(a, bias), v128.xor(b, bias), v128.xor(c, bias), v128.xor(d, bias), at + 256 * part, 64);
     }
+  }
+  if (wide) return;
+  // Of 16 rows of 4 columns: columns 0 and 1 of all, then 2 and 3.
+  for (const end = to + TILE * GROUP_COLUMNS; to < end; to += 64) {
+    const a = v128.load(to);
+    const b = v128.load(to, 16);
+    const c = v128.load(to, 32);
+    const d = v128.load(to, 48);
+    v128.store(to, firstPairs(a, b));
+    v128.store(to, firstPairs(c, d), 16);
+    v128.store(to, secondPairs(a, b), 32);
+    v128.store(to, secondPairs(c, d), 48);
   }
 }
 
@@ -60,6 +80,13 @@ function packFp4Block(from: usize, rowBytes: usize, rows: i32, planes: bool, to:
       d = regroup(d, nibble);
     }
     transpose4(a, b, c, d, to + <usize>((r >> 3) * 128 + (r & 4) * 4), 32);
+  }
+  if (wide) return;
+  for (const end = to + 16 * TILE; to < end; to += 32) {
+    const v = v128.load(to);
+    const u = v128.load(to, 16);
+    v128.store(to, firstPairs(v, u));
+    v128.store(to, secondPairs(v, u), 16);
   }
 }
 

@@ -48,11 +48,11 @@ export function sums3(a: v128, b: v128, c: v128): v128 {
   return i32x4.add(v128.shuffle<i64>(ab, c0, 0, 2), v128.shuffle<i64>(ab, c0, 1, 3));
 }
 
-/** Part p of eight values as 8 bytes (`wide`) or 8 halves, of each four the even ones first: see integer-halves.ts. */
+/** Part p of eight values as 8 bytes (`wide`) or 8 halves. */
 export function put(a: v128, b: v128, to: usize): void {
   const halves = i16x8.narrow_i32x4_s(a, b);
   if (wide) v128.store64_lane(to, i8x16.narrow_i16x8_s(halves, halves), 0);
-  else v128.store(to, v128.shuffle<i16>(halves, halves, 0, 2, 1, 3, 4, 6, 5, 7));
+  else v128.store(to, halves);
 }
 
 /** x f32 [32] → its record. */

@@ -3,7 +3,7 @@
 // quantised row is one record as long as the row: its scale, what 128 added to every weight adds to the sums, the values.
 //
 // `wide` and narrow kernels: see integer.ts.
-import { dot2, even, odd } from "./integer-halves";
+import { dot2 } from "./integer-halves";
 import { dot } from "./integer-rows";
 import { GROUP_COLUMNS, RECORD_INT8_SUMS, RECORD_PARTS, TILE } from "./layout";
 import { put, sums3 } from "./quantize";
@@ -159,16 +159,16 @@ function narrowRow(w: usize, scales: usize, blocks: i32, x: usize, totals: usize
     let from = x + RECORD_PARTS;
     for (let left = blocks; left > 0; left--, p += HALF) {
       for (const end = p + HALF; p < end; p += 64, from += 8) {
-        const s = v128.load32_splat(from);
-        const t = v128.load32_splat(from, 4);
-        const v0 = v128.load(p);
-        const v1 = v128.load(p, 16);
-        const v2 = v128.load(p, 32);
-        const v3 = v128.load(p, 48);
-        a0 = dot2(odd(v0), t, dot2(even(v0), s, a0));
-        a1 = dot2(odd(v1), t, dot2(even(v1), s, a1));
-        a2 = dot2(odd(v2), t, dot2(even(v2), s, a2));
-        a3 = dot2(odd(v3), t, dot2(even(v3), s, a3));
+        let s = v128.load32_splat(from);
+        a0 = dot2(v128.load8x8_s(p), s, a0);
+        a1 = dot2(v128.load8x8_s(p, 8), s, a1);
+        a2 = dot2(v128.load8x8_s(p, 16), s, a2);
+        a3 = dot2(v128.load8x8_s(p, 24), s, a3);
+        s = v128.load32_splat(from, 4);
+        a0 = dot2(v128.load8x8_s(p, 32), s, a0);
+        a1 = dot2(v128.load8x8_s(p, 40), s, a1);
+        a2 = dot2(v128.load8x8_s(p, 48), s, a2);
+        a3 = dot2(v128.load8x8_s(p, 56), s, a3);
       }
     }
     const to = totals + half;

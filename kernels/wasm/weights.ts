@@ -4,10 +4,11 @@
 // F32, F16, BF16: for each column the values of the 32 rows lie side by side. Of halves two vectors hold 16 rows: their low halves
 // are rows 0 … 7, their high ones 8 … 15, so that neighbouring vectors stay neighbours when they are unpacked.
 // INT8: for each group of columns 32 scales f32, then blocks of 32 columns. A block is two halves of 16 rows; in each, 8 steps of
-// 4 columns; in each, 4 vectors of 4 rows whose lane is one row's 4 bytes, as dot products take them. 128 is added where `wide`.
+// 4 columns; in each, 4 vectors of 4 rows whose lane is one row's 4 bytes, as dot products take them; 128 is added. All that where
+// `wide`; else a half is 16 steps of 2 columns; in each, the 2 bytes of one row after the other.
 // Q8_0: the same, a block in each group; scales lie as a column of F16 does.
-// MXFP4: blocks of 32 columns: 32 scales E8M0, then 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows.
-// Low nibbles are columns 0 … 15 of the block, high nibbles 16 … 31.
+// MXFP4: blocks of 32 columns: 32 scales E8M0, then 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows. Where
+// not `wide`, 8 steps of 2 columns, each a vector. Low nibbles are columns 0 … 15 of the block, high nibbles 16 … 31.
 import {
   BF16,
   F16,
@@ -56,8 +57,12 @@ export function place(format: i32, r: i32): i32 {
 
 /** Offset of row r, column k of a block of 32 × 32: bytes, or pairs of nibbles of MXFP4. */
 function placeInBlock(format: i32, r: i32, k: i32): i32 {
-  if (format !== MXFP4) return ((r & 16) << 5) + ((k & 28) << 4) + ((r & 15) << 2) + (k & 3);
-  return ((r & 24) << 4) + ((k & 12) << 3) + ((r & 7) << 2) + (k & 3);
+  if (format !== MXFP4) {
+    if (wide) return ((r & 16) << 5) + ((k & 28) << 4) + ((r & 15) << 2) + (k & 3);
+    return ((r & 16) << 5) + ((k & 30) << 4) + ((r & 15) << 1) + (k & 1);
+  }
+  if (wide) return ((r & 24) << 4) + ((k & 12) << 3) + ((r & 7) << 2) + (k & 3);
+  return ((r & 24) << 4) + ((k & 14) << 3) + ((r & 7) << 1) + (k & 1);
 }
 
 /** A finite half as f32, subnormals included. */
