@@ -52,7 +52,7 @@ interface Append {
 }
 
 /** How many threads there are, and how they lay out rows of x as integers (kernels/wasm/layout.ts). */
-export type Threads = Pick<Pool, "threads" | "recordBytes" | "w8a8RowBytes">;
+export type Threads = Pick<Pool, "threads" | "wide" | "pairs" | "recordBytes" | "w8a8RowBytes">;
 
 export class CpuOps implements BaseOps, FusedOps {
   readonly list: Op[] = [];
@@ -60,11 +60,11 @@ export class CpuOps implements BaseOps, FusedOps {
   /** The slots of a routing sorted by expert, by its `experts` tensor. */
   readonly #groups = new Map<CpuTensor, CpuTensor>();
   /** What products with INT8 and MXFP4 weights read in place of a tensor. */
-  readonly #quantized = new Map<CpuTensor, CpuTensor>();
+  readonly #quantized = { bytes: new Map<CpuTensor, CpuTensor>(), halves: new Map<CpuTensor, CpuTensor>() };
   /** What W8A8 products read. */
   readonly #quantizedRows = new Map<CpuTensor, CpuTensor>();
-  /** Appends to the op that made a tensor that it shall quantise it, too. */
-  readonly #quantizers = new Map<CpuTensor, (records: CpuTensor) => void>();
+  /** Appends to the op that made a tensor that it shall quantise it, too, in bytes (1) or halves (0). Once. */
+  readonly #quantizers = new Map<CpuTensor, (records: CpuTensor, bytes: number) => void>();
 
   constructor(pool: Threads) {
     this.#pool = pool;
@@ -80,32 +80,41 @@ export class CpuOps implements BaseOps, FusedOps {
     this.list.push({ code, ...op });
   }
 
-  /** Appends an op that can also give its output y, rows of whole records, as integers: its argument after the others. */
+  /** Appends an op that can also give its output y, rows of whole records, as integers: its arguments after the others. */
   #appendQuantizer(code: number, op: Append, y: CpuTensor): void {
     const writes = [...op.writes];
     const args = [...op.args];
     this.#append(code, { ...op, writes, args });
     if (y.shape.length !== 2 || y.shape[1] % L.GROUP_COLUMNS !== 0) return;
-    this.#quantizers.set(y, (records) => {
+    this.#quantizers.set(y, (records, bytes) => {
       writes.push(records);
-      args.push(records);
+      args.push(records, bytes);
+      this.#quantizers.delete(y);
     });
   }
 
+  /** The format of a weight as a product with `rows` rows of x at a time takes it. */
+  #productCode(weight: CpuWeight, rows: number): number {
+    if (weight.activations !== undefined) return L.W8A8;
+    return rows === 1 && weight.storedAs === "mxfp4" && this.#pool.pairs ? L.MXFP4_BYTES : weight.code;
+  }
+
   /** x as products with a weight read it: itself, or its rows as integers, made once for all who read them. */
-  #operand(x: CpuTensor, weight: CpuWeight): CpuTensor {
-    if (weight.activations !== undefined) return this.#rowsAsIntegers(x);
+  #operand(x: CpuTensor, weight: CpuWeight, code: number): CpuTensor {
+    if (code === L.W8A8) return this.#rowsAsIntegers(x);
     if (weight.storedAs !== "int8" && weight.storedAs !== "mxfp4") return x;
-    let records = this.#quantized.get(x);
+    const kind = this.#pool.wide || code === L.MXFP4_BYTES ? "bytes" : "halves";
+    let records = this.#quantized[kind].get(x);
     if (records === undefined) {
       const [rows, columns] = x.shape;
-      const words = ((columns / L.GROUP_COLUMNS) * this.#pool.recordBytes) / 4;
+      const words = ((columns / L.GROUP_COLUMNS) * this.#pool.recordBytes(kind)) / 4;
+      const bytes = kind === "bytes" ? 1 : 0;
       records = this.#make([rows, words], x.label, x.live, "i32");
       const quantize = this.#quantizers.get(x);
-      const args = [x, records, columns];
-      if (quantize !== undefined) quantize(records);
+      const args = [x, records, columns, bytes];
+      if (quantize !== undefined) quantize(records, bytes);
       else this.#append(L.OP_QUANTIZE, { rows, live: x.live, reads: [x], writes: [records], args });
-      this.#quantized.set(x, records);
+      this.#quantized[kind].set(x, records);
     }
     return records;
   }
@@ -141,9 +150,10 @@ export class CpuOps implements BaseOps, FusedOps {
     const w = cpuWeight(weight, 2);
     const [outs, columns] = w.shape;
     const rows = rowsOf(from, columns, w.name);
-    const operand = this.#operand(from, w);
+    const code = this.#productCode(w, rows);
+    const operand = this.#operand(from, w, code);
     const y = this.#make([rows, outs], w.name, from.live);
-    const args = [operand, y, w.productCode, w, columns, w.group, outs, vector(bias, outs)];
+    const args = [operand, y, code, w, columns, w.group, outs, vector(bias, outs)];
     this.#append(L.OP_LINEAR, { rows, live: from.live, reads: [operand], writes: [y], args, stream: w });
     return y;
   }
@@ -329,7 +339,8 @@ export class CpuOps implements BaseOps, FusedOps {
     const [rows, k] = chosen.shape;
     const slots = rows * k;
     const xRows = rowsOf(from, columns, w.name);
-    const operand = this.#operand(from, w);
+    const code = this.#productCode(w, rows);
+    const operand = this.#operand(from, w, code);
     assert(xRows === rows || xRows === slots, `cpu: ${w.name}: ${xRows} rows for ${rows} rows of ${k} experts`);
     const perRow = xRows === slots ? 1 : k;
     const base = chosen.live ?? from.live;
@@ -339,8 +350,8 @@ export class CpuOps implements BaseOps, FusedOps {
     const groups = this.#group(chosen, experts, live);
     const reads = [operand, chosen, ...(groups === undefined ? [] : [groups])];
     /** Arguments up to the weight; `y` is the output. */
-    const head = (y: CpuTensor) => [operand, perRow, y, chosen, experts, groups, w.code, w, columns, w.group];
-    return { operand, chosen, w, outs, columns, rows, k, slots, live, reads, head, bias: [b.address, b.stride] };
+    const head = (y: CpuTensor) => [operand, perRow, y, chosen, experts, groups, code, w, columns, w.group];
+    return { operand, chosen, w, code, outs, columns, rows, k, slots, live, reads, head, bias: [b.address, b.stride] };
   }
 
   linearExperts(x: Tensor, routing: Routing, weight: Weight, bias?: Weight): Tensor {
@@ -456,12 +467,13 @@ export class CpuOps implements BaseOps, FusedOps {
     if (g.bank !== u.bank) {
       return this.glu(this.linear(x, gate, options.gateBias), this.linear(x, up, options.upBias), options);
     }
-    const operands = [this.#operand(from, g), this.#operand(from, u)];
+    const codes = [g, u].map((w) => this.#productCode(w, rows));
+    const operands = [this.#operand(from, g, codes[0]), this.#operand(from, u, codes[1])];
     const y = this.#make([rows, outs], g.name, from.live);
     const args = [
       ...[...operands, y, columns, outs],
-      ...[g.productCode, g, g.group, vector(options.gateBias, outs)],
-      ...[u.productCode, u, u.group, vector(options.upBias, outs)],
+      ...[codes[0], g, g.group, vector(options.gateBias, outs)],
+      ...[codes[1], u, u.group, vector(options.upBias, outs)],
       ...unit(options),
     ];
     this.#appendQuantizer(L.OP_GATE_UP, { rows, live: from.live, reads: operands, writes: [y], args, stream: g }, y);
@@ -486,11 +498,11 @@ export class CpuOps implements BaseOps, FusedOps {
     const [rows, k] = routing.experts.shape;
     // Several rows: the slots of an expert are one product, and the rows' sums come afterwards.
     if (rows > 1 || x.shape[0] !== k) return this.combine(this.linearExperts(x, routing, weight, bias), routing);
-    const { operand, chosen, w, outs, columns, ...e } = this.#experts(x, routing, weight, bias);
+    const { operand, chosen, w, code, outs, columns, ...e } = this.#experts(x, routing, weight, bias);
     const weights = cpuTensor(routing.weights);
     const live = chosen.live;
     const y = this.#make([rows, outs], w.name, live);
-    const args = [operand, y, weights, chosen, k, w.code, w, columns, w.group, outs, ...e.bias];
+    const args = [operand, y, weights, chosen, k, code, w, columns, w.group, outs, ...e.bias];
     this.#append(L.OP_EXPERTS_DOWN, { rows, live, reads: [operand, chosen, weights], writes: [y], args });
     return y;
   }
@@ -504,8 +516,9 @@ export class CpuOps implements BaseOps, FusedOps {
     const { live } = from;
     const partial = this.#make([rows, 2 * tiles], w.name, live);
     const y = this.#make([rows], w.name, live, "i32");
-    const operand = this.#operand(from, w);
-    const args = [operand, partial, w.productCode, w, columns, w.group, outs, vector(bias, outs)];
+    const code = this.#productCode(w, rows);
+    const operand = this.#operand(from, w, code);
+    const args = [operand, partial, code, w, columns, w.group, outs, vector(bias, outs)];
     this.#append(L.OP_LINEAR_ARGMAX, { rows, live, reads: [operand], writes: [partial], args, stream: w });
     this.#append(L.OP_ARGMAX_TILES, { rows, live, reads: [partial], writes: [y], args: [partial, tiles, y] });
     return y;

@@ -6,7 +6,6 @@ import {
   CONTROL_FAILED,
   CONTROL_PAIRED,
   CONTROL_PARTS,
-  CONTROL_RECORD,
   CONTROL_SCRATCH,
   CONTROL_SPINS,
   CONTROL_START,
@@ -32,6 +31,7 @@ import {
   TABLE_NIBBLE,
   TABLE_POWERS,
   TABLE_ROUND,
+  TABLE_SMALLEST_SCALE,
 } from "../../kernels/wasm/layout.ts";
 import { assert, DeviceError } from "../../src/errors.ts";
 import type { Heap } from "./heap.ts";
@@ -75,7 +75,7 @@ const SPINS = 20_000;
 /** The values of FP4 (E2M1) by code. */
 const FP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6];
 
-/** 4 · 255 · 127: what `dotOfBytes` gives where the relaxed dot product reads its second operand as unsigned bytes. */
+/** 4 · 255 · 127: what `dotOfBytes` gives where the relaxed dot product reads its second operand as unsigned bytes. Without one, 0. */
 const UNSIGNED_DOT = 129_540;
 
 /** Of e^x in f32: where it becomes 0, log2(e), ln 2 in two parts, a polynomial, highest power first (Cephes' expf), an upper limit. */
@@ -93,9 +93,11 @@ const POWERS = [
 
 export class Pool {
   readonly threads: number;
-  /** Bytes of 32 quantised activations (kernels/wasm/quantize.ts). */
-  readonly recordBytes: number;
-  readonly #wide: boolean;
+  /** Whether integers are multiplied as bytes, else as halves (kernels/wasm/integer.ts). */
+  readonly wide: boolean;
+  /** Where not wide, whether one row times MXFP4 is multiplied as bytes all the same. */
+  readonly pairs: boolean;
+  readonly #parts: number;
   /** Settles when all helpers wait for their first run; before that, a run does without them. */
   readonly ready: Promise<void>;
   readonly #heap: Heap;
@@ -120,17 +122,15 @@ export class Pool {
     writeTables(heap.u8.subarray(this.#control + CONTROL_TABLES).subarray(0, TABLE_BYTES));
     const instance = new WebAssembly.Instance(module, { env: { memory: heap.memory } });
     this.#kernels = instance.exports as unknown as Kernels;
-    const wide = !options.halves && this.#kernels.dotOfBytes() === UNSIGNED_DOT;
-    // Two parts fit a half.
-    const bytes = wide ? options.parts : 2 * Math.ceil(options.parts / 2);
-    this.recordBytes = RECORD_PARTS + bytes * GROUP_COLUMNS;
+    const dot = this.#kernels.dotOfBytes();
+    this.wide = !options.halves && dot === UNSIGNED_DOT;
+    this.pairs = !this.wide && dot !== 0 && options.parts < 3;
+    this.#parts = options.parts;
     words[CONTROL_PARTS / 4] = options.parts;
-    words[CONTROL_WIDE / 4] = wide ? 1 : 0;
+    words[CONTROL_WIDE / 4] = this.wide ? 1 : 0;
     // No x64 machine has registers of 256 bits and no fused multiply-add, and next to none the reverse.
     words[CONTROL_PAIRED / 4] = options.paired && this.#kernels.maddRest() === 2 ** -24 ? 1 : 0;
-    this.#wide = wide;
     words[CONTROL_STREAMS / 4] = 1;
-    words[CONTROL_RECORD / 4] = this.recordBytes;
     this.#kernels.join(this.#control, 0, this.threads);
     this.ready = this.#start(module);
     this.ready.catch(() => {});
@@ -151,9 +151,15 @@ export class Pool {
     return this.#kernels;
   }
 
+  /** Bytes of 32 quantised activations, in bytes or, two parts each, in halves (kernels/wasm/quantize.ts). */
+  recordBytes(kind: "bytes" | "halves"): number {
+    const width = kind === "bytes" ? this.#parts : 2 * Math.ceil(this.#parts / 2);
+    return RECORD_PARTS + width * GROUP_COLUMNS;
+  }
+
   /** Bytes of a row of activations as integers with one scale (kernels/wasm/w8a8.ts). */
   w8a8RowBytes(columns: number): number {
-    return RECORD_PARTS + columns * (this.#wide ? 1 : 2);
+    return RECORD_PARTS + columns * (this.wide ? 1 : 2);
   }
 
   /** How often helpers woke up to look for work: does not grow while nothing is run. */
@@ -235,6 +241,7 @@ function writeTables(bytes: Uint8Array<ArrayBufferLike>): void {
     view.setUint32(TABLE_HIGH_HALF + lane, 0xffff0000, true);
     view.setUint32(TABLE_F16_MASK + lane, 0x8fffe000, true);
     view.setFloat32(TABLE_F16_SCALE + lane, 2 ** 112, true);
+    view.setFloat32(TABLE_SMALLEST_SCALE + lane, 2 ** -127, true);
   }
   view.setFloat32(TABLE_ROUND, 1.5 * 2 ** 23, true);
   EXP.forEach((value, i) => {

@@ -20,7 +20,6 @@ import {
   Q8_0,
   SEGMENT,
   TILE,
-  W8A8,
 } from "../../kernels/wasm/layout.ts";
 import {
   type BlockEncoding,
@@ -172,11 +171,6 @@ export class CpuWeight implements Weight {
       this.#copies.set(bank, address);
     }
     return address;
-  }
-
-  /** The format as products take it. */
-  get productCode(): number {
-    return this.activations === undefined ? this.code : W8A8;
   }
 }
 

@@ -6,15 +6,15 @@ import { gluRun } from "./glu";
 import { ROW_BLOCK, SCRATCH_TILES, SCRATCH_TOTALS, SCRATCH_TOTALS_UP, TILE } from "./layout";
 import { addBias, putRow, rowBlocks, rowBytes, tilesProduct, useRows, useTiles } from "./linear";
 import { count, expert, expertCount, slotAt, useExpert, useSlots } from "./linear-experts";
-import { quantizeBlock } from "./quantize";
-import { claim, recordBytes, scratch, share, shareOfTiles, streamsOf } from "./threads";
+import { quantizeBlock, recordBytes } from "./quantize";
+import { claim, scratch, share, shareOfTiles, streamsOf } from "./threads";
 import { tileBytes } from "./weights";
 
 const TOTAL: usize = 4 * TILE;
 
 /**
  * x [rows, columns], for each weight as its format wants it → y [rows, outs] = unit(x · gateᵀ, x · upᵀ); weights [outs, columns].
- * Records [rows, outs / 32] of y, or 0 for none: a tile is a record.
+ * Records [rows, outs / 32] of y, in bytes or in halves, or 0 for none: a tile is a record.
  */
 export function gateUp(
   rows: i32,
@@ -34,11 +34,13 @@ export function gateUp(
   activation: i32,
   limit: f32,
   records: usize,
+  bytes: i32,
 ): void {
   const tiles = (outs + TILE - 1) / TILE;
   const tasks = tiles * rowBlocks(rows);
   const each = shareOfTiles(tasks, rows);
   const streams = streamsOf(rows);
+  const recordSize = recordBytes(bytes !== 0);
   const gateBytes = tileBytes(gateFormat, columns, gateGroup);
   const upBytes = tileBytes(upFormat, columns, upGroup);
   const gates = scratch + SCRATCH_TOTALS;
@@ -65,7 +67,8 @@ export function gateUp(
           const at = sums + <usize>i * TOTAL;
           const y0 = y + ((<usize>(first + i) * outs + <usize>tile * TILE) << 2);
           gluRun(gates + at, ups + at, 1, y0, width, activation, limit);
-          if (records !== 0) quantizeBlock(y0, records + <usize>((first + i) * tiles + tile) * recordBytes);
+          if (records === 0) continue;
+          quantizeBlock(y0, records + <usize>((first + i) * tiles + tile) * recordSize, bytes !== 0);
         }
       }
     }

@@ -6,7 +6,7 @@
 import { eightScales, flush, flush1, highScales, lowScales, scalesAt } from "./integer-rows";
 import { GROUP_COLUMNS, RECORD_PARTS, TILE } from "./layout";
 import { madd } from "./math";
-import { recordBytes } from "./threads";
+import { recordBytes } from "./quantize";
 
 const PANEL_ROW: usize = 4 * TILE;
 /** Of a record. */
@@ -29,7 +29,7 @@ export function halves1<Scale>(
   x: usize,
   totals: usize,
 ): void {
-  const record = recordBytes;
+  const record = recordBytes(false);
   for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
     for (let half: usize = 0; half < PANEL_ROW; half += 64) {
       const at = scalesAt<Scale>(scales, half);
@@ -75,7 +75,7 @@ export function halves1of3<Scale>(
   x: usize,
   totals: usize,
 ): void {
-  const record = recordBytes;
+  const record = recordBytes(false);
   for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
     for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
       const zero = i32x4.splat(0);
@@ -121,7 +121,7 @@ export function halves4<Scale>(
   x3: usize,
   totals: usize,
 ): void {
-  const record = recordBytes;
+  const record = recordBytes(false);
   for (; blocks > 0; blocks--, w += step, scales += scaleStep) {
     for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
       const zero = i32x4.splat(0);
@@ -187,7 +187,7 @@ export function halves4x16<Scale>(
   x3: usize,
   totals: usize,
 ): void {
-  const record = recordBytes;
+  const record = recordBytes(false);
   for (; blocks > 0; blocks--, w += step, scales += scaleStep) {
     for (let half: usize = 0; half < PANEL_ROW; half += 64) {
       const at = scalesAt<Scale>(scales, half);

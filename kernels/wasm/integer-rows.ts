@@ -5,7 +5,8 @@
 // meet the same operations in the same order: so loads come first, stores last.
 import { RECORD_PARTS, TABLE_F16_MASK, TABLE_F16_SCALE, TILE } from "./layout";
 import { madd } from "./math";
-import { parts, recordBytes, tables } from "./threads";
+import { recordBytes } from "./quantize";
+import { parts, tables } from "./threads";
 import { halfHigh, halfLow } from "./weights";
 
 const PANEL_ROW: usize = 4 * TILE;
@@ -80,7 +81,7 @@ export function row1<Scale>(
   sums: usize,
   totals: usize,
 ): void {
-  const record = recordBytes;
+  const record = recordBytes(true);
   for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
     for (let half: usize = 0; half < PANEL_ROW; half += 64) {
       const at = scalesAt<Scale>(scales, half);
@@ -122,7 +123,7 @@ export function row2<Scale>(
   sums: usize,
   totals: usize,
 ): void {
-  const record = recordBytes;
+  const record = recordBytes(true);
   for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
     for (let half: usize = 0; half < PANEL_ROW; half += 64) {
       const at = scalesAt<Scale>(scales, half);
@@ -178,7 +179,7 @@ export function row3<Scale>(
   sums: usize,
   totals: usize,
 ): void {
-  const record = recordBytes;
+  const record = recordBytes(true);
   for (; blocks > 0; blocks--, x += record, w += step, scales += scaleStep) {
     for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
       const c = v128.load32_splat(x + sums);
@@ -229,7 +230,7 @@ export function rows4<Scale>(
   sums: usize,
   totals: usize,
 ): void {
-  const record = recordBytes;
+  const record = recordBytes(true);
   for (; blocks > 0; blocks--, w += step, scales += scaleStep) {
     for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
       let a0 = v128.load32_splat(x0 + sums),
@@ -298,7 +299,7 @@ export function rows4x16<Scale>(
   sums: usize,
   totals: usize,
 ): void {
-  const record = recordBytes;
+  const record = recordBytes(true);
   const last = (<usize>parts) << 2;
   for (; blocks > 0; blocks--, w += step, scales += scaleStep) {
     for (let half: usize = 0; half < PANEL_ROW; half += 64) {
@@ -418,7 +419,7 @@ export function rows3<Scale>(
   sums: usize,
   totals: usize,
 ): void {
-  const record = recordBytes;
+  const record = recordBytes(true);
   for (; blocks > 0; blocks--, w += step, scales += scaleStep) {
     for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
       let a0 = v128.load32_splat(x0 + sums),

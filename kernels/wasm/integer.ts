@@ -5,14 +5,16 @@
 //
 // `wide` kernels need a machine whose relaxed dot product takes its second operand as unsigned bytes (probed by the host, see
 // backends/cpu/module.ts): weights are stored with 128 added, and the record says what that adds to the sums. `narrow` kernels
-// are for all others and work in halves.
+// are for all others and work in halves, but for one row of x times MXFP4, whose bytes are small enough for any machine.
 import { halves1, halves1of3, halves4, halves4x16 } from "./integer-halves";
 import { dot, flush1, flush2, row1, row2, row3, rows3, rows4, rows4x16 } from "./integer-rows";
 import {
   GROUP_COLUMNS,
   INT8,
   MXFP4,
+  MXFP4_BYTES,
   Q8_0,
+  RECORD_FP4_PAIRS,
   RECORD_FP4_SUMS,
   RECORD_INT8_SUMS,
   RECORD_PARTS,
@@ -25,10 +27,12 @@ import {
   TABLE_FP4_BIASED,
   TABLE_FP4_TWICE,
   TABLE_NIBBLE,
+  TABLE_SMALLEST_SCALE,
   TILE,
 } from "./layout";
-import { paired, parts, recordBytes, scratch, tables, wide } from "./threads";
-import { lookup } from "./weights";
+import { inBytes, recordBytes } from "./quantize";
+import { paired, parts, scratch, tables, wide } from "./threads";
+import { firstPairs, lookup, secondPairs } from "./weights";
 
 /** Bytes of 32 rows × 32 columns, and of the 32 scales before them, f32 or halves. */
 const INT8_BLOCK: usize = TILE * GROUP_COLUMNS;
@@ -50,8 +54,7 @@ function highScales(at: usize): v128 {
   return powerOfTwo(i32x4.extend_high_i16x8_u(v128.load8x8_u(at)));
 }
 function powerOfTwo(exponent: v128): v128 {
-  const smallest = i32x4.splat(0x00400000); // 2^−127, exponent 0
-  return i32x4.max_u(i32x4.shl(exponent, 23), smallest);
+  return i32x4.max_u(i32x4.shl(exponent, 23), v128.load(tables, TABLE_SMALLEST_SCALE));
 }
 
 /** The scale of x for sums of twice the values. */
@@ -60,7 +63,7 @@ function halved(x: usize): v128 {
 }
 
 function fp4Row1(tile: usize, blocks: i32, x: usize, totals: usize): void {
-  const record = recordBytes;
+  const record = recordBytes(true);
   const nibble = v128.load(tables, TABLE_NIBBLE);
   const values = v128.load(tables, TABLE_FP4_BIASED);
   for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
@@ -103,7 +106,7 @@ function fp4Row1(tile: usize, blocks: i32, x: usize, totals: usize): void {
 }
 
 function fp4Row2(tile: usize, blocks: i32, x: usize, totals: usize): void {
-  const record = recordBytes;
+  const record = recordBytes(true);
   const nibble = v128.load(tables, TABLE_NIBBLE);
   const values = v128.load(tables, TABLE_FP4_BIASED);
   for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
@@ -140,13 +143,122 @@ function fp4Row2(tile: usize, blocks: i32, x: usize, totals: usize): void {
   }
 }
 
+// --- Not wide, one row of x: the same bytes, which no machine's dot product saturates for. Two products at a time are summed up in 16 bits.
+// With what 12 adds, the sum over a block is at most 24,576; what overflows on the way comes back.
+
+/** c + Σ of two products in each half. */
+function dotPairs(w: v128, x: v128, c: v128): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) return i16x8.add(i16x8.relaxed_dot_i8x16_i7x16_s(x, w), c);
+  return c; // never used: see Pool.pairs
+}
+/** Sums of halves 0 + 1, 2 + 3, … */
+function whole(pairs: v128): v128 {
+  return i32x4.extadd_pairwise_i16x8_s(pairs);
+}
+
+function fp4Pairs1(tile: usize, blocks: i32, x: usize, totals: usize): void {
+  const record = recordBytes(true);
+  const nibble = v128.load(tables, TABLE_NIBBLE);
+  const values = v128.load(tables, TABLE_FP4_BIASED);
+  for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
+    const scale = halved(x);
+    let p = tile + FP4_SCALES;
+    for (let half: usize = 0; half < PANEL_ROW; half += 64, p += FP4_QUARTER) {
+      let a0 = v128.load32_splat(x, RECORD_FP4_PAIRS);
+      let a1 = a0,
+        a2 = a0,
+        a3 = a0;
+      let from = x;
+      for (const end = p + FP4_QUARTER; p < end; p += 32, from += 4) {
+        const s = v128.load32_splat(from, RECORD_PARTS);
+        const t = v128.load32_splat(from, RECORD_PARTS + 16);
+        let v = v128.load(p);
+        a0 = dotPairs(lookup(values, v128.and(v, nibble)), s, a0);
+        a0 = dotPairs(lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), t, a0);
+        v = v128.load(p, 16);
+        a1 = dotPairs(lookup(values, v128.and(v, nibble)), s, a1);
+        a1 = dotPairs(lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), t, a1);
+        v = v128.load(p, 128);
+        a2 = dotPairs(lookup(values, v128.and(v, nibble)), s, a2);
+        a2 = dotPairs(lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), t, a2);
+        v = v128.load(p, 144);
+        a3 = dotPairs(lookup(values, v128.and(v, nibble)), s, a3);
+        a3 = dotPairs(lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), t, a3);
+      }
+      const at = tile + (half >> 2);
+      flush1(totals + half, whole(a0), whole(a1), scale, lowScales(at), highScales(at));
+      flush1(totals + half + 32, whole(a2), whole(a3), scale, lowScales(at + 8), highScales(at + 8));
+    }
+  }
+}
+
+function fp4Pairs2(tile: usize, blocks: i32, x: usize, totals: usize): void {
+  const record = recordBytes(true);
+  const nibble = v128.load(tables, TABLE_NIBBLE);
+  const values = v128.load(tables, TABLE_FP4_BIASED);
+  for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
+    const scale = halved(x);
+    let p = tile + FP4_SCALES;
+    for (let half: usize = 0; half < PANEL_ROW; half += 64, p += FP4_QUARTER) {
+      let a0 = v128.load32_splat(x, RECORD_FP4_PAIRS),
+        b0 = v128.load32_splat(x, RECORD_FP4_PAIRS + 4);
+      let a1 = a0,
+        a2 = a0,
+        a3 = a0,
+        b1 = b0,
+        b2 = b0,
+        b3 = b0;
+      let from = x;
+      for (const end = p + FP4_QUARTER; p < end; p += 32, from += 4) {
+        const v0 = v128.load(p);
+        const v1 = v128.load(p, 16);
+        const v2 = v128.load(p, 128);
+        const v3 = v128.load(p, 144);
+        let s = v128.load32_splat(from, RECORD_PARTS);
+        let t = v128.load32_splat(from, RECORD_PARTS + 32);
+        let w = lookup(values, v128.and(v0, nibble));
+        a0 = dotPairs(w, s, a0);
+        b0 = dotPairs(w, t, b0);
+        w = lookup(values, v128.and(v1, nibble));
+        a1 = dotPairs(w, s, a1);
+        b1 = dotPairs(w, t, b1);
+        w = lookup(values, v128.and(v2, nibble));
+        a2 = dotPairs(w, s, a2);
+        b2 = dotPairs(w, t, b2);
+        w = lookup(values, v128.and(v3, nibble));
+        a3 = dotPairs(w, s, a3);
+        b3 = dotPairs(w, t, b3);
+        // The high nibbles are 16 columns further.
+        s = v128.load32_splat(from, RECORD_PARTS + 16);
+        t = v128.load32_splat(from, RECORD_PARTS + 48);
+        w = lookup(values, v128.and(i16x8.shr_u(v0, 4), nibble));
+        a0 = dotPairs(w, s, a0);
+        b0 = dotPairs(w, t, b0);
+        w = lookup(values, v128.and(i16x8.shr_u(v1, 4), nibble));
+        a1 = dotPairs(w, s, a1);
+        b1 = dotPairs(w, t, b1);
+        w = lookup(values, v128.and(i16x8.shr_u(v2, 4), nibble));
+        a2 = dotPairs(w, s, a2);
+        b2 = dotPairs(w, t, b2);
+        w = lookup(values, v128.and(i16x8.shr_u(v3, 4), nibble));
+        a3 = dotPairs(w, s, a3);
+        b3 = dotPairs(w, t, b3);
+      }
+      const at = tile + (half >> 2);
+      flush2(totals + half, whole(a0), whole(b0), whole(a1), whole(b1), scale, lowScales(at), highScales(at));
+      const next = at + 8;
+      flush2(totals + half + 32, whole(a2), whole(b2), whole(a3), whole(b3), scale, lowScales(next), highScales(next));
+    }
+  }
+}
+
+// --- More rows
+
 /** Some blocks of MXFP4 as those of INT8 with scales before each: bytes of twice the value, plus 12 where `wide`. */
 function unpackFp4(from: usize, blocks: i32, to: usize): void {
   const nibble = v128.load(tables, TABLE_NIBBLE);
   const values = v128.load(tables + (wide ? TABLE_FP4_BIASED : TABLE_FP4_TWICE));
   const half = f32x4.splat(0.5);
-  // The second vector of a step is of the next rows; where not wide, of the next columns. High nibbles are 16 columns further.
-  const second: usize = wide ? 16 : 32;
   for (; blocks > 0; blocks--, from += FP4_SCALES + FP4_BLOCK, to += INT8_SCALES + INT8_BLOCK) {
     let p = from + FP4_SCALES;
     for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
@@ -157,13 +269,19 @@ function unpackFp4(from: usize, blocks: i32, to: usize): void {
       for (const end = at + 256; at < end; at += 64, p += 32) {
         const v = v128.load(p);
         const u = v128.load(p, 16);
-        v128.store(at, lookup(values, v128.and(v, nibble)));
-        v128.store(at, lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), 256);
-        v128.store(at + second, lookup(values, v128.and(u, nibble)));
-        v128.store(at + second, lookup(values, v128.and(i16x8.shr_u(u, 4), nibble)), 256);
+        putEight(lookup(values, v128.and(v, nibble)), lookup(values, v128.and(u, nibble)), at);
+        // The high nibbles are 16 columns further: four steps.
+        const next = v128.and(i16x8.shr_u(v, 4), nibble);
+        putEight(lookup(values, next), lookup(values, v128.and(i16x8.shr_u(u, 4), nibble)), at + 256);
       }
     }
   }
+}
+
+/** Four columns of eight rows, as INT8 has them (weights.ts). */
+function putEight(v: v128, u: v128, to: usize): void {
+  v128.store(to, wide ? v : firstPairs(v, u));
+  v128.store(to + (wide ? 16 : 32), wide ? u : secondPairs(v, u));
 }
 
 /** All rows at `pointers`, plus `offset`, times some blocks of a tile: adds to totals f32 [rows, 32]. Scale: f32, or u16 for halves. */
@@ -233,7 +351,8 @@ function blocksProduct(
   rows: i32,
   totals: usize,
 ): void {
-  let offset = <usize>from * recordBytes;
+  const record = recordBytes(inBytes(format));
+  let offset = <usize>from * record;
   if (format === Q8_0) {
     const step = Q8_0_SCALES + INT8_BLOCK;
     const at = tile + <usize>from * step;
@@ -254,11 +373,17 @@ function blocksProduct(
       const w = at + INT8_SCALES + <usize>first * INT8_BLOCK;
       blockRows<f32>(w, INT8_BLOCK, at, 0, some, pointers, rows, offset, RECORD_INT8_SUMS, totals);
       from += some;
-      offset += <usize>some * recordBytes;
+      offset += <usize>some * record;
     }
     return;
   }
   tile += <usize>from * (FP4_SCALES + FP4_BLOCK);
+  if (format === MXFP4_BYTES) {
+    const x = <usize>load<u32>(pointers) + offset;
+    if (parts === 1) fp4Pairs1(tile, count, x, totals);
+    else fp4Pairs2(tile, count, x, totals);
+    return;
+  }
   if (rows === 1 && parts < 3 && wide) {
     const x = <usize>load<u32>(pointers) + offset;
     if (parts === 1) fp4Row1(tile, count, x, totals);
@@ -283,8 +408,9 @@ export function integerProduct(
 ): void {
   const blocks = columns / GROUP_COLUMNS;
   // What is unpacked first has to fit the panel.
-  let turn = format === MXFP4 ? SCRATCH_PANEL_BLOCKS : blocks;
-  if (n > 1) turn = (format === MXFP4 ? STREAM_FP4_COLUMNS : STREAM_COLUMNS) / GROUP_COLUMNS;
+  const fp4 = format === MXFP4 || format === MXFP4_BYTES;
+  let turn = fp4 ? SCRATCH_PANEL_BLOCKS : blocks;
+  if (n > 1) turn = (fp4 ? STREAM_FP4_COLUMNS : STREAM_COLUMNS) / GROUP_COLUMNS;
   for (let from = 0; from < blocks; from += turn) {
     const count = min(turn, blocks - from);
     for (let i = 0; i < n; i++) {

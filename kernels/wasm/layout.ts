@@ -42,6 +42,8 @@ export const MXFP4 = 4;
 export const Q8_0 = 5;
 /** Of a product only: INT8 with one scale a row, times rows of x in 8 bits, see w8a8.ts. */
 export const W8A8 = 6;
+/** Of a product with one row of x only: MXFP4 times records in bytes, where other products work in halves. */
+export const MXFP4_BYTES = 7;
 
 // --- Activations.
 export const SILU = 0;
@@ -79,10 +81,9 @@ export const CONTROL_SCRATCH = 24; // pointer to the threads' scratch
 export const CONTROL_OPEN = 28; // i32: 1 while a run takes helpers
 export const CONTROL_PARTS = 32; // i32: 8-bit parts of an activation in integer products, 1 … 3
 export const CONTROL_WIDE = 36; // i32: 1 where the relaxed dot product takes its second operand as unsigned bytes
-export const CONTROL_RECORD = 40; // i32: bytes of a record of 32 quantised activations
-export const CONTROL_UNPACKED = 44; // i32: tiles with values that cannot be packed
-export const CONTROL_PAIRED = 48; // i32: 1 where pairs of vectors share a register of 256 bits, see backends/cpu/module.ts
-export const CONTROL_STREAMS = 52; // i32: how many tiles a thread reads in turn, times one row: 1 or STREAMS
+export const CONTROL_UNPACKED = 40; // i32: tiles with values that cannot be packed
+export const CONTROL_PAIRED = 44; // i32: 1 where pairs of vectors share a register of 256 bits, see backends/cpu/module.ts
+export const CONTROL_STREAMS = 48; // i32: how many tiles a thread reads in turn, times one row: 1 or STREAMS
 export const CONTROL_FINISHED = 64; // i32: ops of this run that are done
 export const CONTROL_INSIDE = 128; // i32: helpers that look at the program
 export const CONTROL_SLEEPERS = 192; // i32: threads asleep until an op is done or a helper has left
@@ -97,12 +98,13 @@ export const TABLE_F16_MASK = 96; // u32 [4]: 0x8fffe000, sign, exponent and man
 export const TABLE_F16_SCALE = 112; // f32 [4]: 2^112, the difference of their exponent biases
 export const TABLE_FP4_TWICE = 128; // i8 [16]: twice the FP4 values, whole numbers from −12 to 12
 export const TABLE_FP4_BIASED = 144; // u8 [16]: 12 more
-export const TABLE_ROUND = 160; // f32: 1.5 · 2^23; adding it rounds to an integer, which stands in the low bits
-export const TABLE_EXP = 164; // f32 [12]: see exp4
-export const TABLE_POWERS = 212; // f32 [8]: see powers
-export const TABLE_EXP64 = 244; // f64 [17]: EXP64
-export const TABLE_BYTES = 380;
-export const CONTROL_BYTES = 700;
+export const TABLE_SMALLEST_SCALE = 160; // f32 [4]: 2^−127, exponent 0 of a scale of MXFP4
+export const TABLE_ROUND = 176; // f32: 1.5 · 2^23; adding it rounds to an integer, which stands in the low bits
+export const TABLE_EXP = 180; // f32 [12]: see exp4
+export const TABLE_POWERS = 228; // f32 [8]: see powers
+export const TABLE_EXP64 = 260; // f64 [17]: EXP64
+export const TABLE_BYTES = 396;
+export const CONTROL_BYTES = 716;
 
 // --- A KV cache descriptor: i32 words.
 export const CACHE_DATA = 0; // pointer: segments [G, segments], each as in cache.ts
@@ -134,9 +136,11 @@ export const STREAM_FP4_COLUMNS = 64;
 
 // --- Integer products. A record holds 32 activations: their scale (f32); what weights with 128 and with 12 added add to the
 // sums of each part (i32 [3] each); the parts, highest first, in planes of 32 bytes. Where not wide there is nothing to add, and
-// planes are 32 halves of up to two parts.
+// planes are 32 halves of up to two parts; for MXFP4_BYTES they are bytes, too.
 export const GROUP_COLUMNS = 32;
 export const RECORD_INT8_SUMS = 4;
+/** For MXFP4_BYTES: what 12 adds to the sums of columns 0 and 1, and to those of 2 and 3, of each four (i16 [3, 2]). */
+export const RECORD_FP4_PAIRS = 4;
 export const RECORD_FP4_SUMS = 16;
 export const RECORD_PARTS = 32;
 

@@ -24,7 +24,8 @@ import {
   W8A8,
 } from "./layout";
 import { madd } from "./math";
-import { claim, paired, recordBytes, scratch, shareOfTiles, streamsOf, tables } from "./threads";
+import { inBytes, recordBytes } from "./quantize";
+import { claim, paired, scratch, shareOfTiles, streamsOf, tables } from "./threads";
 import { w8a8Product, w8a8RowBytes } from "./w8a8";
 import { columnBytes, halfHigh, halfLow, tileBytes, unpackPanel } from "./weights";
 
@@ -521,7 +522,7 @@ export function useTiles(tile: usize, bytes: usize, n: i32): void {
 /** Bytes of a row of x as products with a format read it: f32, or records of a quantised row. */
 export function rowBytes(format: i32, columns: i32): usize {
   if (format === W8A8) return w8a8RowBytes(columns);
-  return format >= INT8 ? <usize>(columns / GROUP_COLUMNS) * recordBytes : (<usize>columns) << 2;
+  return format >= INT8 ? <usize>(columns / GROUP_COLUMNS) * recordBytes(inBytes(format)) : (<usize>columns) << 2;
 }
 
 /** Points SCRATCH_ROWS at rows first … first + rows − 1 of x. */

@@ -1,7 +1,7 @@
 // pack: rows of a weight in their file's order become tiles (see weights.ts), a tile a task. Knows nothing of files.
 import { BF16, F16, F32, GROUP_COLUMNS, INT8, MXFP4, Q8_0, TILE } from "./layout";
 import { claim, reportUnpacked, share, wide } from "./threads";
-import { place, tileBytes } from "./weights";
+import { firstPairs, place, secondPairs, tileBytes } from "./weights";
 
 /** 4 × 4 lanes of 32 bits transposed: row r, given as vector r, ends `step` · column + 4 · r bytes after `to`. */
 function transpose4(a: v128, b: v128, c: v128, d: v128, to: usize, step: usize): void {
@@ -19,14 +19,6 @@ function transpose4(a: v128, b: v128, c: v128, d: v128, to: usize, step: usize):
 
 function load16(from: usize, row: i32, rows: i32, rowBytes: usize): v128 {
   return row < rows ? v128.load(from + <usize>row * rowBytes) : i32x4.splat(0);
-}
-
-/** Of 4 bytes a lane the first two, or the other two. */
-function firstPairs(a: v128, b: v128): v128 {
-  return v128.shuffle<i16>(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-}
-function secondPairs(a: v128, b: v128): v128 {
-  return v128.shuffle<i16>(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
 }
 
 /** 32 rows × 32 columns of bytes. */
@@ -80,13 +72,6 @@ function packFp4Block(from: usize, rowBytes: usize, rows: i32, planes: bool, to:
       d = regroup(d, nibble);
     }
     transpose4(a, b, c, d, to + <usize>((r >> 3) * 128 + (r & 4) * 4), 32);
-  }
-  if (wide) return;
-  for (const end = to + 16 * TILE; to < end; to += 32) {
-    const v = v128.load(to);
-    const u = v128.load(to, 16);
-    v128.store(to, firstPairs(v, u));
-    v128.store(to, secondPairs(v, u), 16);
   }
 }
 

@@ -103,7 +103,7 @@ function step(): void {
       columns(rows, p(0), p(1), p(2), p(3), p(4));
       break;
     case OP_RMS_NORM: // p(0): runs per row
-      rmsNorm(rows * p(0), p(1), p(2), p(3), p(4), f(5), f(6), p(7));
+      rmsNorm(rows * p(0), p(1), p(2), p(3), p(4), f(5), f(6), p(7), p(8));
       break;
     case OP_ROPE:
       rope(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8));
@@ -151,7 +151,7 @@ function step(): void {
       advance(rows, p(0), p(1), p(2), p(3));
       break;
     case OP_ADD_NORM:
-      addNorm(rows, p(0), p(1), p(2), p(3), p(4), p(5), f(6), f(7), p(8));
+      addNorm(rows, p(0), p(1), p(2), p(3), p(4), p(5), f(6), f(7), p(8), p(9));
       break;
     case OP_QKV_HEADS:
       // biome-ignore format: one line
@@ -159,7 +159,7 @@ function step(): void {
       break;
     case OP_GATE_UP:
       // biome-ignore format: one line
-      gateUp(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), p(13), f(14), p(15));
+      gateUp(rows, p(0), p(1), p(2), p(3), p(4), p(5), p(6), p(7), p(8), p(9), p(10), p(11), p(12), p(13), f(14), p(15), p(16));
       break;
     case OP_EXPERTS_UP:
       // biome-ignore format: one line
@@ -175,7 +175,7 @@ function step(): void {
       argmaxTiles(rows, p(0), p(1), p(2));
       break;
     case OP_QUANTIZE:
-      quantize(rows, p(0), p(1), p(2));
+      quantize(rows, p(0), p(1), p(2), p(3));
       break;
     case OP_QUANTIZE_ROWS:
       quantizeRows(rows, p(0), p(1), p(2));

@@ -2,8 +2,8 @@
 // they also give their result as integers, while it is in cache.
 import { GROUP_COLUMNS } from "./layout";
 import { madd, sum4 } from "./math";
-import { quantizeRow } from "./quantize";
-import { claim, recordBytes, share } from "./threads";
+import { quantizeRow, recordBytes } from "./quantize";
+import { claim, share } from "./threads";
 
 /** Sum of squares in f32: 8 vectors of partial sums, so that wide rows keep their precision and the adder stays busy. */
 function sumOfSquares(x: usize, width: i32): f32 {
@@ -61,11 +61,12 @@ export function normRun(x: usize, y: usize, width: i32, weight: usize, eps: f32,
 }
 
 /** Row `row` of y as records, if they are wanted. */
-function putRecords(y: usize, width: i32, records: usize, row: i32): void {
-  if (records !== 0) quantizeRow(y, width, records + <usize>(row * (width / GROUP_COLUMNS)) * recordBytes);
+function putRecords(y: usize, width: i32, records: usize, bytes: bool, row: i32): void {
+  if (records === 0) return;
+  quantizeRow(y, width, records + <usize>(row * (width / GROUP_COLUMNS)) * recordBytes(bytes), bytes);
 }
 
-/** x → y, both [runs, width]; records [runs, width / 32], or 0 for none. */
+/** x → y, both [runs, width]; records [runs, width / 32], in bytes or in halves, or 0 for none. */
 export function rmsNorm(
   runs: i32,
   x: usize,
@@ -75,13 +76,14 @@ export function rmsNorm(
   eps: f32,
   offset: f32,
   records: usize,
+  inBytes: i32,
 ): void {
   const each = share(runs);
   const bytes = (<usize>width) << 2;
   for (let from = claim(each, runs); from < runs; from = claim(each, runs)) {
     for (let run = from, to = min(from + each, runs); run < to; run++) {
       normRun(x + <usize>run * bytes, y + <usize>run * bytes, width, weight, eps, offset);
-      putRecords(y + <usize>run * bytes, width, records, run);
+      putRecords(y + <usize>run * bytes, width, records, inBytes !== 0, run);
     }
   }
 }
@@ -98,6 +100,7 @@ export function addNorm(
   eps: f32,
   offset: f32,
   records: usize,
+  inBytes: i32,
 ): void {
   const bytes = (<usize>width) << 2;
   for (let row = claim(1, rows); row < rows; row = claim(1, rows)) {
@@ -108,6 +111,6 @@ export function addNorm(
     }
     for (; i < bytes; i += 4) store<f32>(sum + from + i, load<f32>(x + from + i) + load<f32>(delta + from + i));
     normRun(sum + from, y + from, width, weight, eps, offset);
-    putRecords(y + from, width, records, row);
+    putRecords(y + from, width, records, inBytes !== 0, row);
   }
 }

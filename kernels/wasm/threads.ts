@@ -12,7 +12,6 @@ import {
   CONTROL_PAIRED,
   CONTROL_PARTS,
   CONTROL_PROGRAM,
-  CONTROL_RECORD,
   CONTROL_SCRATCH,
   CONTROL_SLEEPERS,
   CONTROL_SPINS,
@@ -54,12 +53,11 @@ export let scratch: usize = 0;
 /** The TABLE_* constants. */
 export let tables: usize = 0;
 export let threads: i32 = 1;
-/** Of integer products: CONTROL_PARTS, CONTROL_WIDE, CONTROL_RECORD. */
+/** Of integer products: CONTROL_PARTS, CONTROL_WIDE. */
 export let parts: i32 = 0;
 export let wide: bool = false;
 /** CONTROL_PAIRED: tiles of registers may be twice as large. */
 export let paired: bool = false;
-export let recordBytes: usize = 0;
 
 export function join(controlBlock: usize, thread: i32, count: i32): void {
   control = controlBlock;
@@ -70,7 +68,6 @@ export function join(controlBlock: usize, thread: i32, count: i32): void {
   tables = control + CONTROL_TABLES;
   parts = load<i32>(control, CONTROL_PARTS);
   wide = ASC_FEATURE_RELAXED_SIMD && load<i32>(control, CONTROL_WIDE) !== 0;
-  recordBytes = <usize>load<u32>(control, CONTROL_RECORD);
   paired = load<i32>(control, CONTROL_PAIRED) !== 0;
 }
 

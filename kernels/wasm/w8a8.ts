@@ -6,7 +6,7 @@
 import { dot2 } from "./integer-halves";
 import { dot } from "./integer-rows";
 import { GROUP_COLUMNS, RECORD_INT8_SUMS, RECORD_PARTS, TILE } from "./layout";
-import { put, sums3 } from "./quantize";
+import { putBytes, putHalves } from "./quantize";
 import { claim, wide } from "./threads";
 
 const PANEL_ROW: usize = 4 * TILE;
@@ -34,16 +34,18 @@ function quantizeRow(x: usize, columns: i32, record: usize): void {
   // Not a number, or infinite: the scale says so, and 0 times it is not a number.
   const scale = peak === 0 ? <f32>1 : peak / 127;
   const s = f32x4.splat(scale);
-  const width: usize = wide ? 1 : 2;
   let sum = i32x4.splat(0);
-  for (let to = record + RECORD_PARTS; x < end; x += 32, to += 8 * width) {
+  for (let to = record + RECORD_PARTS; x < end; x += 32, to += wide ? 8 : 16) {
     const q = whole(x, s);
     const r = whole(x + 16, s);
-    put(q, r, to);
+    if (wide) putBytes(q, r, to);
+    else putHalves(q, r, to);
     sum = i32x4.add(sum, i32x4.add(q, r));
   }
+  sum = i32x4.add(sum, v128.shuffle<i32>(sum, sum, 2, 3, 0, 1));
+  sum = i32x4.add(sum, v128.shuffle<i32>(sum, sum, 1, 0, 3, 2));
   store<f32>(record, scale);
-  store<i32>(record, -128 * i32x4.extract_lane(sums3(sum, sum, sum), 0), RECORD_INT8_SUMS);
+  store<i32>(record, -128 * i32x4.extract_lane(sum, 0), RECORD_INT8_SUMS);
 }
 
 /** x [rows, columns] → a record of each row; columns are a multiple of 32. */

@@ -7,8 +7,8 @@
 // 4 columns; in each, 4 vectors of 4 rows whose lane is one row's 4 bytes, as dot products take them; 128 is added. All that where
 // `wide`; else a half is 16 steps of 2 columns; in each, the 2 bytes of one row after the other.
 // Q8_0: the same, a block in each group; scales lie as a column of F16 does.
-// MXFP4: blocks of 32 columns: 32 scales E8M0, then 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows. Where
-// not `wide`, 8 steps of 2 columns, each a vector. Low nibbles are columns 0 … 15 of the block, high nibbles 16 … 31.
+// MXFP4: blocks of 32 columns: 32 scales E8M0, then 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows.
+// Low nibbles are columns 0 … 15 of the block, high nibbles 16 … 31.
 import {
   BF16,
   F16,
@@ -16,6 +16,7 @@ import {
   GROUP_COLUMNS,
   INT8,
   MXFP4,
+  MXFP4_BYTES,
   Q8_0,
   TABLE_F16_MASK,
   TABLE_F16_SCALE,
@@ -29,12 +30,12 @@ import { tables, wide } from "./threads";
 export function columnBytes(format: i32): i32 {
   if (format === F32) return 4 * TILE;
   if (format === F16 || format === BF16) return 2 * TILE;
-  return format === MXFP4 ? TILE / 2 : TILE;
+  return format === MXFP4 || format === MXFP4_BYTES ? TILE / 2 : TILE;
 }
 
 /** Bytes of the scales before each group of columns. */
 export function scaleBytes(format: i32): i32 {
-  if (format === MXFP4) return TILE;
+  if (format === MXFP4 || format === MXFP4_BYTES) return TILE;
   if (format === Q8_0) return 2 * TILE;
   return format >= INT8 ? 4 * TILE : 0;
 }
@@ -61,8 +62,7 @@ function placeInBlock(format: i32, r: i32, k: i32): i32 {
     if (wide) return ((r & 16) << 5) + ((k & 28) << 4) + ((r & 15) << 2) + (k & 3);
     return ((r & 16) << 5) + ((k & 30) << 4) + ((r & 15) << 1) + (k & 1);
   }
-  if (wide) return ((r & 24) << 4) + ((k & 12) << 3) + ((r & 7) << 2) + (k & 3);
-  return ((r & 24) << 4) + ((k & 14) << 3) + ((r & 7) << 1) + (k & 1);
+  return ((r & 24) << 4) + ((k & 12) << 3) + ((r & 7) << 2) + (k & 3);
 }
 
 /** A finite half as f32, subnormals included. */
@@ -126,6 +126,14 @@ export function halfLow(v: v128, mask: v128): v128 {
 }
 export function halfHigh(v: v128, mask: v128): v128 {
   return v128.and(i32x4.shr_s(v, 3), mask);
+}
+
+/** Of 4 bytes a lane the first two, or the other two. */
+export function firstPairs(a: v128, b: v128): v128 {
+  return v128.shuffle<i16>(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+}
+export function secondPairs(a: v128, b: v128): v128 {
+  return v128.shuffle<i16>(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
 }
 
 /** Decodes `count` columns of a tile of F32, F16 or BF16 to f32 [count, 32]; f32 stays where it is. */
