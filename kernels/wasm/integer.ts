@@ -199,55 +199,31 @@ function fp4Pairs2(tile: usize, blocks: i32, x: usize, totals: usize): void {
   for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
     const scale = halved(x);
     let p = tile + FP4_SCALES;
-    for (let half: usize = 0; half < PANEL_ROW; half += 64, p += FP4_QUARTER) {
-      let a0 = v128.load32_splat(x, RECORD_FP4_PAIRS),
-        b0 = v128.load32_splat(x, RECORD_FP4_PAIRS + 4);
+    for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
+      let a0 = v128.load32_splat(x, RECORD_FP4_PAIRS);
+      let b0 = v128.load32_splat(x, RECORD_FP4_PAIRS + 4);
       let a1 = a0,
-        a2 = a0,
-        a3 = a0,
-        b1 = b0,
-        b2 = b0,
-        b3 = b0;
+        b1 = b0;
       let from = x;
       for (const end = p + FP4_QUARTER; p < end; p += 32, from += 4) {
-        const v0 = v128.load(p);
-        const v1 = v128.load(p, 16);
-        const v2 = v128.load(p, 128);
-        const v3 = v128.load(p, 144);
-        let s = v128.load32_splat(from, RECORD_PARTS);
-        let t = v128.load32_splat(from, RECORD_PARTS + 32);
-        let w = lookup(values, v128.and(v0, nibble));
-        a0 = dotPairs(w, s, a0);
-        b0 = dotPairs(w, t, b0);
-        w = lookup(values, v128.and(v1, nibble));
-        a1 = dotPairs(w, s, a1);
-        b1 = dotPairs(w, t, b1);
-        w = lookup(values, v128.and(v2, nibble));
-        a2 = dotPairs(w, s, a2);
-        b2 = dotPairs(w, t, b2);
-        w = lookup(values, v128.and(v3, nibble));
-        a3 = dotPairs(w, s, a3);
-        b3 = dotPairs(w, t, b3);
+        const s = v128.load32_splat(from, RECORD_PARTS);
+        const t = v128.load32_splat(from, RECORD_PARTS + 32);
         // The high nibbles are 16 columns further.
-        s = v128.load32_splat(from, RECORD_PARTS + 16);
-        t = v128.load32_splat(from, RECORD_PARTS + 48);
-        w = lookup(values, v128.and(i16x8.shr_u(v0, 4), nibble));
-        a0 = dotPairs(w, s, a0);
-        b0 = dotPairs(w, t, b0);
-        w = lookup(values, v128.and(i16x8.shr_u(v1, 4), nibble));
-        a1 = dotPairs(w, s, a1);
-        b1 = dotPairs(w, t, b1);
-        w = lookup(values, v128.and(i16x8.shr_u(v2, 4), nibble));
-        a2 = dotPairs(w, s, a2);
-        b2 = dotPairs(w, t, b2);
-        w = lookup(values, v128.and(i16x8.shr_u(v3, 4), nibble));
-        a3 = dotPairs(w, s, a3);
-        b3 = dotPairs(w, t, b3);
+        const s16 = v128.load32_splat(from, RECORD_PARTS + 16);
+        const t16 = v128.load32_splat(from, RECORD_PARTS + 48);
+        let v = v128.load(p);
+        let low = lookup(values, v128.and(v, nibble));
+        let high = lookup(values, v128.and(i16x8.shr_u(v, 4), nibble));
+        a0 = dotPairs(high, s16, dotPairs(low, s, a0));
+        b0 = dotPairs(high, t16, dotPairs(low, t, b0));
+        v = v128.load(p, 16);
+        low = lookup(values, v128.and(v, nibble));
+        high = lookup(values, v128.and(i16x8.shr_u(v, 4), nibble));
+        a1 = dotPairs(high, s16, dotPairs(low, s, a1));
+        b1 = dotPairs(high, t16, dotPairs(low, t, b1));
       }
-      const at = tile + (half >> 2);
-      flush2(totals + half, whole(a0), whole(b0), whole(a1), whole(b1), scale, lowScales(at), highScales(at));
-      const next = at + 8;
-      flush2(totals + half + 32, whole(a2), whole(b2), whole(a3), whole(b3), scale, lowScales(next), highScales(next));
+      const at = tile + (quarter >> 2);
+      flush2(totals + quarter, whole(a0), whole(b0), whole(a1), whole(b1), scale, lowScales(at), highScales(at));
     }
   }
 }
