@@ -347,7 +347,7 @@ function closer({ metrics, isolated }: DiffReport["taps"][number]): string[] {
   return [
     `  furthest apart ${furthest?.map((value) => Number(value.toPrecision(6))).join(" for ")}; half, 99 %, 99.9 % of |d| within ${[p50, p99, p999].map(short).join(", ")}\n`,
     `  best line ${Number(fit.gain.toPrecision(6))} · r ${fit.offset < 0 ? "−" : "+"} ${short(Math.abs(fit.offset))}, leaves NMSE ${short(fit.nmse)}; bias ${short(bias)}, balance ${short(balance)}\n`,
-    `  f32 ulp: mean ${short(ulp.mean)}, largest ${short(ulp.max)}, ${short(100 * ulp.shareAbove32)} % above 32; ${short(100 * (maskedShare ?? 0))} % too small for relative errors${bound ?? ""}\n`,
+    `  ${ulp.of} ulp: mean ${short(ulp.mean)}, largest ${short(ulp.max)}, ${short(100 * ulp.shareAbove)} % above ${ulp.limit}; ${short(100 * (maskedShare ?? 0))} % too small for relative errors${bound ?? ""}\n`,
     ...(nonFinite?.some((count) => count > 0)
       ? [`  not finite: ${nonFinite[0]} here, ${nonFinite[1]} in the reference\n`]
       : []),

@@ -25,14 +25,14 @@ export type Observe = (mode: "accumulated" | "isolated", key: string, sides: Sid
 
 export function judge(sides: Sides, gate: Gate): Judged {
   const { actual, expected, shape, inputs } = sides;
-  const plain = measure(actual, expected, widthOf(shape));
+  const plain = measure(actual, expected, widthOf(shape), gate.stored);
   const metrics = inputs === undefined ? plain : { ...plain, nmseUpdate: updateError(actual, expected, inputs) };
   const rows = expected.length / widthOf(shape);
   const verdict = verdictOf(metrics, gateValue(sides, metrics, gate), gate, rows);
   // Numbers of experts and tokens have no rounding errors.
   const detailed = verdict !== "pass" && expected instanceof Float32Array;
   return {
-    metrics: detailed ? { ...metrics, ...detailsOf(actual, expected, metrics.maxAbsIndex) } : metrics,
+    metrics: detailed ? { ...metrics, ...detailsOf(actual, expected, metrics.maxAbsIndex, gate.stored) } : metrics,
     gate,
     verdict,
   };

@@ -14,6 +14,7 @@ import {
   HEADLINE,
   isolatedGate,
   kindOf,
+  storedAs,
   type TapKind,
   type Verdict,
 } from "./gates.ts";
@@ -314,7 +315,8 @@ class OwnRun {
     }
     if (this.misshapen !== undefined) return;
     const expected = await Promise.all(order.map((full) => this.#reference.read(full)));
-    await measureAll(order.map((full, i) => ({ actual: actual.get(full)!.values, expected: expected[i] })));
+    const pairs = order.map((full, i) => ({ actual: actual.get(full)!.values, expected: expected[i] }));
+    await measureAll(pairs, storedAs(this.#computeClass));
     for (const full of order) {
       this.taps.set(full, await this.#compare(full, actual));
       const { values } = actual.get(full)!;

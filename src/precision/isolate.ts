@@ -5,7 +5,7 @@ import type { Runner, TraceOptions } from "../runner.ts";
 import type { TapLayout } from "../tap.ts";
 import { differentChoices, type Judged, judge, type Observe, placeOf, type Sides, verdictOf } from "./compare.ts";
 import { type DumpTensor, owned, type StepOptions, traceStep, watchStep } from "./dump.ts";
-import { type ComputeClass, type Gate, isolatedGate, kindOf } from "./gates.ts";
+import { type ComputeClass, type Gate, isolatedGate, kindOf, storedAs } from "./gates.ts";
 import type { Metrics } from "./measure.ts";
 import { measureAll } from "./parallel.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
@@ -105,7 +105,7 @@ export async function isolate(
         const expected = of(key) ? await replay.expected(key) : undefined;
         if (expected !== undefined) pairs.push({ key, actual, expected });
       }
-      await measureAll(pairs);
+      await measureAll(pairs, storedAs(computeClass));
       for (const { key, actual, expected } of pairs) {
         const full = `${step}/${key}`;
         const input = isLayerOutput(key) ? (await replay.expected(inputOf(key)))?.values : undefined;

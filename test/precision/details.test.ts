@@ -44,7 +44,7 @@ describe("details", () => {
     const ulps = counted.map((i) => ulpF32(actual[i], expected[i]));
     expect(ulp.mean / (sum(ulps) / ulps.length)).toBeCloseTo(1, 9);
     expect(ulp.max).toBe(Math.max(...ulps));
-    expect(ulp.shareAbove32).toBe(ulps.filter((n) => n > 32).length / ulps.length);
+    expect(ulp).toMatchObject({ of: "f32", limit: 32, shareAbove: ulps.filter((n) => n > 32).length / ulps.length });
     const parts = counted.map((i) => Math.abs(d[i] / expected[i]));
     const share = (limit: number) => parts.filter((part) => part > limit).length / parts.length;
     expect(shareAbove).toEqual({ "1%": share(0.01), "0.1%": share(0.001), "0.01%": share(0.0001) });
@@ -94,7 +94,45 @@ describe("details", () => {
     const steps = [33, -32, 64, 1, 1000];
     const a = r.map((value, i) => value + steps[i] * f32Spacing(value));
     const { ulp, maskedShare } = details(a, r);
-    expect({ ...ulp, maskedShare }).toEqual({ mean: 130 / 4, max: 64, shareAbove32: 0.5, maskedShare: 0.2 });
+    expect(ulp).toEqual({ of: "f32", mean: 130 / 4, max: 64, limit: 32, shareAbove: 0.5 });
+    expect(maskedShare).toBe(0.2);
+  });
+
+  test("count those of 16 bits where a device stores 16 bits, from the nearest such number on", () => {
+    const ulp = (stored: "f16" | "bf16", r: number[], a: number[]) =>
+      detailsOf(Float32Array.from(a), Float32Array.from(r), 0, stored).ulp;
+    const near = [1.0001, -2.9999, 1.9999];
+    for (const stored of ["f16", "bf16"] as const) {
+      expect(ulp(stored, near, [1, -3, 2])).toEqual({ of: stored, mean: 0, max: 0, limit: 1, shareAbove: 0 });
+      const unit = stored === "f16" ? 2 ** -10 : 2 ** -7;
+      const steps = [1 + unit, -3 + 4 * unit, 2];
+      expect(ulp(stored, near, steps)).toEqual({ of: stored, mean: 1, max: 2, limit: 1, shareAbove: 1 / 3 });
+    }
+    // Of two bf16 numbers as near, the even one.
+    expect(ulp("bf16", [1 + 2 ** -8, 1 + 3 * 2 ** -8], [1, 1 + 2 ** -6]).max).toBe(0);
+    // What f16 cannot hold is not rounded.
+    expect(ulp("f16", [65_503, 70_000], [65_504, 70_000]).max).toBe(0);
+  });
+
+  test("so do gates of such classes, whose relative errors leave out what is below 2⁻¹⁰", () => {
+    const expected = Float32Array.from({ length: 64 }, (_, i) => (i % 2 === 0 ? 0.015 : 2 ** -11));
+    const actual = expected.map((r) => r + 2 ** -10);
+    const of = (compute: "f32" | "f16" | "bf16") => {
+      const { metrics } = judge({ actual, expected, shape: [1, 64] }, accumulatedGate("product", compute));
+      return {
+        mre: metrics.mre,
+        maxRelative: metrics.maxRelative,
+        of: metrics.ulp?.of,
+        maskedShare: metrics.maskedShare,
+      };
+    };
+    expect(of("f32")).toMatchObject({ maxRelative: 2, of: "f32", maskedShare: 0 });
+    for (const stored of ["f16", "bf16"] as const) {
+      const relative = expect.closeTo(2 ** -10 / 0.015, 6);
+      expect(of(stored)).toEqual({ mre: relative, maxRelative: relative, of: stored, maskedShare: 0.5 });
+    }
+    // Both of the same tensors, whichever was asked first.
+    expect(of("f32").maxRelative).toBe(2);
   });
 
   test("count what is not finite, and leave it out", () => {

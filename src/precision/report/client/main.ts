@@ -167,7 +167,10 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
           ["bias: mean d ÷ mean |d|; above less below", `${sci(bias)}; ${ui.percent(balance)}`],
           ["best line", `${plain(fit.gain)} · r ${fit.offset < 0 ? "−" : "+"} ${sci(Math.abs(fit.offset))}`],
           ["NMSE that the line leaves", sci(fit.nmse)],
-          ["f32 ulp: mean, largest, above 32", `${sci(ulp.mean)}, ${sci(ulp.max)}, ${ui.percent(ulp.shareAbove32)}`],
+          [
+            `${ulp.of} ulp: mean, largest, above ${ulp.limit}`,
+            `${sci(ulp.mean)}, ${sci(ulp.max)}, ${ui.percent(ulp.shareAbove)}`,
+          ],
           ["off by more than 1 %, 0.1 %, 0.01 %", Object.values(shareAbove).map(ui.percent).join(", ")],
           ["too small for relative errors", ui.percent(maskedShare)],
         );
