@@ -418,13 +418,15 @@ function table(report: DiffReport, cost?: Costs): string {
     `mean absolute error ${meanAbsoluteError.toExponential(2)}, mean relative error ${(100 * meanRelativeError).toPrecision(3)} %, cosine ${cosine.toFixed(9)}`;
   for (const layer of report.headline.layers) lines.push(`${layer.key}: ${named(layer)}\n`);
   if (logits !== null && report.headline.logits !== null) {
-    const { nmse, kl, top1, greedyEqual, floor, rho } = logits;
+    const { nmse, kl, top1, greedyEqual, floor, rho, rhoMean, rhoMax } = logits;
     const rest = `NMSE ${nmse.toExponential(2)}, KL ${kl.toExponential(2)}, top-1 ${(100 * top1).toFixed(1)} %`;
     lines.push(`logits: ${named(report.headline.logits)}, ${rest}, greedy ids ${greedyEqual ? "equal" : "differ"}\n`);
     lines.push(tokens(logits));
     if (floor !== null) {
       const parts = [`NMSE ${floor.nmse.toExponential(2)}`, `mean absolute error ${floor.mae.toExponential(2)}`];
-      lines.push(`floor (PyTorch in bf16): ${parts.join(", ")}; ρ ${rho!.toPrecision(3)} of it\n`);
+      const [mean, most] = [rhoMean, rhoMax].map((value) => value?.toPrecision(3));
+      const relative = mean === undefined ? "" : `, of relative errors ${mean} in the mean and ${most} at most`;
+      lines.push(`floor (PyTorch in bf16): ${parts.join(", ")}; ρ ${rho!.toPrecision(3)} of it${relative}\n`);
     }
   }
   if (report.routing !== null) {

@@ -2,7 +2,7 @@
 // which line through the reference's values it would follow, how many units in the last place it has (docs/numerics.md, section 2).
 // A pass or two in JavaScript, so for tensors that somebody will look at. Knows no names.
 import type { TensorValues } from "./measure.ts";
-import { type Stored, smallValue } from "./metrics.ts";
+import { roundTo, type Stored, smallValue } from "./metrics.ts";
 
 export interface Details {
   /** Of |a − r|: so many of the elements differ by no more, within 1 % of the value. */
@@ -47,26 +47,15 @@ export interface GemmBound {
 const f32Of = new Float32Array(1);
 const bitsOf = new Uint32Array(f32Of.buffer);
 
-/**
- * Of each type: the distance between neighbouring numbers by the exponent that either has in f32, how a number is rounded, and how
- * many units are many (msprobe).
- */
+/** Of each type: the distance between neighbouring numbers by the exponent that either has in f32, and how many units are many (msprobe). */
 const TYPES = {
-  f32: { spacings: spacingsOf(1, 23), round: (x: number) => x, limit: 32 },
-  f16: { spacings: spacingsOf(113, 10), round: (x: number) => Math.f16round(x), limit: 1 },
-  bf16: { spacings: spacingsOf(1, 7), round: toBf16, limit: 1 },
+  f32: { spacings: spacingsOf(1, 23), limit: 32 },
+  f16: { spacings: spacingsOf(113, 10), limit: 1 },
+  bf16: { spacings: spacingsOf(1, 7), limit: 1 },
 } as const satisfies Record<Stored, object>;
 
 function spacingsOf(leastExponent: number, digits: number): Float64Array {
   return Float64Array.from({ length: 256 }, (_, exponent) => 2 ** (Math.max(leastExponent, exponent) - 127 - digits));
-}
-
-/** To the nearest, of two as near to the even one. */
-function toBf16(x: number): number {
-  f32Of[0] = x;
-  bitsOf[0] += 0x7fff + ((bitsOf[0] >>> 16) & 1);
-  bitsOf[0] &= 0xffff0000;
-  return f32Of[0];
 }
 
 /** @param furthest index of the largest difference (`Metrics.maxAbsIndex`). */
@@ -76,7 +65,7 @@ export function detailsOf(
   furthest: number,
   stored: Stored = "f32",
 ): Details {
-  const { spacings, round, limit } = TYPES[stored];
+  const { spacings, limit } = TYPES[stored];
   const small = smallValue(
     expected.map((r) => (Number.isFinite(r) ? r : 0)),
     stored,
@@ -107,7 +96,7 @@ export function detailsOf(
     const magnitude = Math.abs(r);
     if (!(magnitude > small)) continue;
     large++;
-    const rounded = round(r);
+    const rounded = roundTo(stored, r);
     const nearest = Number.isFinite(rounded) ? rounded : r; // above f16's range
     f32Of[0] = Math.abs(nearest);
     const ulp = Math.abs(a - nearest) / spacings[bitsOf[0] >>> 23];

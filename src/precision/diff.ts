@@ -7,7 +7,7 @@ import type { BlockModel } from "./block.ts";
 import { differentChoices, type Observe, type Sides } from "./compare.ts";
 import { type ConfigEntry, compareConfigs, isDecisive } from "./config-diff.ts";
 import { type DumpTensor, layersToShow, watch } from "./dump.ts";
-import { type Floor, tapRho } from "./floor.ts";
+import { type Floor, type Rho, rhoOf, withinFloor } from "./floor.ts";
 import {
   accumulatedGate,
   type ComputeClass,
@@ -62,14 +62,12 @@ export interface DiffOptions {
   readonly observe?: Observe;
 }
 
-export interface TapReport extends Reported {
+export interface TapReport extends Reported, Partial<Rho> {
   readonly key: string;
   readonly kind: TapKind;
   readonly shape: readonly number[];
   /** Error with the reference's own input of its layer or, where any tap of that layer was off, of its operation. */
   readonly isolated?: Reported;
-  /** Root mean square of the accumulated error over that of PyTorch in bf16 at this tap; where the dump's floor has taps. */
-  readonly rho?: number;
 }
 
 /** The project's criterion against PyTorch, by its usual names. */
@@ -144,7 +142,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const prompt = manifest.ids.slice(0, manifest.prompt_len);
   const forced = manifest.ids.slice(manifest.prompt_len);
   const routing = forceRouting ? await routingOf(reference) : undefined;
-  const own = new OwnRun(reference, computeClass, observe);
+  const own = new OwnRun(reference, computeClass, { floor: options.floor, observe });
   const tapped = new Set(reference.tappedSteps);
   /** What this model has to show, by the names that its network asks for. */
   const asked = new Set<string>();
@@ -177,7 +175,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     return { ...empty, verdict: "incomplete", reason: "no tap of the reference could be compared", unobserved };
   const { excused, routing: chosen } = await judgeRouting(reference, taps, own.values);
 
-  const logits = own.logits(greedy, options.floor);
+  const logits = own.logits(greedy);
   const failing = taps.filter(
     ({ key, verdict }) => (verdict === "fail" || verdict === "non-finite") && !excused.has(key),
   );
@@ -209,9 +207,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     if (judged !== undefined && again.gemm !== undefined)
       isolated.set(firstGuilty, { ...judged, metrics: { ...judged.metrics, gemm: again.gemm } });
   }
-  const reports = taps.map((tap) => {
-    return { ...tap, isolated: isolated.get(tap.key), rho: tapRho(tap.key, tap.metrics.nmse, options.floor) };
-  });
+  const reports = taps.map((tap) => ({ ...tap, isolated: isolated.get(tap.key) }));
   const propagated = failing.map(({ key }) => key).filter((key) => !guilty.includes(key));
   if (failing.length > 0 && guilty.length === 0) {
     // The state between operations is what is left: caches, positions, masks.
@@ -279,6 +275,9 @@ function headline({ mae, mre, cosine }: { mae: number; mre: number; cosine: numb
 
 // ---------------------------------------------------------------------------------------------- the device's own run
 
+/** Held to the floor like the logits. The only such tap: two correct devices are further apart in one in a hundred of the others. */
+const FINAL_STATE = "0/model.norm:out";
+
 /** Compares the tensors of a run from the token ids while they are shown, and keeps the few that are needed afterwards. */
 class OwnRun {
   /** By key, in the reference's order. */
@@ -288,14 +287,20 @@ class OwnRun {
   misshapen?: string;
   readonly #reference: Reference;
   readonly #computeClass: ComputeClass;
+  readonly #floor?: Floor;
   readonly #observe?: Observe;
   /** By step, in the order of execution. */
   readonly #order: ReadonlyMap<number, string[]>;
   readonly #logits: Logits;
 
-  constructor(reference: Reference, computeClass: ComputeClass, observe?: Observe) {
+  constructor(
+    reference: Reference,
+    computeClass: ComputeClass,
+    { floor, observe }: Pick<DiffOptions, "floor" | "observe">,
+  ) {
     this.#reference = reference;
     this.#computeClass = computeClass;
+    this.#floor = floor;
     this.#observe = observe;
     this.#order = Map.groupBy(reference.manifest.order, (full) => split(full).step);
     this.#logits = new Logits(reference.manifest, computeClass);
@@ -336,16 +341,21 @@ class OwnRun {
       actual: input.values,
       expected: (await this.#reference.read(inputKey)).values,
     };
-    const reported = report(full, mine, expected, accumulatedGate(kind, this.#computeClass), inputs);
+    const own = report(full, mine, expected, accumulatedGate(kind, this.#computeClass), inputs);
+    const floor = this.#floor?.taps.get(full);
+    const rho = floor && rhoOf(own.metrics, floor, storedAs(this.#computeClass));
+    const held = full !== FINAL_STATE || this.#computeClass !== "bf16" || !floor || withinFloor(own.metrics, floor);
+    const verdict = held || own.verdict === "non-finite" ? own.verdict : "fail";
+    const reported = { ...own, ...rho, verdict };
     const { shape, values } = expected;
     this.#observe?.("accumulated", full, { actual: mine, expected: values, shape, inputs }, reported);
     return { key: full, kind, shape, ...reported };
   }
 
   /** Of all steps together; null where none had any. */
-  logits(greedy: readonly number[], floor?: Floor): LogitsReport | null {
+  logits(greedy: readonly number[]): LogitsReport | null {
     const [key] = this.#reference.manifest.order.filter((full) => full.endsWith("/:logits"));
-    return this.#logits.report(this.taps.get(key), greedy, floor);
+    return this.#logits.report(this.taps.get(key), greedy, this.#floor?.logits);
   }
 }
 

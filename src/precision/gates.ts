@@ -148,6 +148,10 @@ export const LOGIT_GATES: Record<ComputeClass, { kl: number; top1: number; cosin
 /** MAE < 0.01, mean relative error < 1 %, relative L1 < 1 %. */
 export const HEADLINE = { mae: 0.01, mre: 0.01, relL1: 0.01 };
 
+export function holdsHeadline({ mae, mre, relL1 }: typeof HEADLINE): boolean {
+  return mae < HEADLINE.mae && mre < HEADLINE.mre && relL1 < HEADLINE.relL1;
+}
+
 export const EXIT_CODES = {
   pass: 0,
   fail: 1,

@@ -7,6 +7,19 @@ export type Values = ArrayLike<number>;
 /** What the side under test stores its values as; they are read back as f32. */
 export type Stored = "f32" | "f16" | "bf16";
 
+const f32Of = new Float32Array(1);
+const bitsOf = new Uint32Array(f32Of.buffer);
+
+/** The nearest number of a type, of two as near the even one. `x` is one of f32. */
+export function roundTo(stored: Stored, x: number): number {
+  if (stored === "f32" || Number.isNaN(x)) return x;
+  if (stored === "f16") return Math.f16round(x);
+  f32Of[0] = x;
+  bitsOf[0] += 0x7fff + ((bitsOf[0] >>> 16) & 1);
+  bitsOf[0] &= 0xffff0000;
+  return f32Of[0];
+}
+
 /** Unit round-off of an f32 accumulator. */
 export const F32_UNIT = 2 ** -24;
 

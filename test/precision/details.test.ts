@@ -11,7 +11,7 @@ import { judge } from "../../src/precision/compare.ts";
 import { detailsOf } from "../../src/precision/details.ts";
 import { diff } from "../../src/precision/diff.ts";
 import { floorBeside } from "../../src/precision/floor.ts";
-import { accumulatedGate } from "../../src/precision/gates.ts";
+import { accumulatedGate, isolatedGate } from "../../src/precision/gates.ts";
 import { Logits } from "../../src/precision/logits.ts";
 import { f32Spacing, largest, maxAbs, nmse, smallValue, ulpF32 } from "../../src/precision/metrics.ts";
 import type { Manifest } from "../../src/precision/reference.ts";
@@ -131,6 +131,14 @@ describe("details", () => {
       const relative = expect.closeTo(2 ** -10 / 0.015, 6);
       expect(of(stored)).toEqual({ mre: relative, maxRelative: relative, of: stored, maskedShare: 0.5 });
     }
+    // What is copied or looked up has the bits of a cast.
+    const copied = (stored: "f32" | "bf16", a: number) =>
+      judge(
+        { actual: Float32Array.of(1, a), expected: Float32Array.of(1, 1.003), shape: [1, 2] },
+        isolatedGate("exact", stored),
+      ).verdict;
+    expect([copied("bf16", 1), copied("bf16", 1.003), copied("bf16", 1 + 2 ** -7)]).toEqual(["pass", "pass", "fail"]);
+    expect([copied("f32", 1), copied("f32", 1.003)]).toEqual(["fail", "pass"]);
     // Both of the same tensors, whichever was asked first.
     expect(of("f32").maxRelative).toBe(2);
   });
@@ -308,22 +316,35 @@ describe("ρ of each tap", () => {
   const floor = { nmse: 1e-4, mae: 1e-2, relL1: 1e-2, one_minus_cos: 1e-4, kl_mean: 1e-4 };
   const model = `${MODELS}llama`;
   for (const end of ["json", "safetensors"]) copyFileSync(`${model}/dump.f32.${end}`, join(folder, `ref.f32.${end}`));
-  const taps = { "0/model.layers.1.mlp.up_proj:out": 1e-6, "0/model.embed_tokens:out": 0, "0/model.norm:out": "none" };
+  const errors = { nmse: 1e-6, mae: 1e-3, relL1: 1e-3, mre: 1e-3, max_relative: 1e-3 };
+  const taps = {
+    "0/model.layers.1.mlp.up_proj:out": errors,
+    "0/model.embed_tokens:out": { ...errors, nmse: 0, mre: 0 },
+    "0/model.norm:out": { ...errors, mre: "none" },
+    "0/model.layers.0:out": 1e-6,
+  };
   const write = (more: object) =>
     writeFileSync(join(folder, "ref.bf16.json"), JSON.stringify({ floor_vs_f32: floor, ...more }));
 
   test("is its error over that of PyTorch in bf16", async () => {
     write({ floor_taps: taps });
-    await using pair = await openPair("llama", larger(1.002));
-    const report = await diff(pair.runner, pair.reference, {
-      ...pair,
-      floor: await floorBeside(join(folder, "ref.f32")),
+    const compared = async (computeClass: "f32" | "bf16") => {
+      await using pair = await openPair("llama", larger(1.002));
+      const floor = await floorBeside(join(folder, "ref.f32"));
+      const { taps, logits } = await diff(pair.runner, pair.reference, { ...pair, floor, computeClass });
+      const with_ = taps.filter(({ rho }) => rho !== undefined);
+      return { logits: logits!, ...Object.fromEntries(with_.map((tap) => [tap.key.split(".").at(-1), tap])) };
+    };
+    const { logits, ...narrow } = await compared("bf16");
+    expect(narrow).toMatchObject({
+      "up_proj:out": { rho: expect.closeTo(2, 1), rhoMean: expect.closeTo(2, 1), rhoMax: expect.closeTo(2, 1) },
+      "embed_tokens:out": { rho: 0, rhoMean: 0, rhoMax: 0 },
     });
-    const rho = new Map(report.taps.map((tap) => [tap.key, tap.rho]));
-    expect(rho.get("0/model.layers.1.mlp.up_proj:out")).toBeCloseTo(2, 1);
-    expect(rho.get("0/model.embed_tokens:out")).toBe(0);
-    expect([...rho.values()].filter((value) => value !== undefined)).toHaveLength(2);
-    expect(report.logits!.rho).toBeCloseTo(Math.sqrt(report.logits!.nmse / 1e-4), 9);
+    expect(Object.keys(narrow)).toHaveLength(2);
+    expect(logits.rho).toBeCloseTo(Math.sqrt(logits.nmse / 1e-4), 9);
+    const { "up_proj:out": wide } = (await compared("f32")) as unknown as Record<string, object>;
+    expect(wide).toMatchObject({ rho: expect.closeTo(2, 1) });
+    expect(wide).not.toHaveProperty("rhoMean");
   });
 
   test("has a column in the table where there is any; no floor, no column", () => {

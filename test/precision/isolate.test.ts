@@ -4,7 +4,8 @@ import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Backend, FusedOps } from "../../src/backend.ts";
 import { type AlterOps, alteredBackend, amend } from "../../src/precision/altered.ts";
 import { type DiffOptions, diff } from "../../src/precision/diff.ts";
-import type { Floor } from "../../src/precision/floor.ts";
+import type { LogitsFloor } from "../../src/precision/floor.ts";
+import type { ComputeClass } from "../../src/precision/gates.ts";
 import { isNearTie } from "../../src/precision/isolate.ts";
 import { DEFECTS } from "./defects.ts";
 import { openPair } from "./rig.ts";
@@ -125,16 +126,48 @@ describe("what each run sees", () => {
       if (weight.name === "lm_head.weight")
         for (let i = 0; i < out.length; i++) out[i] *= 1 + 1e-3 * Math.sign(Math.sin(i));
     });
-    const held = async (floor?: Floor) => {
-      const { logits } = await reportOf("llama", coarse, { computeClass: "bf16", floor });
-      return { pass: logits!.pass, rho: logits!.rho };
+    const held = async (floor?: LogitsFloor, computeClass: ComputeClass = "bf16") => {
+      const { logits } = await reportOf("llama", coarse, {
+        computeClass,
+        floor: floor && { logits: floor, taps: new Map() },
+      });
+      const { pass, rho, rhoMean, rhoMax } = logits!;
+      return { pass, rho: [rho, rhoMean, rhoMax] };
     };
     const noisy = { mae: 1, relL1: 1, one_minus_cos: 1e-3, kl_mean: 1e-3 };
-    expect(await held()).toEqual({ pass: true, rho: null });
-    expect(await held({ ...noisy, nmse: 1e-6 })).toEqual({ pass: true, rho: expect.closeTo(1, 1) });
-    expect(await held({ ...noisy, nmse: 1e-8 })).toEqual({ pass: false, rho: expect.closeTo(10, 0) });
+    expect(await held()).toEqual({ pass: true, rho: [null, null, null] });
+    expect(await held({ ...noisy, nmse: 1e-6 })).toEqual({ pass: true, rho: [expect.closeTo(1, 1), null, null] });
+    expect(await held({ ...noisy, nmse: 1e-8 })).toEqual({ pass: false, rho: [expect.closeTo(10, 0), null, null] });
+    // Relative errors are 1e-3, the largest, of a small logit, 1.26e-3.
+    const relative = (mre: number, max_relative: number) => held({ ...noisy, nmse: 1e-6, mre, max_relative });
+    expect(await relative(6e-4, 3e-4)).toEqual({ pass: true, rho: [1, 1 / 0.6, 4.2].map((x) => expect.closeTo(x, 1)) });
+    expect(await relative(4e-4, 3e-4)).toMatchObject({ pass: false });
+    expect(await relative(6e-4, 1e-4)).toMatchObject({ pass: false });
     // A floor that holds the headline: this device does too.
-    expect(await held({ ...noisy, nmse: 1e-8, mae: 1e-3, relL1: 1e-3 })).toMatchObject({ pass: true });
+    const headline = { ...noisy, mae: 1e-3, relL1: 1e-3, mre: 1e-3, max_relative: 1e-9 };
+    expect(await held({ ...headline, nmse: 1e-8 })).toMatchObject({ pass: true });
+    expect(await held({ ...headline, mre: 0.02, nmse: 1e-8 })).toMatchObject({ pass: false });
+    // Of f32's relative errors others are left out than of those in the floor, and its gates are not of the floor.
+    const f32 = await held({ ...headline, nmse: 1e-6 }, "f32");
+    expect(f32.rho).toEqual([expect.closeTo(1, 1), null, null]);
+  });
+
+  test("in bf16 the prompt's final state is held to the floor too, and no other tap", async () => {
+    const coarse = amend("rmsNorm", (out, [, weight]) => {
+      if (/^model\.norm|layers\.1\.input/.test(weight.name)) out.set(out.map((x, i) => x * (1 + 1e-3 * Math.sin(i))));
+    });
+    const floor = { nmse: 1e-9, mae: 1, relL1: 1, mre: 1, max_relative: 1 };
+    const logits = { ...floor, nmse: 1, one_minus_cos: 1, kl_mean: 1 };
+    const judged = async (...keys: string[]) => {
+      const taps = new Map(keys.map((key) => [key, floor]));
+      const { taps: all, verdict } = await reportOf("llama", coarse, { computeClass: "bf16", floor: { logits, taps } });
+      const { rho, rhoMean, verdict: own } = all.find(({ key }) => key === keys[0])!;
+      return { verdict, own, rho: rho! > 10, rhoMean: rhoMean! < 1 };
+    };
+    const over = { rho: true, rhoMean: true };
+    expect(await judged("0/model.norm:out")).toEqual({ verdict: "fail", own: "fail", ...over });
+    for (const key of ["0/model.layers.1.input_layernorm:out", "1/model.norm:out"])
+      expect(await judged(key)).toEqual({ verdict: "pass", own: "pass", ...over });
   });
 
   /** Adds something that grows from run to run and stays below every gate. */

@@ -188,29 +188,38 @@ def save(dump, out, head):
         f.write(json.dumps({**head, "order": list(dump.entries)})[:-1] + ', "tensors": {\n' + body + "\n}}\n")
 
 
-def noise(low, reference):
-    """How far logits [T, V] are from the reference's, in float64. docs/numerics.md defines the metrics."""
+def errors(low, reference):
+    """Scalar errors of a tensor against the reference's, in float64; docs/numerics.md defines them. Relative ones leave out what is
+    too small for 16 bits (src/precision/metrics.ts, `smallValue`)."""
     a, r = low.double(), reference.double()
-    d, p, q = a - r, r.log_softmax(-1), a.log_softmax(-1)
+    d = (a - r).abs()
+    large = r.abs() > 2.0 ** -10 * max(1.0, float((r * r).mean().sqrt()))
+    relative = d[large] / r[large].abs() if large.any() else torch.zeros(1, dtype=torch.float64)
+    return {"nmse": float((d * d).sum() / (r * r).sum()), "mae": float(d.mean()), "relL1": float(d.sum() / r.abs().sum()),
+            "mre": float(relative.mean()), "max_relative": float(relative.max())}
+
+
+def noise(low, reference):
+    """How far logits [T, V] are from the reference's."""
+    a, r = low.double(), reference.double()
+    p, q = r.log_softmax(-1), a.log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1)
-    return {"nmse": float((d * d).sum() / (r * r).sum()), "mae": float(d.abs().mean()), "maxabs": float(d.abs().max()),
-            "relL1": float(d.abs().sum() / r.abs().sum()),
+    return {**errors(low, reference), "maxabs": float((a - r).abs().max()),
             "one_minus_cos": float(1 - (a * r).sum() / (a.norm() * r.norm())),
             "kl_mean": float(kl.mean()), "kl_max": float(kl.max()),
             "top1": float((a.argmax(-1) == r.argmax(-1)).double().mean())}
 
 
 def tap_noise(low, reference):
-    """NMSE of every tap that both have. Numbers of experts and tokens have none, nor have tensors of another shape or of zeros."""
+    """Errors of every tap that both have. Numbers of experts and tokens have none, nor have tensors of another shape or of zeros."""
     found = {}
     for key, entry in reference.entries.items():
         other = low.entries.get(key, {})
         if entry["dtype"] != "float32" or other.get("shape") != entry["shape"]:
             continue
-        a, r = (dump.tensors[own.get("alias_of", key)].double() for dump, own in [(low, other), (reference, entry)])
-        energy = float((r * r).sum())
-        if energy > 0:
-            found[key] = float(((a - r) ** 2).sum()) / energy
+        a, r = (dump.tensors[own.get("alias_of", key)] for dump, own in [(low, other), (reference, entry)])
+        if r.any():
+            found[key] = errors(a, r)
     return found
 
 

@@ -150,7 +150,9 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
         ["absmax here, reference", row.absmax.map(plain).join(", ")],
       ];
       if (mode === "accumulated" && row.rho !== undefined)
-        facts.push(["ρ: error ÷ that of PyTorch in bf16", plain(row.rho)]);
+        facts.push(["ρ: RMS of the error ÷ that of PyTorch in bf16", plain(row.rho)]);
+      if (mode === "accumulated" && row.rhoMean !== undefined && row.rhoMax !== undefined)
+        facts.push(["the same of relative errors: mean, largest", [row.rhoMean, row.rhoMax].map(plain).join(", ")]);
       if (errors.gemm !== undefined) {
         const { value, terms, channels } = errors.gemm;
         facts.push([
