@@ -275,7 +275,7 @@ function headline({ mae, mre, cosine }: { mae: number; mre: number; cosine: numb
 
 // ---------------------------------------------------------------------------------------------- the device's own run
 
-/** Held to the floor like the logits. The only such tap: two correct devices are further apart in one in a hundred of the others. */
+/** Held to the floor like the logits. The only such tap: elsewhere correct devices are over its limits now and then. */
 const FINAL_STATE = "0/model.norm:out";
 
 /** Compares the tensors of a run from the token ids while they are shown, and keeps the few that are needed afterwards. */
