@@ -30,7 +30,8 @@ import {
   split,
   type Values,
 } from "./isolate.ts";
-import { Logits, type LogitsReport } from "./logits.ts";
+import { Logits, type LogitsReport, rowsAs } from "./logits.ts";
+import { unreadConfig } from "./names.ts";
 import { measureAll } from "./parallel.ts";
 import type { Reference } from "./reference.ts";
 import { lookAgain, type WithModel } from "./second-look.ts";
@@ -136,7 +137,10 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     computeClass,
   };
   const configs = compareConfigs(manifest.config, options.configJson).filter(({ differs }) => differs);
-  const reason = otherConfig(reference, configs) ?? (await distrust(runner, reference, options.samples, computeClass));
+  const reason =
+    unreadConfig(manifest, manifest.config ?? options.configJson) ??
+    otherConfig(reference, configs) ??
+    (await distrust(runner, reference, options.samples, computeClass));
   if (reason !== undefined) return { ...empty, verdict: "not-comparable", reason };
 
   const prompt = manifest.ids.slice(0, manifest.prompt_len);
@@ -179,7 +183,13 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const failing = taps.filter(
     ({ key, verdict }) => (verdict === "fail" || verdict === "non-finite") && !excused.has(key),
   );
-  const notes = [...excused].map((key) => `${key}: other experts where the reference's own choice is a near-tie`);
+  const near = [...excused].map((key) => `${key}: other experts where the reference's own choice is a near-tie`);
+  const cut = manifest.prompt_len > 1 && manifest.tensors["0/:logits"]?.shape.at(-2) === 1;
+  const notes = [
+    ...reference.notes,
+    ...(cut ? ["of the prompt's logits the dump has the last row only"] : []),
+    ...near,
+  ];
   let isolation: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
   if (failing.length > 0 || everything) {
     const metrics = new Map(taps.map((tap) => [tap.key, tap.metrics]));
@@ -307,9 +317,15 @@ class OwnRun {
   }
 
   async see(step: number, tensors: readonly DumpTensor[]): Promise<void> {
-    const actual = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
+    const described = this.#reference.manifest.tensors;
+    const actual = new Map(
+      tensors.map((tensor) => {
+        const full = `${step}/${tensor.key}`;
+        return [full, Object.hasOwn(described, full) ? rowsAs(tensor, sizeOf(described[full].shape)) : tensor];
+      }),
+    );
     const order = (this.#order.get(step) ?? []).filter((full) => actual.has(full));
-    const shapes = (full: string) => [this.#reference.manifest.tensors[full].shape, actual.get(full)!.shape];
+    const shapes = (full: string) => [described[full].shape, actual.get(full)!.shape];
     const misshapen = order.find((full) => {
       const [theirs, mine] = shapes(full);
       return theirs.length !== mine.length || theirs.some((size, i) => size !== mine[i]);
@@ -411,7 +427,7 @@ function holes(reference: Reference, asked: ReadonlySet<string>, layers: number)
   const ports = new Set(manifest.order.map((full) => layerPort(split(full).key)));
   for (const full of asked) {
     const { key } = split(full);
-    if (listed.has(full) || isOwn(key)) continue;
+    if (listed.has(full) || isOwn(key) || reference.lacks(key)) continue;
     const port = layerPort(key);
     if ((inside && !chosen) || (port !== undefined && ports.has(port))) missing.add(full);
   }

@@ -6,6 +6,7 @@ import type { TapLayout } from "../tap.ts";
 import { differentChoices, type Judged, judge, type Observe, placeOf, type Sides, verdictOf } from "./compare.ts";
 import { type DumpTensor, owned, type StepOptions, traceStep, watchStep } from "./dump.ts";
 import { type ComputeClass, type Gate, isolatedGate, kindOf, storedAs } from "./gates.ts";
+import { rowsAs } from "./logits.ts";
 import type { Metrics } from "./measure.ts";
 import { measureAll } from "./parallel.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
@@ -101,9 +102,11 @@ export async function isolate(
       const wrong: string[] = [];
       const values = new Map(traced.map((tensor) => [tensor.key, tensor.values]));
       const pairs: { key: string; actual: Values; expected: ReferenceTensor }[] = [];
-      for (const { key, values: actual } of traced) {
+      for (const tensor of traced) {
+        const { key } = tensor;
         const expected = of(key) ? await replay.expected(key) : undefined;
-        if (expected !== undefined) pairs.push({ key, actual, expected });
+        if (expected !== undefined)
+          pairs.push({ key, actual: rowsAs(tensor, expected.values.length).values, expected });
       }
       await measureAll(pairs, storedAs(computeClass));
       for (const { key, actual, expected } of pairs) {
@@ -393,9 +396,11 @@ export class Replay {
       first ??= owned(tensors);
     });
     const judged = new Map<string, Reported>();
-    for (const { key, values: actual, shape } of first ?? []) {
+    for (const tensor of first ?? []) {
+      const { key } = tensor;
       const [expected, input] = [last.get(key), last.get(inputOf(key))];
       if (expected === undefined || input === undefined) continue;
+      const { values: actual, shape } = rowsAs(tensor, expected.length);
       const inputs = isLayerOutput(key) ? { actual: input, expected: input } : undefined;
       const gate = isolatedGate(kindOf(key), computeClass);
       const one = judge({ actual, expected, shape, inputs }, gate);

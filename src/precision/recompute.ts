@@ -1,11 +1,12 @@
 // One tap again, from the reference's own input: by the device, or by another implementation of the same network. Knows which inputs
 // an operation reads, not why it is asked for.
 import { createReferenceBackend } from "../../backends/reference/index.ts";
-import type { Backend } from "../backend.ts";
+import { type Backend, sizeOf } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import { type BlockModel, openBlock } from "./block.ts";
 import type { Hypothesis } from "./hypotheses.ts";
 import { blockOf, isLeafInput, Replay, type Values } from "./isolate.ts";
+import { rowsAs } from "./logits.ts";
 import { nmse } from "./metrics.ts";
 import type { Reference } from "./reference.ts";
 
@@ -35,7 +36,8 @@ export async function replayed(runner: Runner, reference: Reference, { step, key
     wants: (other) => other === key,
     fusion: "off",
   });
-  return tensors.find((tensor) => tensor.key === key)?.values;
+  const found = tensors.find((tensor) => tensor.key === key);
+  return found && rowsAs(found, sizeOf(reference.manifest.tensors[`${step}/${key}`].shape)).values;
 }
 
 /** An implementation that shares no kernel with the runner's. The CPU's keeps weights packed, so that large blocks have room. */

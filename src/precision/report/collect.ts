@@ -147,7 +147,8 @@ export class Collector {
     for (let t = Math.max(0, rows - LAST_POSITIONS); t < rows; t++) {
       const ids = new Set([expected, actual].flatMap((side) => largest(side, t * width, width, TOP)));
       const top = [...ids].map((id) => [id, expected[t * width + id], actual[t * width + id]] as const);
-      this.#logits.push({ position: this.#position(step) + t, kl: divergences[t], top });
+      // Of a prompt there may be the last row only.
+      this.#logits.push({ position: this.#layout.promptLength + step - rows + t, kl: divergences[t], top });
     }
   }
 
