@@ -31,7 +31,7 @@ export interface Details {
   readonly furthest: readonly [number, number];
   /** NaN and infinities, here and in the reference. All else is of elements that are finite on both sides. */
   readonly nonFinite: readonly [number, number];
-  /** First guilty linear layer only: see `gemmBound`. */
+  /** Linear layers with the input that they had, and the first guilty tap where experts made it: see `gemmBound`. */
   readonly gemm?: GemmBound;
 }
 

@@ -196,7 +196,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     isolation = await isolate(
       runner,
       reference,
-      { computeClass, layersAtOnce, observe },
+      { computeClass, samples: options.samples, layersAtOnce, observe },
       { metrics, values: own.values },
     );
     notes.push(...isolation.notes);

@@ -10,7 +10,7 @@ import { hashAll } from "./parallel.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 
 /** A few rows of a linear layer, decoded on the host. */
-interface LinearSample {
+export interface LinearSample {
   readonly outputs: number;
   readonly columns: number;
   /** The checkpoint has a bias for it that the network does not ask for. */

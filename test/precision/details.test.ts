@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
-import { i32 } from "../../backends/reference/ops.ts";
+import { f32, i32 } from "../../backends/reference/ops.ts";
 import { type AlterOps, alteredBackend, amend } from "../../src/precision/altered.ts";
 import { judge } from "../../src/precision/compare.ts";
 import { detailsOf } from "../../src/precision/details.ts";
@@ -309,6 +309,31 @@ test("a linear layer that is guilty is computed again in f64: what rounding can 
   expect(gemm!.value).toBeLessThan((1 - 0.743) * 2 ** 24 + 40);
   // An error in proportion, and one that is all but none.
   expect(gemm!.value / (await bound(1 - 2.57e-4)).gemm!.value).toBeCloseTo(1000, -1);
+});
+
+test.each([
+  [/experts\.gate_up_proj$/, "gpt_oss"],
+  [/experts\.down_proj$/, "qwen3_moe"],
+])("so are products of experts: %s of %s", async (pattern, model) => {
+  const bound = async (factor: number) => {
+    const wrong: AlterOps = (ops, launch) => ({
+      linearExperts(x, routing, weight, bias) {
+        const out = ops.linearExperts(x, routing, weight, bias);
+        const values = f32(out);
+        if (pattern.test(weight.name)) launch(() => values.set(values.map((value) => value * factor)));
+        return out;
+      },
+    });
+    await using pair = await openPair(model, alteredBackend({ ops: wrong }));
+    const { taps, firstGuilty } = await diff(pair.runner, pair.reference, { ...pair, withModel: (use) => use(pair) });
+    expect(firstGuilty).toMatch(/\.mlp\.experts:out$/);
+    return taps.find(({ key }) => key === firstGuilty)!.isolated!.metrics.gemm!;
+  };
+  const far = await bound(1.001);
+  expect(far.value).toBeGreaterThan(2 * far.terms);
+  expect(far.value).toBeLessThan(0.001 * 2 ** 24 + far.terms);
+  // An error in proportion: it is that product that is meant, the other one is right.
+  expect(far.value / (await bound(1.0001)).value).toBeCloseTo(10, 0);
 });
 
 describe("ρ of each tap", () => {

@@ -1,11 +1,13 @@
 // What a diff runs again, and what each of its runs is there for.
 import { describe, expect, test } from "vitest";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
+import { f32, type HostWeight } from "../../backends/reference/ops.ts";
 import type { Backend, FusedOps } from "../../src/backend.ts";
 import { type AlterOps, alteredBackend, amend } from "../../src/precision/altered.ts";
+import { boundOf } from "../../src/precision/bound.ts";
 import { type DiffOptions, diff } from "../../src/precision/diff.ts";
 import type { LogitsFloor } from "../../src/precision/floor.ts";
-import type { ComputeClass } from "../../src/precision/gates.ts";
+import { type ComputeClass, isolatedGate } from "../../src/precision/gates.ts";
 import { isNearTie } from "../../src/precision/isolate.ts";
 import { DEFECTS } from "./defects.ts";
 import { openPair } from "./rig.ts";
@@ -118,6 +120,56 @@ describe("what each run sees", () => {
     };
     const { verdict, guilty } = await reportOf("llama", many);
     expect({ verdict, guilty }).toEqual({ verdict: "fail", guilty: ["0/model.layers.1:out"] });
+  });
+
+  describe("rounding of single elements of a product", () => {
+    /** One element of the first channel off by so many units of u · Σ|x·w|, which no average shows. */
+    const off = (units: number) =>
+      amend("linear", (out, [x, weight], { shape }) => {
+        if (!/layers\.1\..*up_proj/.test(weight.name) || x.shape[0] !== PROMPT) return;
+        const [columns, input] = [x.shape[1], f32(x)];
+        const row = (weight as HostWeight).data;
+        let magnitude = 0;
+        for (let k = 0; k < columns; k++) magnitude += Math.abs(input[4 * columns + k] * row[k]);
+        out[4 * shape[1]] += units * 2 ** -24 * magnitude;
+      });
+    const K = 40;
+    const key = "0/model.layers.1.mlp.up_proj:out";
+    const judged = async (units: number, computeClass?: ComputeClass) => {
+      const { verdict, guilty, taps } = await reportOf("llama", off(units), { computeClass });
+      const { isolated } = taps.find((tap) => tap.key === key)!;
+      return { verdict, guilty, own: isolated!.verdict, nmse: isolated!.metrics.nmse, gemm: isolated!.metrics.gemm };
+    };
+
+    test("within 4√K units: no matter", async () => {
+      const { gemm, ...rest } = await judged(0.5 * Math.sqrt(K));
+      expect(rest).toMatchObject({ verdict: "pass", own: "pass" });
+      expect(gemm!.value).toBeLessThan(Math.sqrt(K));
+      expect(gemm).toMatchObject({ terms: K, channels: 3 });
+    });
+
+    test("up to K: a warning", async () => {
+      const { gemm, ...rest } = await judged(0.9 * K);
+      expect(rest).toMatchObject({ verdict: "pass", own: "warn", guilty: [] });
+      expect(gemm!.value / K).toBeCloseTo(0.85, 1);
+    });
+
+    test("more: wrong, though the tensor's average holds its gate; in no class that rounds more", async () => {
+      const { nmse, ...rest } = await judged(1.2 * K);
+      expect(nmse).toBeLessThan(isolatedGate("product", "f32").fail);
+      expect(rest).toMatchObject({ verdict: "fail", own: "fail", guilty: [key] });
+      const wide = await judged(1.2 * K, "bf16");
+      expect(wide).toMatchObject({ verdict: "pass", own: "pass", gemm: undefined });
+    });
+
+    test("of sums that f16 stores: but for half a unit of that", () => {
+      const of = (y: number, stored: "f32" | "f16") =>
+        boundOf([{ x: [1, 1], weights: [1, 0.5001], bias: 0, y }], 1, stored)!.value;
+      const sum = Math.f16round(1.5001);
+      expect(of(sum, "f16")).toBe(0);
+      expect(of(sum, "f32")).toBeGreaterThan(500);
+      expect(of(sum + 2 ** -10, "f16")).toBeGreaterThan(500);
+    });
   });
 
   test("in bf16: held to the floor of PyTorch's own bf16, or to the headline where that holds it", async () => {
