@@ -4,6 +4,7 @@
 import { sizeOf } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import type { BlockModel } from "./block.ts";
+import { type Common, common, differInKeys } from "./common.ts";
 import { differentChoices, type Observe, type Sides } from "./compare.ts";
 import { type ConfigEntry, compareConfigs, isDecisive } from "./config-diff.ts";
 import { type DumpTensor, layersToShow, watch } from "./dump.ts";
@@ -30,7 +31,7 @@ import {
   split,
   type Values,
 } from "./isolate.ts";
-import { Logits, type LogitsReport, rowsAs } from "./logits.ts";
+import { Logits, type LogitsReport } from "./logits.ts";
 import { unreadConfig } from "./names.ts";
 import { measureAll } from "./parallel.ts";
 import type { Reference } from "./reference.ts";
@@ -173,7 +174,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const taps = [...own.taps.values()];
   const unobserved = [
     ...holes(reference, asked, runner.config.numHiddenLayers),
-    ...manifest.order.filter((full) => !own.taps.has(full)),
+    ...manifest.order.filter((full) => !own.taps.has(full) && !own.otherKeys.has(full)),
   ];
   if (taps.length === 0)
     return { ...empty, verdict: "incomplete", reason: "no tap of the reference could be compared", unobserved };
@@ -184,12 +185,8 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     ({ key, verdict }) => (verdict === "fail" || verdict === "non-finite") && !excused.has(key),
   );
   const near = [...excused].map((key) => `${key}: other experts where the reference's own choice is a near-tie`);
-  const cut = manifest.prompt_len > 1 && manifest.tensors["0/:logits"]?.shape.at(-2) === 1;
-  const notes = [
-    ...reference.notes,
-    ...(cut ? ["of the prompt's logits the dump has the last row only"] : []),
-    ...near,
-  ];
+  const partial = own.partial === undefined ? [] : [`${own.partial}: the last of them are compared`];
+  const notes = [...reference.notes, ...partial, ...near];
   let isolation: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
   if (failing.length > 0 || everything) {
     const metrics = new Map(taps.map((tap) => [tap.key, tap.metrics]));
@@ -203,19 +200,23 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   } else {
     isolation.unstable = (await (await Replay.open(runner, reference, 0)).end(computeClass)).unstable;
   }
-  const { guilty, isolated } = isolation;
+  const { isolated } = isolation;
   notes.push(...configs.map(inWords));
+  // A cache is as long as the network says that a layer's window is.
+  const caches = [...own.otherKeys.keys()].filter((full) => full.endsWith("_cache"));
+  const guilty = manifest.order.filter((full) => isolation.guilty.includes(full) || caches.includes(full));
   const [firstGuilty] = guilty;
+  const [toLookAt] = isolation.guilty;
   const lookAt = (model: BlockModel) => {
-    const gate = isolatedGate(kindOf(split(firstGuilty).key), computeClass);
-    return lookAgain(runner, reference, { tap: firstGuilty, gate, other: options.other }, model);
+    const gate = isolatedGate(kindOf(split(toLookAt).key), computeClass);
+    return lookAgain(runner, reference, { tap: toLookAt, gate, other: options.other }, model);
   };
-  const again = guilty.length > 0 ? await options.withModel?.(lookAt) : undefined;
+  const again = toLookAt !== undefined ? await options.withModel?.(lookAt) : undefined;
   if (again !== undefined) {
     notes.push(...again.notes);
-    const judged = isolated.get(firstGuilty);
+    const judged = isolated.get(toLookAt);
     if (judged !== undefined && again.gemm !== undefined)
-      isolated.set(firstGuilty, { ...judged, metrics: { ...judged.metrics, gemm: again.gemm } });
+      isolated.set(toLookAt, { ...judged, metrics: { ...judged.metrics, gemm: again.gemm } });
   }
   const reports = taps.map((tap) => ({ ...tap, isolated: isolated.get(tap.key) }));
   const propagated = failing.map(({ key }) => key).filter((key) => !guilty.includes(key));
@@ -223,13 +224,19 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     // The state between operations is what is left: caches, positions, masks.
     notes.push("no operation is wrong by itself: look at what lies between them (cache, positions, pages, masks)");
   }
-  if (failing.length === 0 && guilty.length > 0)
+  if (failing.length === 0 && isolation.guilty.length > 0)
     notes.push("what follows hides it: seen only with the reference's own input");
+  const window = `${own.otherKeys.get(caches[0])}: src/models/${runner.config.modelType}.ts gives that layer another window`;
+  const sameConfig = manifest.config !== undefined && options.configJson !== undefined;
+  if (caches.length > 0 && sameConfig) notes.push(`${window} than config.json, which is the same for both`);
   const nonFinite = [...failing, ...isolated.values()].some((tap) => tap.verdict === "non-finite");
   let verdict: Verdict = "pass";
   let why: string | undefined;
   if (nonFinite) verdict = "non-finite";
-  else if (again?.reason !== undefined) {
+  else if (caches.length > 0 && !sameConfig) {
+    verdict = "not-comparable";
+    why = `${window}, or the dump is of another config, which it does not say`;
+  } else if (again?.reason !== undefined) {
     verdict = "not-comparable";
     why = again.reason;
   } else if (failing.length > 0 || guilty.length > 0 || logits?.pass === false) verdict = "fail";
@@ -295,6 +302,10 @@ class OwnRun {
   readonly values = new Map<string, Values>();
   /** Why the reference is not of this model, if a tensor's shape says so. */
   misshapen?: string;
+  /** Caches and probabilities of decode steps with another number of keys, which are not compared: the two shapes. */
+  readonly otherKeys = new Map<string, string>();
+  /** The first tensor of which a part is compared (see `common`). */
+  partial?: string;
   readonly #reference: Reference;
   readonly #computeClass: ComputeClass;
   readonly #floor?: Floor;
@@ -317,54 +328,44 @@ class OwnRun {
   }
 
   async see(step: number, tensors: readonly DumpTensor[]): Promise<void> {
-    const described = this.#reference.manifest.tensors;
-    const actual = new Map(
-      tensors.map((tensor) => {
-        const full = `${step}/${tensor.key}`;
-        return [full, Object.hasOwn(described, full) ? rowsAs(tensor, sizeOf(described[full].shape)) : tensor];
-      }),
-    );
-    const order = (this.#order.get(step) ?? []).filter((full) => actual.has(full));
-    const shapes = (full: string) => [described[full].shape, actual.get(full)!.shape];
-    const misshapen = order.find((full) => {
-      const [theirs, mine] = shapes(full);
-      return theirs.length !== mine.length || theirs.some((size, i) => size !== mine[i]);
-    });
-    if (misshapen !== undefined) {
-      const [theirs, mine] = shapes(misshapen);
-      this.misshapen ??= `${misshapen} is [${theirs}] in the dump and [${mine}] here`;
+    const shown = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
+    const pairs = new Map<string, Common>();
+    for (const full of this.#order.get(step) ?? []) {
+      const mine = shown.get(full);
+      if (mine === undefined) continue;
+      const theirs = await this.#reference.read(full);
+      const pair = common(mine, theirs, this.#reference.manifest.prompt_len + step);
+      const shapes = `${full} is [${theirs.shape}] in the dump and [${mine.shape}] here`;
+      if (pair !== undefined) {
+        pairs.set(full, pair);
+        if (pair.mine !== mine || pair.theirs !== theirs) this.partial ??= shapes;
+      } else if (step > 0 && differInKeys(mine, theirs)) this.otherKeys.set(full, shapes);
+      else this.misshapen ??= shapes;
     }
     if (this.misshapen !== undefined) return;
-    const expected = await Promise.all(order.map((full) => this.#reference.read(full)));
-    const pairs = order.map((full, i) => ({ actual: actual.get(full)!.values, expected: expected[i] }));
-    await measureAll(pairs, storedAs(this.#computeClass));
-    for (const full of order) {
-      this.taps.set(full, await this.#compare(full, actual));
-      const { values } = actual.get(full)!;
-      if (isKept(full)) this.values.set(full, values.slice());
-      if (full.endsWith("/:logits")) await this.#logits.add(step, values, await this.#reference.read(full));
+    const all = Array.from(pairs.values(), ({ mine, theirs }) => ({ actual: mine.values, expected: theirs }));
+    await measureAll(all, storedAs(this.#computeClass));
+    for (const [full, { mine, theirs }] of pairs) {
+      this.taps.set(full, this.#compare(full, pairs));
+      if (isKept(full)) this.values.set(full, mine.values.slice());
+      if (full.endsWith("/:logits")) await this.#logits.add(step, mine.values, theirs);
     }
   }
 
-  async #compare(full: string, actual: ReadonlyMap<string, DumpTensor>): Promise<TapReport> {
-    const expected = await this.#reference.read(full);
+  #compare(full: string, pairs: ReadonlyMap<string, Common>): TapReport {
+    const { mine, theirs: expected } = pairs.get(full)!;
     const { key } = split(full);
     const kind = kindOf(key);
-    const mine = actual.get(full)!.values;
-    const inputKey = full.replace(/:out$/, ":in");
-    const input = kind === "layer" && this.#reference.has(inputKey) ? actual.get(inputKey) : undefined;
-    const inputs: Sides["inputs"] = input && {
-      actual: input.values,
-      expected: (await this.#reference.read(inputKey)).values,
-    };
-    const own = report(full, mine, expected, accumulatedGate(kind, this.#computeClass), inputs);
+    const input = kind === "layer" ? pairs.get(full.replace(/:out$/, ":in")) : undefined;
+    const inputs: Sides["inputs"] = input && { actual: input.mine.values, expected: input.theirs.values };
+    const own = report(full, mine.values, expected, accumulatedGate(kind, this.#computeClass), inputs);
     const floor = this.#floor?.taps.get(full);
     const rho = floor && rhoOf(own.metrics, floor, storedAs(this.#computeClass));
     const held = full !== FINAL_STATE || this.#computeClass !== "bf16" || !floor || withinFloor(own.metrics, floor);
     const verdict = held || own.verdict === "non-finite" ? own.verdict : "fail";
     const reported = { ...own, ...rho, verdict };
     const { shape, values } = expected;
-    this.#observe?.("accumulated", full, { actual: mine, expected: values, shape, inputs }, reported);
+    this.#observe?.("accumulated", full, { actual: mine.values, expected: values, shape, inputs }, reported);
     return { key: full, kind, shape, ...reported };
   }
 

@@ -6,9 +6,9 @@ import type { BlockModel } from "./block.ts";
 import { exactly } from "./bound.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 
-/** Some tokens of a tap of experts' output [T, D], and its channels. */
+/** Some tokens of a tap [T, N], and some of its channels. */
 export interface Cells {
-  /** `<step>/model.layers.<n>.mlp.experts:out` */
+  /** With its step. */
   readonly tap: string;
   readonly tokens: readonly number[];
   readonly channels: readonly number[];

@@ -4,10 +4,10 @@
 import type { Runner, TraceOptions } from "../runner.ts";
 import type { TapLayout } from "../tap.ts";
 import { boundOf, type Element, holdToBound } from "./bound.ts";
+import { common } from "./common.ts";
 import { differentChoices, type Judged, judge, type Observe, placeOf, type Sides, verdictOf } from "./compare.ts";
 import { type DumpTensor, owned, type StepOptions, traceStep, watchStep } from "./dump.ts";
 import { type ComputeClass, type Gate, isolatedGate, kindOf, storedAs } from "./gates.ts";
-import { rowsAs } from "./logits.ts";
 import type { Metrics } from "./measure.ts";
 import type { Stored } from "./metrics.ts";
 import { measureAll } from "./parallel.ts";
@@ -120,8 +120,8 @@ export async function isolate(
       for (const tensor of traced) {
         const { key } = tensor;
         const expected = of(key) ? await replay.expected(key) : undefined;
-        if (expected !== undefined)
-          pairs.push({ key, actual: rowsAs(tensor, expected.values.length).values, expected });
+        const pair = expected && common(tensor, expected, replay.positions);
+        if (pair !== undefined) pairs.push({ key, actual: pair.mine.values, expected: pair.theirs });
       }
       await measureAll(pairs, storedAs(computeClass));
       for (const { key, actual, expected } of pairs) {
@@ -342,6 +342,11 @@ export class Replay {
     return this.#has.has(key);
   }
 
+  /** That have been fed, the step's own included. */
+  get positions(): number {
+    return this.#reference.manifest.prompt_len + this.#step;
+  }
+
   /** Valid until the reference forgets: at the latest when a replay goes on to other layers. */
   async expected(key: string): Promise<ReferenceTensor | undefined> {
     return this.has(key) ? this.#reference.read(`${this.#step}/${this.#same.get(key) ?? key}`) : undefined;
@@ -434,10 +439,10 @@ export class Replay {
     });
     const judged = new Map<string, Reported>();
     for (const tensor of first ?? []) {
-      const { key } = tensor;
+      const { key, shape } = tensor;
       const [expected, input] = [last.get(key), last.get(inputOf(key))];
       if (expected === undefined || input === undefined) continue;
-      const { values: actual, shape } = rowsAs(tensor, expected.length);
+      const actual = tensor.values.subarray(-expected.length); // of logits there may be the last row only
       const inputs = isLayerOutput(key) ? { actual: input, expected: input } : undefined;
       const gate = isolatedGate(kindOf(key), computeClass);
       const one = judge({ actual, expected, shape, inputs }, gate);
@@ -459,8 +464,8 @@ export class Replay {
   }
 
   #rows(): { tokens: readonly number[]; start: number } {
-    const { ids, prompt_len } = this.#reference.manifest;
-    const length = prompt_len + this.#step;
+    const { ids } = this.#reference.manifest;
+    const length = this.positions;
     const start = this.#step === 0 ? 0 : length - 1;
     return { tokens: ids.slice(start, length), start };
   }

@@ -2,7 +2,6 @@
 // the first token that would have been another. Knows no device and no other tap.
 import { type Judged, judge } from "./compare.ts";
 import type { Details } from "./details.ts";
-import type { DumpTensor } from "./dump.ts";
 import { type LogitsFloor, rhoOf, withinFloor } from "./floor.ts";
 import { accumulatedGate, type ComputeClass, holdsHeadline, LOGIT_GATES, storedAs } from "./gates.ts";
 import type { TensorValues } from "./measure.ts";
@@ -61,17 +60,6 @@ export interface FirstDivergence {
   readonly tie: boolean;
   /** Each side's choice is among the other's five largest, as vLLM asks of two engines. */
   readonly inTopFive: boolean;
-}
-
-/**
- * A device's tensor with the rows that the reference has: of a prompt's logits it may have the last one only.
- * @param size of the reference's tensor.
- */
-export function rowsAs(tensor: DumpTensor, size: number): DumpTensor {
-  const { key, values, shape } = tensor;
-  const width = shape[shape.length - 1];
-  if (key !== ":logits" || size !== width) return tensor;
-  return { ...tensor, shape: [1, 1, width], values: values.subarray(values.length - width) };
 }
 
 interface Row extends TopRow {

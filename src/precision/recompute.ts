@@ -1,13 +1,13 @@
 // One tap again, from the reference's own input: by the device, or by another implementation of the same network. Knows which inputs
 // an operation reads, not why it is asked for.
 import { createReferenceBackend } from "../../backends/reference/index.ts";
-import { type Backend, sizeOf } from "../backend.ts";
+import type { Backend } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import { type BlockModel, openBlock } from "./block.ts";
+import { common } from "./common.ts";
 import type { DumpTensor } from "./dump.ts";
 import type { Hypothesis } from "./hypotheses.ts";
 import { blockOf, isLeafInput, Replay, type Values } from "./isolate.ts";
-import { rowsAs } from "./logits.ts";
 import { nmse } from "./metrics.ts";
 import type { Reference } from "./reference.ts";
 
@@ -32,7 +32,9 @@ export interface At {
 export async function replayed(runner: Runner, reference: Reference, { step, key }: At): Promise<Values | undefined> {
   const tensors = await replayedBlock(runner, reference, { step, key }, (other) => other === key);
   const found = tensors.find((tensor) => tensor.key === key);
-  return found && rowsAs(found, sizeOf(reference.manifest.tensors[`${step}/${key}`].shape)).values;
+  return (
+    found && common(found, await reference.read(`${step}/${key}`), reference.manifest.prompt_len + step)?.mine.values
+  );
 }
 
 /** Several taps of the same block, each from the reference's own input where it has one. */

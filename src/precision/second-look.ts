@@ -5,12 +5,12 @@ import type { Checkpoint } from "../../weights/checkpoint.ts";
 import { decodeWeight } from "../../weights/decode.ts";
 import type { Runner } from "../runner.ts";
 import { BLOCK_LIMIT, type BlockModel, blockBytes } from "./block.ts";
-import { boundOf, type Element } from "./bound.ts";
+import { boundOf, type Element, exactly } from "./bound.ts";
 import { judge } from "./compare.ts";
 import type { GemmBound } from "./details.ts";
 import { sameFiles } from "./fingerprint.ts";
 import type { Gate } from "./gates.ts";
-import { expertsOnHost } from "./host-experts.ts";
+import { type Cells, expertsOnHost } from "./host-experts.ts";
 import { blockOf, sourcesOf, split, type Values } from "./isolate.ts";
 import { nmse } from "./metrics.ts";
 import { type At, agree, otherThan, recompute, replayed, replayedBlock } from "./recompute.ts";
@@ -74,29 +74,36 @@ export async function lookAgain(
   if (other !== undefined) return { where, gemm, notes: [`${agreed}: the one that is wrong is ${other}`] };
   const code = `what all devices share is wrong (src/models/${runner.config.modelType}.ts, or how config.json is read)`;
   const doubtful = error > OTHER_WEIGHTS && hasWeights(reference, tap, model);
-  if (!doubtful || (await sameFiles(reference.manifest.weights, model.files)))
-    return { where, gemm, notes: [`${agreed}: not the device is wrong, but the dump, or ${code}`] };
-  const differs = `${agreed}, and the dump has something else (NMSE ${error.toPrecision(2)})`;
-  const host = /\.experts:/.test(key) ? await askHost(runner, reference, at, model) : undefined;
+  const host = doubtful ? await askHost(runner, reference, at, model) : undefined;
   if (host === "dump") {
-    const note = `${agreed}, and the host, by formulas of its own, what the dump has: its experts have these weights; ${code}`;
+    const note = `${agreed}; the host, from this checkpoint and by formulas of its own, computes what the dump has: ${code}${unasked(key, model)}`;
     return { where, gemm, notes: [note] };
   }
-  const reason = `${differs}: it is of other weights${host === "device" ? ", as the host finds by formulas of its own" : `, or ${code}`}`;
-  return { where, gemm, notes: [], reason };
+  if (!doubtful || (host === undefined && (await sameFiles(reference.manifest.weights, model.files))))
+    return { where, gemm, notes: [`${agreed}: not the device is wrong, but the dump, or ${code}`] };
+  const suspects = host === "device" ? ", as the host finds by formulas of its own" : `, or ${code}`;
+  const differs = `the dump has something else (NMSE ${error.toPrecision(2)})`;
+  return { where, gemm, notes: [], reason: `${agreed}, and ${differs}: it is of other weights${suspects}` };
 }
 
-/** Tokens of which experts are computed on the host, those that are furthest off, and channels of each. */
+/** A bias that the checkpoint has for a linear layer, and that no table of src/models has. */
+function unasked(key: string, { architecture, config, checkpoint }: BlockModel): string {
+  const name = key.replace(/:out(\.0)?$/, ".bias");
+  const stray = name !== key && checkpoint.has(name) && architecture.tensors(config)[name] === undefined;
+  return stray ? `; it does not ask for ${name}` : "";
+}
+
+/** Tokens that are computed on the host, those that are furthest off, and channels of each. */
 const [HOST_TOKENS, HOST_CHANNELS] = [4, 64];
 
-/** With whom the host agrees about the output of experts, or undefined. */
+/** With whom the host agrees about the output of a linear layer or of experts; undefined where with neither, or where it is asked in vain. */
 async function askHost(
   runner: Runner,
   reference: Reference,
   { step, key }: At,
   model: BlockModel,
 ): Promise<"device" | "dump" | undefined> {
-  const out = key.replace(/:\w+$/, ":out");
+  const out = key.replace(/\.experts:\w+$/, ".experts:out");
   const tap = `${step}/${out}`;
   if (!reference.has(tap)) return undefined;
   const mine = await replayed(runner, reference, { step, key: out });
@@ -108,7 +115,8 @@ async function askHost(
   );
   const tokens = [...errors.keys()].sort((a, b) => errors[b] - errors[a]).slice(0, HOST_TOKENS);
   const channels = evenly(width, HOST_CHANNELS);
-  const host = await expertsOnHost(reference, { tap, tokens, channels }, model);
+  const ask = out.endsWith(".experts:out") ? expertsOnHost : linearOnHost;
+  const host = await ask(reference, { tap, tokens, channels }, model);
   if (host === undefined) return undefined;
   const cells = (values: Values) => tokens.flatMap((t) => channels.map((c) => values[t * width + c]));
   const [here, there] = [cells(mine), cells(theirs)];
@@ -190,6 +198,34 @@ async function boundAt(
     }
   }
   return boundOf(elements, channels.length);
+}
+
+/** [tokens, channels] of a linear layer from the dump's input, with the bias of the checkpoint, whether the network asks for it or not. */
+async function linearOnHost(
+  reference: Reference,
+  { tap, tokens, channels }: Cells,
+  { architecture, config, checkpoint }: BlockModel,
+): Promise<Float64Array | undefined> {
+  const path = split(tap).key.replace(/:out(\.0)?$/, "");
+  const input = tap.replace(/:out(\.0)?$/, ":in");
+  const table = architecture.tensors(config);
+  const spec = table[`${path}.weight`];
+  if (spec?.shape.length !== 2 || path.endsWith("embed_tokens") || input === tap || !reference.has(input))
+    return undefined;
+  const name = `${path}.bias`;
+  const biasSpec = table[name] ?? (checkpoint.has(name) ? { shape: [spec.shape[0]] } : undefined);
+  const bias = biasSpec && (await decode(checkpoint, name, biasSpec));
+  const x = await reference.read(input);
+  const terms = x.shape.at(-1)!;
+  const out = new Float64Array(tokens.length * channels.length);
+  for (const [c, channel] of channels.entries()) {
+    const weights = await decode(checkpoint, `${path}.weight`, spec, channel);
+    for (const [i, token] of tokens.entries()) {
+      const row = x.values.subarray(token * terms, (token + 1) * terms);
+      out[i * channels.length + c] = exactly({ x: row, weights, bias: bias?.[channel] ?? 0 }).exact;
+    }
+  }
+  return out;
 }
 
 /** Rows of each of both products of experts that are computed in f64, and channels. */

@@ -23,6 +23,7 @@ import { topRows } from "../../src/precision/metrics.ts";
 import { compareRows, hashAll, measureAll, usesTwoThreads } from "../../src/precision/parallel.ts";
 import { Reference } from "../../src/precision/reference.ts";
 import { sampleWeights } from "../../src/precision/trust.ts";
+import { Runner } from "../../src/runner.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
 import { DEFECTS } from "./defects.ts";
@@ -490,7 +491,7 @@ describe("a dump with the last row of the logits only", () => {
     const { verdict, notes, logits, taps, headline } = await compare(write(await cut()), "llama");
     expect({ verdict, notes }).toEqual({
       verdict: "pass",
-      notes: ["of the prompt's logits the dump has the last row only"],
+      notes: ["0/:logits is [1,1,70] in the dump and [1,22,70] here: the last of them are compared"],
     });
     expect(logits).toMatchObject({ top1: 1, greedyEqual: true, pass: true });
     expect(headline.logits!.pass).toBe(true);
@@ -524,6 +525,88 @@ describe("a dump with the last row of the logits only", () => {
       verdict: "not-comparable",
       reason: expect.stringMatching(/0\/:logits has 2 rows, .* cut off; make it with all rows/),
     });
+  });
+});
+
+describe("a window that the network gets wrong", () => {
+  const model = `${MODELS}mistral`;
+  const configJson = JSON.parse(readFileSync(`${model}/config.json`, "utf8"));
+  const windows = (change: (window?: number) => number | undefined) => (config: BaseConfig) => {
+    const llama = config as LlamaConfig;
+    return { ...llama, windows: llama.windows.map(change) } as BaseConfig;
+  };
+  const judged = async (config: (config: BaseConfig) => BaseConfig, known: boolean) => {
+    await using pair = await openPair("mistral", createReferenceBackend(), { config });
+    if (known) Object.assign(pair.reference.manifest, { config: configJson });
+    return await diff(pair.runner, pair.reference, { samples: pair.samples, configJson });
+  };
+
+  test.each([
+    ["one key more", windows((window) => window! + 1)],
+    ["one key less", windows((window) => window! - 1)],
+    ["no window", windows(() => undefined)],
+  ])("%s, from the prompt's probabilities on", async (_, config) => {
+    const tap = "0/model.layers.0.self_attn:probs";
+    const report = await judged(config, true);
+    expect(report).toMatchObject({ verdict: "fail", reason: undefined, firstGuilty: tap, unobserved: [] });
+    expect(report.guilty).toContain("1/model.layers.0.self_attn:k_cache");
+    expect(report.notes.join()).toMatch(/\[1,2,7,10\] in the dump and .*mistral\.ts gives that layer another window/);
+    // A dump that does not say of what config it is may be of another window.
+    const unknown = await judged(config, false);
+    expect(unknown).toMatchObject({ verdict: "not-comparable", firstGuilty: tap });
+    expect(unknown.reason).toMatch(/mistral\.ts gives that layer another window, or the dump is of another config/);
+  });
+
+  test.each([
+    ["longer", windows((window) => window! + 1)],
+    ["shorter", windows((window) => window! - 1)],
+  ])("in the cache alone, which is %s: the cache is named", async (_, config) => {
+    await using pair = await openPair("mistral", createReferenceBackend());
+    const { reference, samples, architecture, checkpoint } = pair;
+    const { ids, prompt_len: prefillChunk } = reference.manifest;
+    const wrong = { ...architecture, kv: (own: BaseConfig, layer: number) => architecture.kv(config(own), layer) };
+    const how = { backend: createReferenceBackend(), contextLength: ids.length, maxSequences: 1, prefillChunk };
+    const runner = await Runner.create({ architecture: wrong, config: pair.config, checkpoint, ...how });
+    Object.assign(reference.manifest, { config: configJson });
+    const report = await diff(runner, reference, { samples, configJson });
+    expect(report).toMatchObject({
+      verdict: "fail",
+      firstGuilty: "1/model.layers.0.self_attn:k_cache",
+      propagated: [],
+    });
+    await runner.dispose();
+  });
+
+  test("is not what a cache of full length means, where PyTorch masks instead of forgetting", async () => {
+    const dump = await read("mistral");
+    for (const layer of [0, 1]) {
+      const at = `model.layers.${layer}.self_attn`;
+      for (const port of ["k_cache", "v_cache"]) {
+        const [before, now] = [0, 1].map((step) => dump.tensors.get(`${step}/${at}:${port}`)!);
+        const [, heads, keys, d] = before.shape;
+        const values = new Float32Array(heads * (keys + 1) * d);
+        for (let h = 0; h < heads; h++) {
+          values.set(before.values.subarray(h * keys * d, (h + 1) * keys * d), h * (keys + 1) * d);
+          const last = (h + 1) * now.shape[2] * d;
+          values.set(now.values.subarray(last - d, last), ((h + 1) * (keys + 1) - 1) * d);
+        }
+        dump.tensors.set(`1/${at}:${port}`, { ...now, shape: [1, heads, keys + 1, d], values });
+      }
+      for (const port of ["probs", "out.1"]) {
+        const probs = dump.tensors.get(`1/${at}:${port}`);
+        if (probs === undefined) continue;
+        const [, heads, , keys] = probs.shape;
+        const values = new Float32Array(heads * 23);
+        for (let h = 0; h < heads; h++)
+          values.set(probs.values.subarray(h * keys, (h + 1) * keys), (h + 1) * 23 - keys);
+        dump.tensors.set(`1/${at}:${port}`, { ...probs, shape: [1, heads, 1, 23], values });
+      }
+    }
+    const report = await compare(write(dump), "mistral");
+    expect(report).toMatchObject({ verdict: "pass", guilty: [], unobserved: [] });
+    expect(report.notes).toEqual([
+      expect.stringMatching(/k_cache is \[1,2,23,10\] .* and \[1,2,7,10\] here: the last of them/),
+    ]);
   });
 });
 
@@ -719,7 +802,7 @@ describe("a dump of other weights that no linear layer shows", () => {
       const withModel = <T>(use: (of: BlockModel) => T) => use({ ...pair, config: runner.config });
       const { verdict, firstGuilty, notes } = await diff(runner, reference, { samples, withModel });
       expect({ verdict, firstGuilty }).toEqual({ verdict: "fail", firstGuilty: tap });
-      expect(notes.join()).toMatch(/the host, by formulas of its own, what the dump has: .*src\/models\//);
+      expect(notes.join()).toMatch(/the host, .* computes what the dump has: .*src\/models\//);
     },
   );
 
@@ -750,17 +833,52 @@ describe("a dump of other weights that no linear layer shows", () => {
     },
   );
 
-  test("a bias that the network does not ask for is a suspect too", async () => {
-    await using pair = await openPair("qwen2", createReferenceBackend());
+  test("a bias that the network does not ask for: the host, which knows it, names the network", async () => {
+    const forgetful = (config: BaseConfig) => {
+      const { biases } = config as LlamaConfig;
+      return { ...config, biases: { ...biases, qkv: false } } as BaseConfig;
+    };
+    const change = { config: forgetful };
+    await using pair = await openPair("qwen2", createReferenceBackend(), change);
     const { runner, reference, checkpoint, architecture } = pair;
-    const read = pair.config as LlamaConfig;
-    const config = { ...read, biases: { ...read.biases, qkv: false } };
-    const samples = await sampleWeights(checkpoint, architecture, config, reference.manifest.ids);
-    const { verdict, reason } = await diff(runner, reference, { samples });
-    expect({ verdict, reason }).toEqual({
-      verdict: "not-comparable",
-      reason: expect.stringMatching(/q_proj has other weights .*; or its bias is missing here/),
+    const samples = await sampleWeights(checkpoint, architecture, runner.config, reference.manifest.ids);
+    const withModel = <T>(use: (of: BlockModel) => T) => use({ ...pair, config: runner.config });
+    const { verdict, reason, firstGuilty, notes } = await diff(runner, reference, { samples, withModel });
+    expect({ verdict, reason, firstGuilty }).toEqual({
+      verdict: "fail",
+      reason: undefined,
+      firstGuilty: "0/model.layers.0.self_attn.q_proj:out",
     });
+    expect(notes.join()).toMatch(
+      /the host, .* computes what the dump has: .*qwen2\.ts.* does not ask for .*q_proj\.bias/,
+    );
+    // A dump of other weights is still one.
+    const dump = await read("qwen2");
+    scale(dump, "0/model.layers.0.self_attn.q_proj:out", 1.5);
+    const base = write(dump);
+    const dumps = base.slice(0, base.lastIndexOf("/"));
+    await using other = await openPair({ model: `${MODELS}qwen2`, dumps, base: "dump.f32" }, createReferenceBackend());
+    expect(await diff(other.runner, other.reference, { samples })).toMatchObject({
+      verdict: "not-comparable",
+      reason: "model.layers.0.self_attn.q_proj has other weights in the dump than in this checkpoint",
+    });
+  });
+
+  test("a linear layer of other weights than the sampled ones, which trust in a dump rests on", async () => {
+    // All rows but the sampled: the host sides with the device.
+    const others = (values: Float32Array) =>
+      values.map((value, i) => ([0, 17, 51].includes(Math.floor(i / 40)) ? value : 1.5 * value));
+    await using made = await openPair(
+      "llama",
+      alteredBackend({ source: alterValues(/layers\.1.*up_proj\.weight/, others) }),
+    );
+    const { ids, prompt_len } = made.reference.manifest;
+    const dumped = await dump(made.runner, { ids: ids.slice(0, prompt_len), decode: 0, wants: () => true });
+    await using reference = Reference.fromDump(dumped, "llama");
+    await using pair = await openPair("llama", createReferenceBackend());
+    const report = await diff(pair.runner, reference, { samples: pair.samples, withModel: (use) => use(pair) });
+    expect(report).toMatchObject({ verdict: "not-comparable", firstGuilty: "0/model.layers.1.mlp.up_proj:out" });
+    expect(report.reason).toMatch(/it is of other weights, as the host finds/);
   });
 
   test("another row of the embedding, of a token late in the prompt", async () => {
