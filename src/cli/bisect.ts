@@ -12,7 +12,8 @@ import { type Bisection, bisect, checkLayers } from "../precision/bisect.ts";
 import { bisectPage, scaleOf, textBar } from "../precision/bisect-chart.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
-import { printJson, readIds } from "./common.ts";
+import { printJson, readIds, report } from "./common.ts";
+import { verdictOf } from "./diff.ts";
 import { type OpenSide, openSides, readSideOptions } from "./sides.ts";
 
 interface Flags {
@@ -61,8 +62,28 @@ export function bisectCommand(): Command {
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
+  checkLayers(flags.layers);
+  try {
+    await compare(model, flags);
+  } catch (error) {
+    const verdict = verdictOf(error, flags.reference);
+    if (verdict === undefined) throw error;
+    report(error);
+    const { good, bad } = flags;
+    const reason = (error as Error).message;
+    if (flags.json) printJson({ model, good, bad, ...NOTHING, verdict, reason });
+    process.exitCode = EXIT_CODES[verdict];
+  }
+}
+
+/** Where nothing was compared: the keys of a result. */
+const NOTHING = {
+  ...{ goodDescription: null, badDescription: null, error: null, limit: null, neutral: null, variants: [] },
+  ...{ attributions: [], guilty: null, combination: null },
+};
+
+async function compare(model: string, flags: Flags): Promise<void> {
   const { threads, layers, html } = flags;
-  checkLayers(layers);
   const request = (which: "good" | "bad") => {
     const flag = `--${which}-options`;
     const text = flags[`${which}Options`];

@@ -347,7 +347,7 @@ function closer({ metrics, isolated }: DiffReport["taps"][number]): string[] {
   return [
     `  furthest apart ${furthest?.map((value) => Number(value.toPrecision(6))).join(" for ")}; half, 99 %, 99.9 % of |d| within ${[p50, p99, p999].map(short).join(", ")}\n`,
     `  best line ${Number(fit.gain.toPrecision(6))} · r ${fit.offset < 0 ? "−" : "+"} ${short(Math.abs(fit.offset))}, leaves NMSE ${short(fit.nmse)}; bias ${short(bias)}, balance ${short(balance)}\n`,
-    `  f32 ulp: mean ${short(ulp.mean)}, largest ${short(ulp.max)}, ${short(100 * ulp.shareAbove32)} % above 32; ${short(100 * (maskedShare ?? 0))} % too small for relative errors${bound ?? ""}\n`,
+    `  ${ulp.of} ulp: mean ${short(ulp.mean)}, largest ${short(ulp.max)}, ${short(100 * ulp.shareAbove)} % above ${ulp.limit}; ${short(100 * (maskedShare ?? 0))} % too small for relative errors${bound ?? ""}\n`,
     ...(nonFinite?.some((count) => count > 0)
       ? [`  not finite: ${nonFinite[0]} here, ${nonFinite[1]} in the reference\n`]
       : []),
@@ -418,13 +418,15 @@ function table(report: DiffReport, cost?: Costs): string {
     `mean absolute error ${meanAbsoluteError.toExponential(2)}, mean relative error ${(100 * meanRelativeError).toPrecision(3)} %, cosine ${cosine.toFixed(9)}`;
   for (const layer of report.headline.layers) lines.push(`${layer.key}: ${named(layer)}\n`);
   if (logits !== null && report.headline.logits !== null) {
-    const { nmse, kl, top1, greedyEqual, floor, rho } = logits;
+    const { nmse, kl, top1, greedyEqual, floor, rho, rhoMean, rhoMax } = logits;
     const rest = `NMSE ${nmse.toExponential(2)}, KL ${kl.toExponential(2)}, top-1 ${(100 * top1).toFixed(1)} %`;
     lines.push(`logits: ${named(report.headline.logits)}, ${rest}, greedy ids ${greedyEqual ? "equal" : "differ"}\n`);
     lines.push(tokens(logits));
     if (floor !== null) {
       const parts = [`NMSE ${floor.nmse.toExponential(2)}`, `mean absolute error ${floor.mae.toExponential(2)}`];
-      lines.push(`floor (PyTorch in bf16): ${parts.join(", ")}; ρ ${rho!.toPrecision(3)} of it\n`);
+      const [mean, most] = [rhoMean, rhoMax].map((value) => value?.toPrecision(3));
+      const relative = mean === undefined ? "" : `, of relative errors ${mean} in the mean and ${most} at most`;
+      lines.push(`floor (PyTorch in bf16): ${parts.join(", ")}; ρ ${rho!.toPrecision(3)} of it${relative}\n`);
     }
   }
   if (report.routing !== null) {

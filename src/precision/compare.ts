@@ -2,6 +2,7 @@
 import { type Details, detailsOf } from "./details.ts";
 import type { Gate } from "./gates.ts";
 import { type Metrics, measure, type TensorValues, updateError, widthOf } from "./measure.ts";
+import { maxAbs, roundTo, type Stored } from "./metrics.ts";
 
 export type TapVerdict = "pass" | "warn" | "fail" | "non-finite";
 
@@ -25,14 +26,14 @@ export type Observe = (mode: "accumulated" | "isolated", key: string, sides: Sid
 
 export function judge(sides: Sides, gate: Gate): Judged {
   const { actual, expected, shape, inputs } = sides;
-  const plain = measure(actual, expected, widthOf(shape));
+  const plain = measure(actual, expected, widthOf(shape), gate.stored);
   const metrics = inputs === undefined ? plain : { ...plain, nmseUpdate: updateError(actual, expected, inputs) };
   const rows = expected.length / widthOf(shape);
   const verdict = verdictOf(metrics, gateValue(sides, metrics, gate), gate, rows);
   // Numbers of experts and tokens have no rounding errors.
   const detailed = verdict !== "pass" && expected instanceof Float32Array;
   return {
-    metrics: detailed ? { ...metrics, ...detailsOf(actual, expected, metrics.maxAbsIndex) } : metrics,
+    metrics: detailed ? { ...metrics, ...detailsOf(actual, expected, metrics.maxAbsIndex, gate.stored) } : metrics,
     gate,
     verdict,
   };
@@ -61,12 +62,20 @@ function gateValue({ actual, expected, shape }: Sides, metrics: Metrics, gate: G
     case "nmseUpdate":
       return metrics.nmseUpdate ?? metrics.nmse;
     case "maxAbs":
-      return metrics.maxAbs;
+      return gate.stored === undefined ? metrics.maxAbs : maxAbsOfStored(actual, expected, gate.stored);
     case "choices":
       return differentChoices(actual, expected, shape.at(-1)!).length;
     default:
       return gate.metric satisfies never;
   }
+}
+
+/** Largest |a − r| of elements that are not r as the type stores it: bits are equal after a cast. */
+function maxAbsOfStored(actual: TensorValues, expected: TensorValues, stored: Stored): number {
+  return maxAbs(
+    actual,
+    expected.map((r, i) => (actual[i] === roundTo(stored, r) ? actual[i] : r)),
+  ).value;
 }
 
 /** Rows whose set of chosen experts differs. */

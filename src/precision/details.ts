@@ -2,7 +2,7 @@
 // which line through the reference's values it would follow, how many units in the last place it has (docs/numerics.md, section 2).
 // A pass or two in JavaScript, so for tensors that somebody will look at. Knows no names.
 import type { TensorValues } from "./measure.ts";
-import { smallValue } from "./metrics.ts";
+import { roundTo, type Stored, smallValue } from "./metrics.ts";
 
 export interface Details {
   /** Of |a − r|: so many of the elements differ by no more, within 1 % of the value. */
@@ -12,8 +12,17 @@ export interface Details {
   readonly balance: number;
   /** a ≈ gain · r + offset by least squares, and what NMSE that leaves. */
   readonly fit: { readonly gain: number; readonly offset: number; readonly nmse: number };
-  /** |a − r| in units in the last place of f32, which is what activations are stored in; outside the small-value domain. */
-  readonly ulp: { readonly mean: number; readonly max: number; readonly shareAbove32: number };
+  /**
+   * |a − r| in units in the last place of the type that values are stored as, to which r is rounded first; outside the small-value
+   * domain. `shareAbove` counts those above `limit`.
+   */
+  readonly ulp: {
+    readonly of: Stored;
+    readonly mean: number;
+    readonly max: number;
+    readonly limit: number;
+    readonly shareAbove: number;
+  };
   /** How much of the tensor that domain holds: values too small for relative errors to say anything. */
   readonly maskedShare: number;
   /** Shares of elements outside the small-value domain that are off by more than this part. */
@@ -22,7 +31,7 @@ export interface Details {
   readonly furthest: readonly [number, number];
   /** NaN and infinities, here and in the reference. All else is of elements that are finite on both sides. */
   readonly nonFinite: readonly [number, number];
-  /** First guilty linear layer only: see `gemmBound`. */
+  /** Linear layers with the input that they had, and the first guilty tap where experts made it: see `gemmBound`. */
   readonly gemm?: GemmBound;
 }
 
@@ -38,17 +47,34 @@ export interface GemmBound {
 const f32Of = new Float32Array(1);
 const bitsOf = new Uint32Array(f32Of.buffer);
 
-/** Distance between neighbouring f32 numbers, by the exponent of either. */
-const SPACINGS = Float64Array.from({ length: 256 }, (_, exponent) => 2 ** (Math.max(1, exponent) - 150));
+/** Of each type: the distance between neighbouring numbers by the exponent that either has in f32, and how many units are many (msprobe). */
+const TYPES = {
+  f32: { spacings: spacingsOf(1, 23), limit: 32 },
+  f16: { spacings: spacingsOf(113, 10), limit: 1 },
+  bf16: { spacings: spacingsOf(1, 7), limit: 1 },
+} as const satisfies Record<Stored, object>;
+
+function spacingsOf(leastExponent: number, digits: number): Float64Array {
+  return Float64Array.from({ length: 256 }, (_, exponent) => 2 ** (Math.max(leastExponent, exponent) - 127 - digits));
+}
 
 /** @param furthest index of the largest difference (`Metrics.maxAbsIndex`). */
-export function detailsOf(actual: TensorValues, expected: TensorValues, furthest: number): Details {
-  const small = smallValue(expected.map((r) => (Number.isFinite(r) ? r : 0)));
+export function detailsOf(
+  actual: TensorValues,
+  expected: TensorValues,
+  furthest: number,
+  stored: Stored = "f32",
+): Details {
+  const { spacings, limit } = TYPES[stored];
+  const small = smallValue(
+    expected.map((r) => (Number.isFinite(r) ? r : 0)),
+    stored,
+  );
   const sizes = new Uint32Array(1 << 16); // how many |a − r| begin with these 16 bits of an f32
   const nonFinite: [number, number] = [0, 0];
   let [count, above, below, total] = [0, 0, 0, 0];
   let [d1, dr, dd, r1, rr] = [0, 0, 0, 0, 0];
-  let [large, ulps, ulpMax, over32, over1, over10, over100] = [0, 0, 0, 0, 0, 0, 0];
+  let [large, ulps, ulpMax, many, over1, over10, over100] = [0, 0, 0, 0, 0, 0, 0];
   for (let i = 0; i < expected.length; i++) {
     const [a, r] = [actual[i], expected[i]];
     if (!Number.isFinite(a)) nonFinite[0]++;
@@ -70,11 +96,13 @@ export function detailsOf(actual: TensorValues, expected: TensorValues, furthest
     const magnitude = Math.abs(r);
     if (!(magnitude > small)) continue;
     large++;
-    f32Of[0] = magnitude;
-    const ulp = size / SPACINGS[bitsOf[0] >>> 23];
+    const rounded = roundTo(stored, r);
+    const nearest = Number.isFinite(rounded) ? rounded : r; // above f16's range
+    f32Of[0] = Math.abs(nearest);
+    const ulp = Math.abs(a - nearest) / spacings[bitsOf[0] >>> 23];
     ulps += ulp;
     if (ulp > ulpMax) ulpMax = ulp;
-    if (ulp > 32) over32++;
+    if (ulp > limit) many++;
     const part = size / magnitude;
     if (part > 1e-4) over1++;
     if (part > 1e-3) over10++;
@@ -90,7 +118,7 @@ export function detailsOf(actual: TensorValues, expected: TensorValues, furthest
     bias: total === 0 ? 0 : d1 / total,
     balance: Math.abs(above - below) / Math.max(1, count),
     fit: line({ count, d1, dr, dd, r1, rr }),
-    ulp: { mean: share(ulps), max: ulpMax, shareAbove32: share(over32) },
+    ulp: { of: stored, mean: share(ulps), max: ulpMax, limit, shareAbove: share(many) },
     maskedShare: (count - large) / Math.max(1, count),
     shareAbove: { "1%": share(over100), "0.1%": share(over10), "0.01%": share(over1) },
     furthest: [actual[furthest] ?? 0, expected[furthest] ?? 0],

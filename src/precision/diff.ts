@@ -4,16 +4,18 @@
 import { sizeOf } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import type { BlockModel } from "./block.ts";
+import { type Common, common, differInKeys } from "./common.ts";
 import { differentChoices, type Observe, type Sides } from "./compare.ts";
 import { type ConfigEntry, compareConfigs, isDecisive } from "./config-diff.ts";
 import { type DumpTensor, layersToShow, watch } from "./dump.ts";
-import { type Floor, tapRho } from "./floor.ts";
+import { type Floor, type Rho, rhoOf, withinFloor } from "./floor.ts";
 import {
   accumulatedGate,
   type ComputeClass,
   HEADLINE,
   isolatedGate,
   kindOf,
+  storedAs,
   type TapKind,
   type Verdict,
 } from "./gates.ts";
@@ -30,6 +32,7 @@ import {
   type Values,
 } from "./isolate.ts";
 import { Logits, type LogitsReport } from "./logits.ts";
+import { unreadConfig } from "./names.ts";
 import { measureAll } from "./parallel.ts";
 import type { Reference } from "./reference.ts";
 import { lookAgain, type WithModel } from "./second-look.ts";
@@ -61,14 +64,12 @@ export interface DiffOptions {
   readonly observe?: Observe;
 }
 
-export interface TapReport extends Reported {
+export interface TapReport extends Reported, Partial<Rho> {
   readonly key: string;
   readonly kind: TapKind;
   readonly shape: readonly number[];
   /** Error with the reference's own input of its layer or, where any tap of that layer was off, of its operation. */
   readonly isolated?: Reported;
-  /** Root mean square of the accumulated error over that of PyTorch in bf16 at this tap; where the dump's floor has taps. */
-  readonly rho?: number;
 }
 
 /** The project's criterion against PyTorch, by its usual names. */
@@ -137,13 +138,16 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     computeClass,
   };
   const configs = compareConfigs(manifest.config, options.configJson).filter(({ differs }) => differs);
-  const reason = otherConfig(reference, configs) ?? (await distrust(runner, reference, options.samples, computeClass));
+  const reason =
+    unreadConfig(manifest, manifest.config ?? options.configJson) ??
+    otherConfig(reference, configs) ??
+    (await distrust(runner, reference, options.samples, computeClass));
   if (reason !== undefined) return { ...empty, verdict: "not-comparable", reason };
 
   const prompt = manifest.ids.slice(0, manifest.prompt_len);
   const forced = manifest.ids.slice(manifest.prompt_len);
   const routing = forceRouting ? await routingOf(reference) : undefined;
-  const own = new OwnRun(reference, computeClass, observe);
+  const own = new OwnRun(reference, computeClass, { floor: options.floor, observe });
   const tapped = new Set(reference.tappedSteps);
   /** What this model has to show, by the names that its network asks for. */
   const asked = new Set<string>();
@@ -170,59 +174,69 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const taps = [...own.taps.values()];
   const unobserved = [
     ...holes(reference, asked, runner.config.numHiddenLayers),
-    ...manifest.order.filter((full) => !own.taps.has(full)),
+    ...manifest.order.filter((full) => !own.taps.has(full) && !own.otherKeys.has(full)),
   ];
   if (taps.length === 0)
     return { ...empty, verdict: "incomplete", reason: "no tap of the reference could be compared", unobserved };
   const { excused, routing: chosen } = await judgeRouting(reference, taps, own.values);
 
-  const logits = own.logits(greedy, options.floor);
+  const logits = own.logits(greedy);
   const failing = taps.filter(
     ({ key, verdict }) => (verdict === "fail" || verdict === "non-finite") && !excused.has(key),
   );
-  const notes = [...excused].map((key) => `${key}: other experts where the reference's own choice is a near-tie`);
+  const near = [...excused].map((key) => `${key}: other experts where the reference's own choice is a near-tie`);
+  const partial = own.partial === undefined ? [] : [`${own.partial}: the last of them are compared`];
+  const notes = [...reference.notes, ...partial, ...near];
   let isolation: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
   if (failing.length > 0 || everything) {
     const metrics = new Map(taps.map((tap) => [tap.key, tap.metrics]));
     isolation = await isolate(
       runner,
       reference,
-      { computeClass, layersAtOnce, observe },
+      { computeClass, samples: options.samples, layersAtOnce, observe },
       { metrics, values: own.values },
     );
     notes.push(...isolation.notes);
   } else {
     isolation.unstable = (await (await Replay.open(runner, reference, 0)).end(computeClass)).unstable;
   }
-  const { guilty, isolated } = isolation;
+  const { isolated } = isolation;
   notes.push(...configs.map(inWords));
+  // A cache is as long as the network says that a layer's window is.
+  const caches = [...own.otherKeys.keys()].filter((full) => full.endsWith("_cache"));
+  const guilty = manifest.order.filter((full) => isolation.guilty.includes(full) || caches.includes(full));
   const [firstGuilty] = guilty;
+  const [toLookAt] = isolation.guilty;
   const lookAt = (model: BlockModel) => {
-    const gate = isolatedGate(kindOf(split(firstGuilty).key), computeClass);
-    return lookAgain(runner, reference, { tap: firstGuilty, gate, other: options.other }, model);
+    const gate = isolatedGate(kindOf(split(toLookAt).key), computeClass);
+    return lookAgain(runner, reference, { tap: toLookAt, gate, other: options.other }, model);
   };
-  const again = guilty.length > 0 ? await options.withModel?.(lookAt) : undefined;
+  const again = toLookAt !== undefined ? await options.withModel?.(lookAt) : undefined;
   if (again !== undefined) {
     notes.push(...again.notes);
-    const judged = isolated.get(firstGuilty);
+    const judged = isolated.get(toLookAt);
     if (judged !== undefined && again.gemm !== undefined)
-      isolated.set(firstGuilty, { ...judged, metrics: { ...judged.metrics, gemm: again.gemm } });
+      isolated.set(toLookAt, { ...judged, metrics: { ...judged.metrics, gemm: again.gemm } });
   }
-  const reports = taps.map((tap) => {
-    return { ...tap, isolated: isolated.get(tap.key), rho: tapRho(tap.key, tap.metrics.nmse, options.floor) };
-  });
+  const reports = taps.map((tap) => ({ ...tap, isolated: isolated.get(tap.key) }));
   const propagated = failing.map(({ key }) => key).filter((key) => !guilty.includes(key));
   if (failing.length > 0 && guilty.length === 0) {
     // The state between operations is what is left: caches, positions, masks.
     notes.push("no operation is wrong by itself: look at what lies between them (cache, positions, pages, masks)");
   }
-  if (failing.length === 0 && guilty.length > 0)
+  if (failing.length === 0 && isolation.guilty.length > 0)
     notes.push("what follows hides it: seen only with the reference's own input");
+  const window = `${own.otherKeys.get(caches[0])}: src/models/${runner.config.modelType}.ts gives that layer another window`;
+  const sameConfig = manifest.config !== undefined && options.configJson !== undefined;
+  if (caches.length > 0 && sameConfig) notes.push(`${window} than config.json, which is the same for both`);
   const nonFinite = [...failing, ...isolated.values()].some((tap) => tap.verdict === "non-finite");
   let verdict: Verdict = "pass";
   let why: string | undefined;
   if (nonFinite) verdict = "non-finite";
-  else if (again?.reason !== undefined) {
+  else if (caches.length > 0 && !sameConfig) {
+    verdict = "not-comparable";
+    why = `${window}, or the dump is of another config, which it does not say`;
+  } else if (again?.reason !== undefined) {
     verdict = "not-comparable";
     why = again.reason;
   } else if (failing.length > 0 || guilty.length > 0 || logits?.pass === false) verdict = "fail";
@@ -278,6 +292,9 @@ function headline({ mae, mre, cosine }: { mae: number; mre: number; cosine: numb
 
 // ---------------------------------------------------------------------------------------------- the device's own run
 
+/** Held to the floor like the logits. The only such tap: elsewhere correct devices are over its limits now and then. */
+const FINAL_STATE = "0/model.norm:out";
+
 /** Compares the tensors of a run from the token ids while they are shown, and keeps the few that are needed afterwards. */
 class OwnRun {
   /** By key, in the reference's order. */
@@ -285,65 +302,77 @@ class OwnRun {
   readonly values = new Map<string, Values>();
   /** Why the reference is not of this model, if a tensor's shape says so. */
   misshapen?: string;
+  /** Caches and probabilities of decode steps with another number of keys, which are not compared: the two shapes. */
+  readonly otherKeys = new Map<string, string>();
+  /** The first tensor of which a part is compared (see `common`). */
+  partial?: string;
   readonly #reference: Reference;
   readonly #computeClass: ComputeClass;
+  readonly #floor?: Floor;
   readonly #observe?: Observe;
   /** By step, in the order of execution. */
   readonly #order: ReadonlyMap<number, string[]>;
   readonly #logits: Logits;
 
-  constructor(reference: Reference, computeClass: ComputeClass, observe?: Observe) {
+  constructor(
+    reference: Reference,
+    computeClass: ComputeClass,
+    { floor, observe }: Pick<DiffOptions, "floor" | "observe">,
+  ) {
     this.#reference = reference;
     this.#computeClass = computeClass;
+    this.#floor = floor;
     this.#observe = observe;
     this.#order = Map.groupBy(reference.manifest.order, (full) => split(full).step);
     this.#logits = new Logits(reference.manifest, computeClass);
   }
 
   async see(step: number, tensors: readonly DumpTensor[]): Promise<void> {
-    const actual = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
-    const order = (this.#order.get(step) ?? []).filter((full) => actual.has(full));
-    const shapes = (full: string) => [this.#reference.manifest.tensors[full].shape, actual.get(full)!.shape];
-    const misshapen = order.find((full) => {
-      const [theirs, mine] = shapes(full);
-      return theirs.length !== mine.length || theirs.some((size, i) => size !== mine[i]);
-    });
-    if (misshapen !== undefined) {
-      const [theirs, mine] = shapes(misshapen);
-      this.misshapen ??= `${misshapen} is [${theirs}] in the dump and [${mine}] here`;
+    const shown = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
+    const pairs = new Map<string, Common>();
+    for (const full of this.#order.get(step) ?? []) {
+      const mine = shown.get(full);
+      if (mine === undefined) continue;
+      const theirs = await this.#reference.read(full);
+      const pair = common(mine, theirs, this.#reference.manifest.prompt_len + step);
+      const shapes = `${full} is [${theirs.shape}] in the dump and [${mine.shape}] here`;
+      if (pair !== undefined) {
+        pairs.set(full, pair);
+        if (pair.mine !== mine || pair.theirs !== theirs) this.partial ??= shapes;
+      } else if (step > 0 && differInKeys(mine, theirs)) this.otherKeys.set(full, shapes);
+      else this.misshapen ??= shapes;
     }
     if (this.misshapen !== undefined) return;
-    const expected = await Promise.all(order.map((full) => this.#reference.read(full)));
-    await measureAll(order.map((full, i) => ({ actual: actual.get(full)!.values, expected: expected[i] })));
-    for (const full of order) {
-      this.taps.set(full, await this.#compare(full, actual));
-      const { values } = actual.get(full)!;
-      if (isKept(full)) this.values.set(full, values.slice());
-      if (full.endsWith("/:logits")) await this.#logits.add(step, values, await this.#reference.read(full));
+    const all = Array.from(pairs.values(), ({ mine, theirs }) => ({ actual: mine.values, expected: theirs }));
+    await measureAll(all, storedAs(this.#computeClass));
+    for (const [full, { mine, theirs }] of pairs) {
+      this.taps.set(full, this.#compare(full, pairs));
+      if (isKept(full)) this.values.set(full, mine.values.slice());
+      if (full.endsWith("/:logits")) await this.#logits.add(step, mine.values, theirs);
     }
   }
 
-  async #compare(full: string, actual: ReadonlyMap<string, DumpTensor>): Promise<TapReport> {
-    const expected = await this.#reference.read(full);
+  #compare(full: string, pairs: ReadonlyMap<string, Common>): TapReport {
+    const { mine, theirs: expected } = pairs.get(full)!;
     const { key } = split(full);
     const kind = kindOf(key);
-    const mine = actual.get(full)!.values;
-    const inputKey = full.replace(/:out$/, ":in");
-    const input = kind === "layer" && this.#reference.has(inputKey) ? actual.get(inputKey) : undefined;
-    const inputs: Sides["inputs"] = input && {
-      actual: input.values,
-      expected: (await this.#reference.read(inputKey)).values,
-    };
-    const reported = report(full, mine, expected, accumulatedGate(kind, this.#computeClass), inputs);
+    const input = kind === "layer" ? pairs.get(full.replace(/:out$/, ":in")) : undefined;
+    const inputs: Sides["inputs"] = input && { actual: input.mine.values, expected: input.theirs.values };
+    const own = report(full, mine.values, expected, accumulatedGate(kind, this.#computeClass), inputs);
+    const floor = this.#floor?.taps.get(full);
+    const rho = floor && rhoOf(own.metrics, floor, storedAs(this.#computeClass));
+    const held = full !== FINAL_STATE || this.#computeClass !== "bf16" || !floor || withinFloor(own.metrics, floor);
+    const verdict = held || own.verdict === "non-finite" ? own.verdict : "fail";
+    const reported = { ...own, ...rho, verdict };
     const { shape, values } = expected;
-    this.#observe?.("accumulated", full, { actual: mine, expected: values, shape, inputs }, reported);
+    this.#observe?.("accumulated", full, { actual: mine.values, expected: values, shape, inputs }, reported);
     return { key: full, kind, shape, ...reported };
   }
 
   /** Of all steps together; null where none had any. */
-  logits(greedy: readonly number[], floor?: Floor): LogitsReport | null {
+  logits(greedy: readonly number[]): LogitsReport | null {
     const [key] = this.#reference.manifest.order.filter((full) => full.endsWith("/:logits"));
-    return this.#logits.report(this.taps.get(key), greedy, floor);
+    return this.#logits.report(this.taps.get(key), greedy, this.#floor?.logits);
   }
 }
 
@@ -399,7 +428,7 @@ function holes(reference: Reference, asked: ReadonlySet<string>, layers: number)
   const ports = new Set(manifest.order.map((full) => layerPort(split(full).key)));
   for (const full of asked) {
     const { key } = split(full);
-    if (listed.has(full) || isOwn(key)) continue;
+    if (listed.has(full) || isOwn(key) || reference.lacks(key)) continue;
     const port = layerPort(key);
     if ((inside && !chosen) || (port !== undefined && ports.has(port))) missing.add(full);
   }

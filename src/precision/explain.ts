@@ -45,7 +45,13 @@ export async function explain(
   // Replays have the reference forget what it read.
   const expected = { ...read, values: read.values.slice() };
   const actual = await replayed(runner, reference, at);
-  if (actual === undefined) return nothing;
+  if (actual === undefined)
+    return { ...nothing, notes: [`${tap} is not there in the dump's shape, so no guess is tried`] };
+  if (actual.length !== expected.values.length)
+    return {
+      ...nothing,
+      notes: [`${tap} has another number of keys in the dump: guesses are not tried on a part of it`],
+    };
   const sides = { actual, expected: expected.values, shape: expected.shape };
   const gate = isolatedGate(kindOf(key), computeClass);
   const { part, experts, where } = await locate(reference, actual, expected, gate);

@@ -1,5 +1,6 @@
 // How far a tap may be from its reference: the gates of docs/numerics.md, section 3, by compute class and kind of tap.
 // Knows names and numbers, no tensors.
+import type { Stored } from "./metrics.ts";
 
 /** How the side under test computes: f32 throughout, f16 or bf16 storage, or INT8 × INT8 products. */
 export const COMPUTE_CLASSES = ["f32", "f32r", "f16", "bf16", "w8a8"] as const;
@@ -12,6 +13,11 @@ export type ComputeClass = (typeof COMPUTE_CLASSES)[number];
  */
 export type TapKind = "exact" | "table" | "norm" | "product" | "rope" | "attention" | "choice" | "layer" | "logits";
 
+/** What a class stores activations as: its relative errors and units in the last place are those of this type. */
+export function storedAs(compute: ComputeClass): Stored {
+  return compute === "f16" || compute === "bf16" ? compute : "f32";
+}
+
 export interface Gate {
   readonly metric: "maxAbs" | "nmse" | "nmseUpdate" | "choices";
   /** Absent: nothing between pass and fail. */
@@ -19,6 +25,8 @@ export interface Gate {
   readonly fail: number;
   /** Limit of the worst slice's NMSE (a token, a head). */
   readonly slice?: number;
+  /** See `storedAs`. Absent: f32. */
+  readonly stored?: Stored;
 }
 
 const kinds = new Map<string, TapKind>();
@@ -49,6 +57,15 @@ function kindOfTap(key: string): TapKind {
 
 /** Isolated: the op or layer had the reference's own input. */
 export function isolatedGate(kind: TapKind, compute: ComputeClass): Gate {
+  return ofClass(isolatedLimits(kind, compute), compute);
+}
+
+function ofClass(gate: Gate, compute: ComputeClass): Gate {
+  const stored = storedAs(compute);
+  return stored === "f32" ? gate : { ...gate, stored };
+}
+
+function isolatedLimits(kind: TapKind, compute: ComputeClass): Gate {
   const pick = <T>(table: Record<ComputeClass, T>) => table[compute];
   switch (kind) {
     case "exact":
@@ -116,7 +133,7 @@ export function accumulatedGate(kind: TapKind, compute: ComputeClass): Gate {
     bf16: [1e-3, 5e-3],
     w8a8: [2e-3, 1e-2],
   }[compute];
-  return { metric: "nmse", warn, fail };
+  return ofClass({ metric: "nmse", warn, fail }, compute);
 }
 
 /** What logits must also hold: mean KL, top-1 agreement, cosine, and the project's headline criterion. */
@@ -130,6 +147,10 @@ export const LOGIT_GATES: Record<ComputeClass, { kl: number; top1: number; cosin
 
 /** MAE < 0.01, mean relative error < 1 %, relative L1 < 1 %. */
 export const HEADLINE = { mae: 0.01, mre: 0.01, relL1: 0.01 };
+
+export function holdsHeadline({ mae, mre, relL1 }: typeof HEADLINE): boolean {
+  return mae < HEADLINE.mae && mre < HEADLINE.mre && relL1 < HEADLINE.relL1;
+}
 
 export const EXIT_CODES = {
   pass: 0,

@@ -3,12 +3,16 @@
 // not what a verdict is worth.
 import type { Runner, TraceOptions } from "../runner.ts";
 import type { TapLayout } from "../tap.ts";
+import { boundOf, type Element, holdToBound } from "./bound.ts";
+import { common } from "./common.ts";
 import { differentChoices, type Judged, judge, type Observe, placeOf, type Sides, verdictOf } from "./compare.ts";
 import { type DumpTensor, owned, type StepOptions, traceStep, watchStep } from "./dump.ts";
-import { type ComputeClass, type Gate, isolatedGate, kindOf } from "./gates.ts";
+import { type ComputeClass, type Gate, isolatedGate, kindOf, storedAs } from "./gates.ts";
 import type { Metrics } from "./measure.ts";
+import type { Stored } from "./metrics.ts";
 import { measureAll } from "./parallel.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
+import type { LinearSample, WeightSamples } from "./trust.ts";
 
 export type Values = DumpTensor["values"];
 
@@ -49,6 +53,8 @@ export function isKept(full: string): boolean {
 
 export interface IsolateOptions {
   readonly computeClass: ComputeClass;
+  /** Some rows of linear layers: see `holdToBound`. */
+  readonly samples: WeightSamples;
   /** As for `diff`. */
   readonly layersAtOnce?: number;
   readonly observe?: Observe;
@@ -91,26 +97,42 @@ const isHeadOutput = (key: string) => /^(model\.norm:out|lm_head:out|:logits)$/.
 export async function isolate(
   runner: Runner,
   reference: Reference,
-  { computeClass, layersAtOnce, observe }: IsolateOptions,
+  { computeClass, samples, layersAtOnce, observe }: IsolateOptions,
   own: Own,
 ): Promise<Isolation> {
   const result: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
+  const inF32 = computeClass === "f32" || (computeClass === "f16" && !runner.quantized);
+  const bound = (key: string, x: Values, y: Values) => {
+    const sample = /:out(\.0)?$/.test(key) && samples.linear.get(key.slice(0, key.lastIndexOf(":")));
+    const stored = computeClass === "f16" ? "f16" : "f32";
+    return inF32 && runner.activations === undefined && sample ? sampled(sample, x, y, stored) : undefined;
+  };
   for (const step of reference.tappedSteps) {
     const replay = await Replay.open(runner, reference, step);
-    const judgeAll = async (traced: readonly DumpTensor[], of: (key: string) => boolean) => {
+    const judgeAll = async (
+      traced: readonly DumpTensor[],
+      reads: (key: string) => boolean,
+      of: (key: string) => boolean,
+    ) => {
       const wrong: string[] = [];
       const values = new Map(traced.map((tensor) => [tensor.key, tensor.values]));
       const pairs: { key: string; actual: Values; expected: ReferenceTensor }[] = [];
-      for (const { key, values: actual } of traced) {
+      for (const tensor of traced) {
+        const { key } = tensor;
         const expected = of(key) ? await replay.expected(key) : undefined;
-        if (expected !== undefined) pairs.push({ key, actual, expected });
+        const pair = expected && common(tensor, expected, replay.positions);
+        if (pair !== undefined) pairs.push({ key, actual: pair.mine.values, expected: pair.theirs });
       }
-      await measureAll(pairs);
+      await measureAll(pairs, storedAs(computeClass));
       for (const { key, actual, expected } of pairs) {
         const full = `${step}/${key}`;
         const input = isLayerOutput(key) ? (await replay.expected(inputOf(key)))?.values : undefined;
         const inputs = input && { actual: input, expected: input };
-        const judged = report(full, actual, expected, isolatedGate(kindOf(key), computeClass), inputs);
+        const plain = report(full, actual, expected, isolatedGate(kindOf(key), computeClass), inputs);
+        const read = key.replace(/:out(\.0)?$/, ":in");
+        const x = reads(read) ? (await replay.expected(read))?.values : values.get(read);
+        const gemm = x && bound(key, x, actual);
+        const judged = gemm === undefined ? plain : holdToBound(plain, gemm);
         result.isolated.set(full, judged);
         observe?.("isolated", full, { actual, expected: expected.values, shape: expected.shape, inputs }, judged);
         const logits = key.replace(/out\.2$/, "out.0");
@@ -128,16 +150,17 @@ export async function isolate(
       return !failed({ verdict: verdictOf(metrics, metrics.nmse, gate) });
     });
     const wrong: string[] = [];
+    const read = (key: string) => isBlockInput(key) || isRouting(key);
     await replay.watch(
       {
-        reads: (key) => isBlockInput(key) || isRouting(key),
+        reads: read,
         wants: (key) => replay.has(key),
         computes: (block) => block !== "lm_head" || !headInOrder,
         layersAtOnce,
       },
       async (traced) => {
         // What a block reads is what the one before it made.
-        wrong.push(...(await judgeAll(traced, (key) => !isBlockInput(key))));
+        wrong.push(...(await judgeAll(traced, read, (key) => !isBlockInput(key))));
         if (step === 0) result.unstable ??= await changed(traced, own.values, replay);
       },
     );
@@ -153,9 +176,10 @@ export async function isolate(
     const inside = (key: string) => suspects.has(blockOf(key));
     const misses: string[] = [];
     if (suspects.size > 0) {
+      const reads = (key: string) => inside(key) && isLeafInput(key);
       await replay.watch(
         {
-          reads: (key) => inside(key) && isLeafInput(key),
+          reads,
           wants: inside,
           fusion: "off",
           computes: (block) => suspects.has(block) || (block === "lm_head" && suspects.has("model.norm")),
@@ -163,7 +187,7 @@ export async function isolate(
         },
         async (traced) => {
           const leaves = (key: string) => inside(key) && !isLayerOutput(key) && !isBlockInput(key);
-          misses.push(...(await judgeAll(traced, leaves)));
+          misses.push(...(await judgeAll(traced, reads, leaves)));
         },
       );
     }
@@ -186,6 +210,22 @@ export async function isolate(
     result.guilty.push(...guilty.map((key) => `${step}/${key}`));
   }
   return result;
+}
+
+/** Rows of a product that are computed again. */
+const SOME_ROWS = 16;
+
+/** Of the sampled channels. Undefined where the tensors are not that layer's. */
+function sampled({ outputs, columns, rows }: LinearSample, x: Values, y: Values, stored: Stored) {
+  const tokens = y.length / outputs;
+  if (x.length !== tokens * columns) return undefined;
+  const elements: Element[] = [];
+  for (let t = 0; t < tokens; t += Math.max(1, Math.floor(tokens / SOME_ROWS))) {
+    const own = x.subarray(t * columns, (t + 1) * columns);
+    for (const { row, values: weights, bias } of rows)
+      elements.push({ x: own, weights, bias, y: y[t * outputs + row] });
+  }
+  return boundOf(elements, rows.length, stored);
 }
 
 /**
@@ -302,6 +342,11 @@ export class Replay {
     return this.#has.has(key);
   }
 
+  /** That have been fed, the step's own included. */
+  get positions(): number {
+    return this.#reference.manifest.prompt_len + this.#step;
+  }
+
   /** Valid until the reference forgets: at the latest when a replay goes on to other layers. */
   async expected(key: string): Promise<ReferenceTensor | undefined> {
     return this.has(key) ? this.#reference.read(`${this.#step}/${this.#same.get(key) ?? key}`) : undefined;
@@ -393,9 +438,11 @@ export class Replay {
       first ??= owned(tensors);
     });
     const judged = new Map<string, Reported>();
-    for (const { key, values: actual, shape } of first ?? []) {
+    for (const tensor of first ?? []) {
+      const { key, shape } = tensor;
       const [expected, input] = [last.get(key), last.get(inputOf(key))];
       if (expected === undefined || input === undefined) continue;
+      const actual = tensor.values.subarray(-expected.length); // of logits there may be the last row only
       const inputs = isLayerOutput(key) ? { actual: input, expected: input } : undefined;
       const gate = isolatedGate(kindOf(key), computeClass);
       const one = judge({ actual, expected, shape, inputs }, gate);
@@ -417,8 +464,8 @@ export class Replay {
   }
 
   #rows(): { tokens: readonly number[]; start: number } {
-    const { ids, prompt_len } = this.#reference.manifest;
-    const length = prompt_len + this.#step;
+    const { ids } = this.#reference.manifest;
+    const length = this.positions;
     const start = this.#step === 0 ? 0 : length - 1;
     return { tokens: ids.slice(start, length), start };
   }

@@ -2,8 +2,8 @@
 // the first token that would have been another. Knows no device and no other tap.
 import { type Judged, judge } from "./compare.ts";
 import type { Details } from "./details.ts";
-import { type Floor, MOST_RHO, meetsHeadline, rhoOf } from "./floor.ts";
-import { accumulatedGate, type ComputeClass, HEADLINE, LOGIT_GATES } from "./gates.ts";
+import { type LogitsFloor, rhoOf, withinFloor } from "./floor.ts";
+import { accumulatedGate, type ComputeClass, holdsHeadline, LOGIT_GATES, storedAs } from "./gates.ts";
 import type { TensorValues } from "./measure.ts";
 import type { TopRow } from "./metrics.ts";
 import { compareRows } from "./parallel.ts";
@@ -37,9 +37,11 @@ export interface LogitsReport {
   readonly firstDivergence: FirstDivergence | null;
   /** NMSE that is left of the best line through all logits, and that line: only where the logits miss a gate or warn. */
   readonly fit?: Details["fit"];
-  /** The noise floor of the reference, if it has one, and how many times its root mean square the device's error is. */
-  readonly floor: Floor | null;
+  /** The noise floor of the reference, if it has one, and how many times its errors the device's are: see `Rho`. */
+  readonly floor: LogitsFloor | null;
   readonly rho: number | null;
+  readonly rhoMean: number | null;
+  readonly rhoMax: number | null;
   /** Greedy ids equal the reference's at every step (ties excepted: `top1`). */
   readonly greedyEqual: boolean;
   readonly pass: boolean;
@@ -102,7 +104,7 @@ export class Logits {
    * @param only the judgement of the one step that has logits, if there is one.
    * @param greedy the device's own ids.
    */
-  report(only: Judged | undefined, greedy: readonly number[], floor?: Floor): LogitsReport | null {
+  report(only: Judged | undefined, greedy: readonly number[], floor?: LogitsFloor): LogitsReport | null {
     if (this.#rows.length === 0) return null;
     const { metrics, verdict } = this.#several || only === undefined ? this.#judge() : only;
     const { nmse, maxAbs, mae, mre, relL1, cosine, fit } = metrics;
@@ -113,18 +115,15 @@ export class Logits {
     const quantile = (part: number) => sorted[Math.ceil(part * rows.length) - 1];
     const top1 = mean(({ choice }) => (choice === "other" ? 0 : 1));
     const gates = LOGIT_GATES[this.#computeClass];
-    const headline = mae < HEADLINE.mae && mre < HEADLINE.mre && relL1 < HEADLINE.relL1;
-    const rho = floor === undefined ? null : rhoOf(nmse, floor.nmse);
-    // In bf16 the headline binds where PyTorch's own bf16 holds it; where it does not, that is what the device is held to.
-    const bf16 = this.#computeClass === "bf16" && floor !== undefined;
-    const byFloor = !bf16 || (meetsHeadline(floor) ? headline : rho! <= MOST_RHO);
+    const rho = floor && rhoOf(metrics, floor, storedAs(this.#computeClass));
+    const byFloor = this.#computeClass !== "bf16" || floor === undefined || withinFloor(metrics, floor);
     const pass =
       verdict !== "fail" &&
       verdict !== "non-finite" &&
       kl <= gates.kl &&
       top1 >= gates.top1 &&
       cosine >= gates.cosine &&
-      (headline || !gates.headline) &&
+      (holdsHeadline(metrics) || !gates.headline) &&
       byFloor;
     const dnll = mean((row) => row.dnll);
     return {
@@ -149,7 +148,9 @@ export class Logits {
       firstDivergence: firstDivergence(rows),
       fit,
       floor: floor ?? null,
-      rho,
+      rho: rho?.rho ?? null,
+      rhoMean: rho?.rhoMean ?? null,
+      rhoMax: rho?.rhoMax ?? null,
       greedyEqual: greedy.every((id, i) => id === this.#manifest.greedy[i]),
       pass,
     };

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { EXP64 } from "../../kernels/exp64.ts";
 import * as layout from "../../kernels/precision/layout.ts";
 import { DeviceError } from "../errors.ts";
-import { type At, klDivergence, logSumExp, smallValueAt } from "./metrics.ts";
+import { type At, klDivergence, logSumExp, type Stored, smallValueAt } from "./metrics.ts";
 
 /** Tensors as they are read back. Ids and indices stay below 2²⁴, so f32 holds them too. */
 export type TensorValues = Float32Array | Int32Array;
@@ -41,30 +41,40 @@ export function widthOf(shape: readonly number[]): number {
   return Math.max(1, shape.at(-1) ?? 1);
 }
 
-/** @param width of the last dimension. */
-export function measure(actual: TensorValues, expected: TensorValues, width: number): Metrics {
+/**
+ * @param width of the last dimension.
+ * @param stored tells which values are too small for relative errors.
+ */
+export function measure(actual: TensorValues, expected: TensorValues, width: number, stored: Stored = "f32"): Metrics {
   const known = measured.get(actual);
-  if (known?.expected === expected && known.width === width) return known.metrics;
-  const metrics = compare(actual, expected, width);
-  remember(actual, expected, width, metrics);
+  if (known?.expected === expected && known.width === width && known.stored === stored) return known.metrics;
+  const metrics = compare(actual, expected, width, stored);
+  remember(actual, { expected, width, stored, metrics });
   return metrics;
 }
 
 /** From here on these are their metrics: another thread has measured them. */
-export function remember(actual: TensorValues, expected: TensorValues, width: number, metrics: Metrics): void {
-  measured.set(actual, { expected, width, metrics });
+export function remember(actual: TensorValues, of: Measured): void {
+  measured.set(actual, of);
+}
+
+interface Measured {
+  readonly expected: TensorValues;
+  readonly width: number;
+  readonly stored: Stored;
+  readonly metrics: Metrics;
 }
 
 /** Taps share tensors (a layer's output is the next one's input): a pair that was measured is not measured again. */
-const measured = new WeakMap<TensorValues, { expected: TensorValues; width: number; metrics: Metrics }>();
+const measured = new WeakMap<TensorValues, Measured>();
 
-function compare(actual: TensorValues, expected: TensorValues, width: number): Metrics {
+function compare(actual: TensorValues, expected: TensorValues, width: number, stored: Stored): Metrics {
   const own = summaryOf(expected, width);
   // A sum of squares tells whether all of a tensor is finite: those of f32 never reach f64's end.
-  const errors = Number.isFinite(own.energy) ? differences(actual, expected, own) : undefined;
+  const errors = Number.isFinite(own.energy) ? differences(actual, expected, own, stored) : undefined;
   if (errors !== undefined && Number.isFinite(errors.distance)) return errors;
   const [a, r] = comparable(actual, expected);
-  return differences(a, r, summarize(r, width));
+  return differences(a, r, summarize(r, width), stored);
 }
 
 /** NMSE of what was added to an input: Σ((a − aIn) − (r − rIn))² / Σ(r − rIn)². */
@@ -101,8 +111,6 @@ interface Summary {
   /** Σ|r| and max|r| */
   readonly magnitude: number;
   readonly absmax: number;
-  /** The small-value domain (`smallValue`). */
-  readonly small: number;
 }
 
 const summaries = new WeakMap<TensorValues, Summary>();
@@ -134,19 +142,18 @@ function summarize(r: TensorValues, width: number): Summary {
     columnEnergy: f64.slice(at.columnEnergy / 8, at.columnEnergy / 8 + width),
     magnitude: f64[layout.MAGNITUDE_SUM / 8],
     absmax: f64[layout.MAGNITUDE_MAX / 8],
-    small: smallValueAt(energy, r.length),
   };
 }
 
 // ---------------------------------------------------------------------------------------------- both sides
 
-function differences(a: TensorValues, r: TensorValues, summary: Summary): Metrics {
-  const { width, energy, rowEnergy, columnEnergy, magnitude, absmax, small } = summary;
+function differences(a: TensorValues, r: TensorValues, summary: Summary, stored: Stored): Metrics {
+  const { width, energy, rowEnergy, columnEnergy, magnitude, absmax } = summary;
   const rows = rowEnergy.length;
   const at = reserve(rows, width);
   f64.fill(0, 0, layout.STATE_BYTES / 8);
   f64.fill(0, at.columnError / 8, at.columnError / 8 + width);
-  f64[layout.SMALL / 8] = small;
+  f64[layout.SMALL / 8] = smallValueAt(energy, r.length, stored);
   for (let row = 0; row < rows; row += at.rows) {
     const count = Math.min(at.rows, rows - row);
     put(a, row * width, count * width, at.mine);

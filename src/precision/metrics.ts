@@ -4,6 +4,22 @@
 /** Values to compare: `a` is always the one under test, `r` the reference. */
 export type Values = ArrayLike<number>;
 
+/** What the side under test stores its values as; they are read back as f32. */
+export type Stored = "f32" | "f16" | "bf16";
+
+const f32Of = new Float32Array(1);
+const bitsOf = new Uint32Array(f32Of.buffer);
+
+/** The nearest number of a type, of two as near the even one. `x` is one of f32. */
+export function roundTo(stored: Stored, x: number): number {
+  if (stored === "f32" || Number.isNaN(x)) return x;
+  if (stored === "f16") return Math.f16round(x);
+  f32Of[0] = x;
+  bitsOf[0] += 0x7fff + ((bitsOf[0] >>> 16) & 1);
+  bitsOf[0] &= 0xffff0000;
+  return f32Of[0];
+}
+
 /** Unit round-off of an f32 accumulator. */
 export const F32_UNIT = 2 ** -24;
 
@@ -92,16 +108,19 @@ export function ulpF32(a: number, r: number): number {
   return Number.isNaN(difference) ? Number.POSITIVE_INFINITY : difference;
 }
 
-/** Below this magnitude relative errors say nothing: max(2⁻²⁰, 2⁻¹⁰ · rms(r)), as in msprobe's small-value domain. */
-export function smallValue(r: Values): number {
+/**
+ * Below this magnitude relative errors say nothing: 2⁻¹⁰ · rms(r), and at least 2⁻²⁰, or 2⁻¹⁰ where 16 bits are stored, as in
+ * msprobe's small-value domain.
+ */
+export function smallValue(r: Values, stored: Stored = "f32"): number {
   let energy = 0;
   for (let i = 0; i < r.length; i++) energy += r[i] * r[i];
-  return smallValueAt(energy, r.length);
+  return smallValueAt(energy, r.length, stored);
 }
 
 /** The same from Σr² of `count` values. */
-export function smallValueAt(energy: number, count: number): number {
-  return Math.max(2 ** -20, 2 ** -10 * Math.sqrt(energy / Math.max(1, count)));
+export function smallValueAt(energy: number, count: number, stored: Stored): number {
+  return Math.max(stored === "f32" ? 2 ** -20 : 2 ** -10, 2 ** -10 * Math.sqrt(energy / Math.max(1, count)));
 }
 
 /** Largest `ulpF32` over elements outside the small-value domain. */

@@ -11,7 +11,7 @@ import {
   type TensorValues,
   widthOf,
 } from "./measure.ts";
-import { type TopRow, topRows } from "./metrics.ts";
+import { type Stored, type TopRow, topRows } from "./metrics.ts";
 import type { ReferenceTensor } from "./reference.ts";
 
 export interface HashTask {
@@ -25,6 +25,7 @@ export interface MeasureTask {
   readonly expected: TensorValues;
   /** Of the last dimension. */
   readonly width: number;
+  readonly stored: Stored;
 }
 
 /** Some rows of logits. */
@@ -49,7 +50,7 @@ export type Result = string | Metrics | readonly Row[];
 export function perform(task: Task): Result {
   switch (task.kind) {
     case "measure":
-      return measure(task.actual, task.expected, task.width);
+      return measure(task.actual, task.expected, task.width, task.stored);
     case "rows": {
       const { actual, expected, width, limit } = task;
       const top = topRows(actual, expected, width, limit);
@@ -72,13 +73,14 @@ export async function hashAll(tensors: readonly TensorValues[]): Promise<string[
 /** `measure` has these metrics already when `judge` asks for them. */
 export async function measureAll(
   pairs: readonly { readonly actual: TensorValues; readonly expected: ReferenceTensor }[],
+  stored: Stored = "f32",
 ): Promise<void> {
   const tasks = pairs.map(({ actual, expected: { values: expected, shape } }): MeasureTask => {
-    return { kind: "measure", actual, expected, width: widthOf(shape) };
+    return { kind: "measure", actual, expected, width: widthOf(shape), stored };
   });
   const results = await shareOut(tasks);
   for (const [i, { actual, expected, width }] of tasks.entries()) {
-    remember(actual, expected, width, results[i] as Metrics);
+    remember(actual, { expected, width, stored, metrics: results[i] as Metrics });
   }
 }
 

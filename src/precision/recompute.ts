@@ -4,6 +4,8 @@ import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Backend } from "../backend.ts";
 import type { Runner } from "../runner.ts";
 import { type BlockModel, openBlock } from "./block.ts";
+import { common } from "./common.ts";
+import type { DumpTensor } from "./dump.ts";
 import type { Hypothesis } from "./hypotheses.ts";
 import { blockOf, isLeafInput, Replay, type Values } from "./isolate.ts";
 import { nmse } from "./metrics.ts";
@@ -28,14 +30,24 @@ export interface At {
 
 /** As the runner's device computes it. Undefined where the runner does not. */
 export async function replayed(runner: Runner, reference: Reference, { step, key }: At): Promise<Values | undefined> {
+  const tensors = await replayedBlock(runner, reference, { step, key }, (other) => other === key);
+  const found = tensors.find((tensor) => tensor.key === key);
+  return (
+    found && common(found, await reference.read(`${step}/${key}`), reference.manifest.prompt_len + step)?.mine.values
+  );
+}
+
+/** Several taps of the same block, each from the reference's own input where it has one. */
+export async function replayedBlock(
+  runner: Runner,
+  reference: Reference,
+  { step, key }: At,
+  wants: (key: string) => boolean,
+): Promise<DumpTensor[]> {
   const block = blockOf(key);
   const replay = await Replay.open(runner, reference, step);
-  const tensors = await replay.run({
-    reads: (other) => blockOf(other) === block && isLeafInput(other),
-    wants: (other) => other === key,
-    fusion: "off",
-  });
-  return tensors.find((tensor) => tensor.key === key)?.values;
+  const reads = (other: string) => blockOf(other) === block && isLeafInput(other);
+  return replay.run({ reads, wants, fusion: "off" });
 }
 
 /** An implementation that shares no kernel with the runner's. The CPU's keeps weights packed, so that large blocks have room. */

@@ -7,6 +7,7 @@ import { readHeader, type SafetensorsHeader, type SafetensorsTensor } from "../.
 import { sizeOf } from "../backend.ts";
 import { ModelFileError } from "../errors.ts";
 import type { Dump } from "./dump.ts";
+import { type Modern, modern } from "./names.ts";
 
 export interface ReferenceTensor {
   readonly key: string;
@@ -59,6 +60,9 @@ type Values = Float32Array | Int32Array;
 
 export class Reference implements AsyncDisposable {
   readonly manifest: Manifest;
+  /** Where the dump was made with other names: see names.ts. */
+  readonly lacks: Modern["lacks"];
+  readonly notes: Modern["notes"];
   readonly #read: (key: string) => Promise<Values>;
   /** What was asked for before: neighbours in a layer are read several times. */
   readonly #tensors = new Map<string, Promise<ReferenceTensor>>();
@@ -71,7 +75,8 @@ export class Reference implements AsyncDisposable {
    */
   static async open(files: ModelFiles, name: string, memory: Memory = MEMORY): Promise<Reference> {
     const json = await readJson(files, `${name}.json`, { limitBytes: MANIFEST_LIMIT });
-    const manifest = checkManifest(json, `${name}.json`);
+    const named = modern(checkManifest(json, `${name}.json`));
+    const { manifest } = named;
     const file = await files.open(`${name}.safetensors`);
     try {
       const header = await readHeader(file);
@@ -79,7 +84,7 @@ export class Reference implements AsyncDisposable {
       const stored = new Stored(file, header, memory);
       const read = (key: string) => stored.read(manifest.tensors[key].alias_of ?? key);
       return new Reference(
-        manifest,
+        named,
         read,
         () => stored.forget(),
         () => file.close(),
@@ -103,7 +108,7 @@ export class Reference implements AsyncDisposable {
       tensors: Object.fromEntries(dump.tensors.map(({ key, shape, dtype }) => [key, { shape, dtype }])),
     };
     return new Reference(
-      manifest,
+      modern(manifest),
       async (key) => values.get(key)!,
       () => {},
       async () => {},
@@ -111,12 +116,14 @@ export class Reference implements AsyncDisposable {
   }
 
   private constructor(
-    manifest: Manifest,
+    { manifest, lacks, notes }: Modern,
     read: (key: string) => Promise<Values>,
     forget: () => void,
     close: () => Promise<void>,
   ) {
     this.manifest = manifest;
+    this.lacks = lacks;
+    this.notes = notes;
     this.#read = read;
     this.#forget = forget;
     this.#close = close;

@@ -1,7 +1,7 @@
 // bisect: the operation that differs between two backends, or between two ways to run one, is the one that is named, and putting
 // operations on two backends at once changes nothing by itself.
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -502,6 +502,27 @@ describe("vernier bisect", () => {
     expect(attributions.map(({ item }: { item: string }) => item)).toEqual(
       expect.arrayContaining(["layers.0", "attention", "layers.0 attention"]),
     );
+  });
+
+  test("a device that is not there: exit code 6; a dump that cannot be read: 3; in JSON with the keys of any result", () => {
+    const keysOf = (base: string, ...args: string[]) => {
+      const { status, stdout } = vernier("--reference", base, "--layers", "0", "--json", ...args);
+      const { verdict, reason, ...json } = JSON.parse(stdout);
+      return { status, verdict, reason, keys: ["verdict", "reason", ...Object.keys(json)].sort(), json };
+    };
+    const base = `${model}/dump.f32`;
+    const { keys } = keysOf(base, "--bad", "cpu");
+    for (const [good, bad] of [
+      ["reference", "webgpu"],
+      ["webgpu", "cpu"],
+    ]) {
+      const missing = keysOf(base, "--good", good, "--bad", bad);
+      expect(missing).toMatchObject({ status: 6, verdict: "incomplete", keys, json: { good, bad, guilty: null } });
+      expect(missing.reason).toContain("webgpu is not in this build");
+    }
+    const folder = mkdtempSync(join(tmpdir(), "vernier-"));
+    writeFileSync(join(folder, "half.json"), "{");
+    expect(keysOf(join(folder, "half"), "--bad", "cpu")).toMatchObject({ status: 3, verdict: "not-comparable", keys });
   });
 
   test("a dump without decode steps: its prompt alone, unless steps were asked for", () => {

@@ -5,13 +5,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
-import { i32 } from "../../backends/reference/ops.ts";
+import { f32, i32 } from "../../backends/reference/ops.ts";
 import { type AlterOps, alteredBackend, amend } from "../../src/precision/altered.ts";
 import { judge } from "../../src/precision/compare.ts";
 import { detailsOf } from "../../src/precision/details.ts";
 import { diff } from "../../src/precision/diff.ts";
 import { floorBeside } from "../../src/precision/floor.ts";
-import { accumulatedGate } from "../../src/precision/gates.ts";
+import { accumulatedGate, isolatedGate } from "../../src/precision/gates.ts";
 import { Logits } from "../../src/precision/logits.ts";
 import { f32Spacing, largest, maxAbs, nmse, smallValue, ulpF32 } from "../../src/precision/metrics.ts";
 import type { Manifest } from "../../src/precision/reference.ts";
@@ -44,7 +44,7 @@ describe("details", () => {
     const ulps = counted.map((i) => ulpF32(actual[i], expected[i]));
     expect(ulp.mean / (sum(ulps) / ulps.length)).toBeCloseTo(1, 9);
     expect(ulp.max).toBe(Math.max(...ulps));
-    expect(ulp.shareAbove32).toBe(ulps.filter((n) => n > 32).length / ulps.length);
+    expect(ulp).toMatchObject({ of: "f32", limit: 32, shareAbove: ulps.filter((n) => n > 32).length / ulps.length });
     const parts = counted.map((i) => Math.abs(d[i] / expected[i]));
     const share = (limit: number) => parts.filter((part) => part > limit).length / parts.length;
     expect(shareAbove).toEqual({ "1%": share(0.01), "0.1%": share(0.001), "0.01%": share(0.0001) });
@@ -94,7 +94,53 @@ describe("details", () => {
     const steps = [33, -32, 64, 1, 1000];
     const a = r.map((value, i) => value + steps[i] * f32Spacing(value));
     const { ulp, maskedShare } = details(a, r);
-    expect({ ...ulp, maskedShare }).toEqual({ mean: 130 / 4, max: 64, shareAbove32: 0.5, maskedShare: 0.2 });
+    expect(ulp).toEqual({ of: "f32", mean: 130 / 4, max: 64, limit: 32, shareAbove: 0.5 });
+    expect(maskedShare).toBe(0.2);
+  });
+
+  test("count those of 16 bits where a device stores 16 bits, from the nearest such number on", () => {
+    const ulp = (stored: "f16" | "bf16", r: number[], a: number[]) =>
+      detailsOf(Float32Array.from(a), Float32Array.from(r), 0, stored).ulp;
+    const near = [1.0001, -2.9999, 1.9999];
+    for (const stored of ["f16", "bf16"] as const) {
+      expect(ulp(stored, near, [1, -3, 2])).toEqual({ of: stored, mean: 0, max: 0, limit: 1, shareAbove: 0 });
+      const unit = stored === "f16" ? 2 ** -10 : 2 ** -7;
+      const steps = [1 + unit, -3 + 4 * unit, 2];
+      expect(ulp(stored, near, steps)).toEqual({ of: stored, mean: 1, max: 2, limit: 1, shareAbove: 1 / 3 });
+    }
+    // Of two bf16 numbers as near, the even one.
+    expect(ulp("bf16", [1 + 2 ** -8, 1 + 3 * 2 ** -8], [1, 1 + 2 ** -6]).max).toBe(0);
+    // What f16 cannot hold is not rounded.
+    expect(ulp("f16", [65_503, 70_000], [65_504, 70_000]).max).toBe(0);
+  });
+
+  test("so do gates of such classes, whose relative errors leave out what is below 2⁻¹⁰", () => {
+    const expected = Float32Array.from({ length: 64 }, (_, i) => (i % 2 === 0 ? 0.015 : 2 ** -11));
+    const actual = expected.map((r) => r + 2 ** -10);
+    const of = (compute: "f32" | "f16" | "bf16") => {
+      const { metrics } = judge({ actual, expected, shape: [1, 64] }, accumulatedGate("product", compute));
+      return {
+        mre: metrics.mre,
+        maxRelative: metrics.maxRelative,
+        of: metrics.ulp?.of,
+        maskedShare: metrics.maskedShare,
+      };
+    };
+    expect(of("f32")).toMatchObject({ maxRelative: 2, of: "f32", maskedShare: 0 });
+    for (const stored of ["f16", "bf16"] as const) {
+      const relative = expect.closeTo(2 ** -10 / 0.015, 6);
+      expect(of(stored)).toEqual({ mre: relative, maxRelative: relative, of: stored, maskedShare: 0.5 });
+    }
+    // What is copied or looked up has the bits of a cast.
+    const copied = (stored: "f32" | "bf16", a: number) =>
+      judge(
+        { actual: Float32Array.of(1, a), expected: Float32Array.of(1, 1.003), shape: [1, 2] },
+        isolatedGate("exact", stored),
+      ).verdict;
+    expect([copied("bf16", 1), copied("bf16", 1.003), copied("bf16", 1 + 2 ** -7)]).toEqual(["pass", "pass", "fail"]);
+    expect([copied("f32", 1), copied("f32", 1.003)]).toEqual(["fail", "pass"]);
+    // Both of the same tensors, whichever was asked first.
+    expect(of("f32").maxRelative).toBe(2);
   });
 
   test("count what is not finite, and leave it out", () => {
@@ -265,27 +311,65 @@ test("a linear layer that is guilty is computed again in f64: what rounding can 
   expect(gemm!.value / (await bound(1 - 2.57e-4)).gemm!.value).toBeCloseTo(1000, -1);
 });
 
+test.each([
+  [/experts\.gate_up_proj$/, "gpt_oss"],
+  [/experts\.down_proj$/, "qwen3_moe"],
+])("so are products of experts: %s of %s", async (pattern, model) => {
+  const bound = async (factor: number) => {
+    const wrong: AlterOps = (ops, launch) => ({
+      linearExperts(x, routing, weight, bias) {
+        const out = ops.linearExperts(x, routing, weight, bias);
+        const values = f32(out);
+        if (pattern.test(weight.name)) launch(() => values.set(values.map((value) => value * factor)));
+        return out;
+      },
+    });
+    await using pair = await openPair(model, alteredBackend({ ops: wrong }));
+    const { taps, firstGuilty } = await diff(pair.runner, pair.reference, { ...pair, withModel: (use) => use(pair) });
+    expect(firstGuilty).toMatch(/\.mlp\.experts:out$/);
+    return taps.find(({ key }) => key === firstGuilty)!.isolated!.metrics.gemm!;
+  };
+  const far = await bound(1.001);
+  expect(far.value).toBeGreaterThan(2 * far.terms);
+  expect(far.value).toBeLessThan(0.001 * 2 ** 24 + far.terms);
+  // An error in proportion: it is that product that is meant, the other one is right.
+  expect(far.value / (await bound(1.0001)).value).toBeCloseTo(10, 0);
+});
+
 describe("ρ of each tap", () => {
   const folder = mkdtempSync(join(tmpdir(), "vernier-floor-"));
   const floor = { nmse: 1e-4, mae: 1e-2, relL1: 1e-2, one_minus_cos: 1e-4, kl_mean: 1e-4 };
   const model = `${MODELS}llama`;
   for (const end of ["json", "safetensors"]) copyFileSync(`${model}/dump.f32.${end}`, join(folder, `ref.f32.${end}`));
-  const taps = { "0/model.layers.1.mlp.up_proj:out": 1e-6, "0/model.embed_tokens:out": 0, "0/model.norm:out": "none" };
+  const errors = { nmse: 1e-6, mae: 1e-3, relL1: 1e-3, mre: 1e-3, max_relative: 1e-3 };
+  const taps = {
+    "0/model.layers.1.mlp.up_proj:out": errors,
+    "0/model.embed_tokens:out": { ...errors, nmse: 0, mre: 0 },
+    "0/model.norm:out": { ...errors, mre: "none" },
+    "0/model.layers.0:out": 1e-6,
+  };
   const write = (more: object) =>
     writeFileSync(join(folder, "ref.bf16.json"), JSON.stringify({ floor_vs_f32: floor, ...more }));
 
   test("is its error over that of PyTorch in bf16", async () => {
     write({ floor_taps: taps });
-    await using pair = await openPair("llama", larger(1.002));
-    const report = await diff(pair.runner, pair.reference, {
-      ...pair,
-      floor: await floorBeside(join(folder, "ref.f32")),
+    const compared = async (computeClass: "f32" | "bf16") => {
+      await using pair = await openPair("llama", larger(1.002));
+      const floor = await floorBeside(join(folder, "ref.f32"));
+      const { taps, logits } = await diff(pair.runner, pair.reference, { ...pair, floor, computeClass });
+      const with_ = taps.filter(({ rho }) => rho !== undefined);
+      return { logits: logits!, ...Object.fromEntries(with_.map((tap) => [tap.key.split(".").at(-1), tap])) };
+    };
+    const { logits, ...narrow } = await compared("bf16");
+    expect(narrow).toMatchObject({
+      "up_proj:out": { rho: expect.closeTo(2, 1), rhoMean: expect.closeTo(2, 1), rhoMax: expect.closeTo(2, 1) },
+      "embed_tokens:out": { rho: 0, rhoMean: 0, rhoMax: 0 },
     });
-    const rho = new Map(report.taps.map((tap) => [tap.key, tap.rho]));
-    expect(rho.get("0/model.layers.1.mlp.up_proj:out")).toBeCloseTo(2, 1);
-    expect(rho.get("0/model.embed_tokens:out")).toBe(0);
-    expect([...rho.values()].filter((value) => value !== undefined)).toHaveLength(2);
-    expect(report.logits!.rho).toBeCloseTo(Math.sqrt(report.logits!.nmse / 1e-4), 9);
+    expect(Object.keys(narrow)).toHaveLength(2);
+    expect(logits.rho).toBeCloseTo(Math.sqrt(logits.nmse / 1e-4), 9);
+    const { "up_proj:out": wide } = (await compared("f32")) as unknown as Record<string, object>;
+    expect(wide).toMatchObject({ rho: expect.closeTo(2, 1) });
+    expect(wide).not.toHaveProperty("rhoMean");
   });
 
   test("has a column in the table where there is any; no floor, no column", () => {

@@ -12,7 +12,7 @@ import { createReferenceBackend } from "../../backends/reference/index.ts";
 import type { Backend } from "../../src/backend.ts";
 import type { BaseConfig } from "../../src/model.ts";
 import type { LlamaConfig } from "../../src/models/llama.ts";
-import { alteredBackend, alterValues } from "../../src/precision/altered.ts";
+import { alteredBackend, alterValues, amend } from "../../src/precision/altered.ts";
 import type { BlockModel } from "../../src/precision/block.ts";
 import { compareConfigs } from "../../src/precision/config-diff.ts";
 import { type DiffReport, diff } from "../../src/precision/diff.ts";
@@ -23,6 +23,7 @@ import { topRows } from "../../src/precision/metrics.ts";
 import { compareRows, hashAll, measureAll, usesTwoThreads } from "../../src/precision/parallel.ts";
 import { Reference } from "../../src/precision/reference.ts";
 import { sampleWeights } from "../../src/precision/trust.ts";
+import { Runner } from "../../src/runner.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
 import { DEFECTS } from "./defects.ts";
@@ -366,6 +367,249 @@ const cases: [what: string, change: (dump: Editable) => unknown, verdict: string
   ["a NaN", (dump) => dump.tensors.get("0/model.layers.0.mlp:in")!.values.fill(Number.NaN, 7, 8), "non-finite", /^$/],
 ];
 
+describe("a dump of transformers 4", () => {
+  /** What transformers 4.57 records with the same exporter, from what 5 does. */
+  const older: Record<string, (dump: Editable) => void> = {
+    gemma2(dump) {
+      for (const step of [0, 1]) {
+        const out = dump.tensors.get(`${step}/model.embed_tokens:out`)!;
+        const values = out.values.map((value) => value / Math.sqrt(out.shape[2]));
+        dump.tensors.set(`${step}/model.embed_tokens:out`, { ...out, values });
+      }
+    },
+    gemma3_text(dump) {
+      rename(dump, /:(cos|sin|inv_freq)\.full_attention$/, ":$1");
+      rename(dump, /rotary_emb:(\w+)\.sliding_attention$/, "rotary_emb_local:$1");
+    },
+    gpt_oss(dump) {
+      for (const key of dump.order.filter((key) => /mlp\.(router|experts):(in|out)$/.test(key))) unflatten(dump, key);
+      for (const key of dump.order.filter((key) => /router:out\.0$/.test(key))) {
+        const scores = dump.tensors.get(key)!;
+        const [, experts] = scores.shape;
+        const [weights, chosen] = [1, 2].map((n) => dump.tensors.get(key.replace(/0$/, String(n)))!);
+        const values = new Float32Array(scores.values.length);
+        const [, k] = chosen.shape;
+        for (const [i, expert] of chosen.values.entries())
+          values[Math.floor(i / k) * experts + expert] = weights.values[i];
+        dump.tensors.set(key, { ...scores, values });
+        dump.tensors.set(key.replace(/router:out\.0$/, ":out.1").replace(".:", ":"), { ...scores, values });
+      }
+      drop(dump, /router:out\.1$/);
+      rename(dump, /router:out\.2$/, "router:out.1");
+    },
+    mixtral(dump) {
+      withoutExperts(dump);
+      rename(dump, /\.mlp\b/, ".block_sparse_moe");
+    },
+    qwen3_moe: withoutExperts,
+  };
+
+  function rename(dump: Editable, from: RegExp, to: string): void {
+    dump.order = dump.order.map((key) => {
+      const tensor = dump.tensors.get(key)!;
+      const renamed = key.replace(from, to);
+      dump.tensors.delete(key);
+      dump.tensors.set(renamed, tensor);
+      return renamed;
+    });
+  }
+
+  function unflatten(dump: Editable, key: string): void {
+    const tensor = dump.tensors.get(key)!;
+    dump.tensors.set(key, { ...tensor, shape: [1, ...tensor.shape] });
+  }
+
+  /** A module for each expert in the place of one for all. */
+  function withoutExperts(dump: Editable): void {
+    drop(dump, /\.mlp\.(experts:|gate:out\.[12]$)/);
+    dump.order = dump.order.flatMap((key) => {
+      const layer = /^.*\.mlp(?=:out$)/.exec(key)?.[0];
+      const scores = dump.tensors.get(`${layer}.gate:out.0`);
+      if (layer === undefined || scores === undefined) return [key];
+      dump.tensors.set(`${layer}:out.1`, scores);
+      dump.tensors.set(`${layer}.experts.3.up_proj:out`, scores);
+      return [`${layer}.experts.3.up_proj:out`, key, `${layer}:out.1`];
+    });
+  }
+
+  const made = async (model: string) => {
+    const dump = await read(model);
+    dump.manifest.producer = { transformers: "4.57.6" };
+    older[model](dump);
+    return dump;
+  };
+
+  test.each(Object.keys(older))("%s: is compared under the names of 5, and says so", async (model) => {
+    const { verdict, reason, unobserved, taps, notes } = await compare(write(await made(model)), model);
+    expect({ verdict, reason, unobserved }).toEqual({ verdict: "pass", reason: undefined, unobserved: [] });
+    expect(notes[0]).toMatch(/^the dump is of transformers 4\.57\.6: \S+ is /);
+    // All that 5 has, but what 4 does not return.
+    const [all, now] = [(await read(model)).order, taps.map(({ key }) => key)];
+    const missing = all.filter((key) => !now.includes(key));
+    expect(missing.filter((key) => !/\.mlp(\.router:out\.[01]|\.gate:out\.[12]|:out\.1)$/.test(key))).toEqual([]);
+    expect(now.filter((key) => !all.includes(key))).toEqual([]);
+  });
+
+  test("finds a wrong expert in it, and a hole", async () => {
+    const dump = await made("qwen3_moe");
+    const base = write(dump);
+    const defect = DEFECTS.find(({ name }) => name === "experts: weights of the sum ignored")!;
+    const dumps = base.slice(0, base.lastIndexOf("/"));
+    const one = { model: `${MODELS}qwen3_moe`, dumps, base: "dump.f32" };
+    await using pair = await openPair(one, alteredBackend(defect), defect);
+    const report = await diff(pair.runner, pair.reference, { samples: pair.samples });
+    expect(report).toMatchObject({ verdict: "fail", firstGuilty: expect.stringMatching(/^0\/.*\.mlp\.experts:out$/) });
+    drop(dump, /layers\.1\.mlp\.gate:out/);
+    expect(await compare(write(dump), "qwen3_moe")).toMatchObject({
+      verdict: "incomplete",
+      reason: expect.stringContaining("layers.1.mlp.gate:out.0"),
+    });
+  });
+
+  test("is of another model where it did not read the rope parameters", async () => {
+    const dump = await made("mixtral");
+    const rope_parameters = { rope_type: "default", rope_theta: 1e6 };
+    const judged = async (config: object, transformers: string) => {
+      Object.assign(dump.manifest, { config, producer: { transformers } });
+      return (await compare(write(dump), "mixtral")).reason ?? "";
+    };
+    expect(await judged({ rope_parameters }, "4.57.6")).toMatch(/does not read rope_parameters .*make it with/);
+    expect(await judged({ rope_theta: 1e6 }, "4.57.6")).toBe("");
+    expect(await judged({ rope_parameters }, "5.18.0")).not.toContain("does not read");
+  });
+});
+
+describe("a dump with the last row of the logits only", () => {
+  const cut = async () => {
+    const dump = await read("llama");
+    const { shape, values, dtype } = dump.tensors.get("0/:logits")!;
+    dump.tensors.set("0/:logits", { shape: [1, 1, shape[2]], dtype, values: values.slice(-shape[2]) });
+    return dump;
+  };
+
+  test("is compared by that row", async () => {
+    const { verdict, notes, logits, taps, headline } = await compare(write(await cut()), "llama");
+    expect({ verdict, notes }).toEqual({
+      verdict: "pass",
+      notes: ["0/:logits is [1,1,70] in the dump and [1,22,70] here: the last of them are compared"],
+    });
+    expect(logits).toMatchObject({ top1: 1, greedyEqual: true, pass: true });
+    expect(headline.logits!.pass).toBe(true);
+    const { isolated } = taps.find(({ key }) => key === "0/:logits")!;
+    expect(isolated!.metrics.nmse).toBeLessThan(1e-11);
+    const whole = await compare(write(await read("llama")), "llama");
+    expect(logits!.nmse).not.toBe(whole.logits!.nmse);
+  });
+
+  test("shows a head that is wrong there", async () => {
+    const base = write(await cut());
+    const dumps = base.slice(0, base.lastIndexOf("/"));
+    const wrong = amend("linear", (out, [, weight], { shape }) => {
+      if (weight.name === "lm_head.weight") out[out.length - shape[1]] *= 1.001;
+    });
+    const one = { model: `${MODELS}llama`, dumps, base: "dump.f32" };
+    await using pair = await openPair(one, alteredBackend({ ops: wrong }));
+    const report = await diff(pair.runner, pair.reference, { samples: pair.samples });
+    expect(report).toMatchObject({ verdict: "fail", firstGuilty: expect.stringMatching(/^0\/(lm_head:out|:logits)$/) });
+  });
+
+  test("any other number of rows is a dump that was cut off", async () => {
+    const dump = await cut();
+    const { shape, dtype } = dump.tensors.get("0/:logits")!;
+    dump.tensors.set("0/:logits", {
+      shape: [1, 2, shape[2]],
+      dtype,
+      values: new Float32Array(2 * shape[2]).map(Math.random),
+    });
+    expect(await compare(write(dump), "llama")).toMatchObject({
+      verdict: "not-comparable",
+      reason: expect.stringMatching(/0\/:logits has 2 rows, .* cut off; make it with all rows/),
+    });
+  });
+});
+
+describe("a window that the network gets wrong", () => {
+  const model = `${MODELS}mistral`;
+  const configJson = JSON.parse(readFileSync(`${model}/config.json`, "utf8"));
+  const windows = (change: (window?: number) => number | undefined) => (config: BaseConfig) => {
+    const llama = config as LlamaConfig;
+    return { ...llama, windows: llama.windows.map(change) } as BaseConfig;
+  };
+  const judged = async (config: (config: BaseConfig) => BaseConfig, known: boolean) => {
+    await using pair = await openPair("mistral", createReferenceBackend(), { config });
+    if (known) Object.assign(pair.reference.manifest, { config: configJson });
+    return await diff(pair.runner, pair.reference, { samples: pair.samples, configJson });
+  };
+
+  test.each([
+    ["one key more", windows((window) => window! + 1)],
+    ["one key less", windows((window) => window! - 1)],
+    ["no window", windows(() => undefined)],
+  ])("%s, from the prompt's probabilities on", async (_, config) => {
+    const tap = "0/model.layers.0.self_attn:probs";
+    const report = await judged(config, true);
+    expect(report).toMatchObject({ verdict: "fail", reason: undefined, firstGuilty: tap, unobserved: [] });
+    expect(report.guilty).toContain("1/model.layers.0.self_attn:k_cache");
+    expect(report.notes.join()).toMatch(/\[1,2,7,10\] in the dump and .*mistral\.ts gives that layer another window/);
+    // A dump that does not say of what config it is may be of another window.
+    const unknown = await judged(config, false);
+    expect(unknown).toMatchObject({ verdict: "not-comparable", firstGuilty: tap });
+    expect(unknown.reason).toMatch(/mistral\.ts gives that layer another window, or the dump is of another config/);
+  });
+
+  test.each([
+    ["longer", windows((window) => window! + 1)],
+    ["shorter", windows((window) => window! - 1)],
+  ])("in the cache alone, which is %s: the cache is named", async (_, config) => {
+    await using pair = await openPair("mistral", createReferenceBackend());
+    const { reference, samples, architecture, checkpoint } = pair;
+    const { ids, prompt_len: prefillChunk } = reference.manifest;
+    const wrong = { ...architecture, kv: (own: BaseConfig, layer: number) => architecture.kv(config(own), layer) };
+    const how = { backend: createReferenceBackend(), contextLength: ids.length, maxSequences: 1, prefillChunk };
+    const runner = await Runner.create({ architecture: wrong, config: pair.config, checkpoint, ...how });
+    Object.assign(reference.manifest, { config: configJson });
+    const report = await diff(runner, reference, { samples, configJson });
+    expect(report).toMatchObject({
+      verdict: "fail",
+      firstGuilty: "1/model.layers.0.self_attn:k_cache",
+      propagated: [],
+    });
+    await runner.dispose();
+  });
+
+  test("is not what a cache of full length means, where PyTorch masks instead of forgetting", async () => {
+    const dump = await read("mistral");
+    for (const layer of [0, 1]) {
+      const at = `model.layers.${layer}.self_attn`;
+      for (const port of ["k_cache", "v_cache"]) {
+        const [before, now] = [0, 1].map((step) => dump.tensors.get(`${step}/${at}:${port}`)!);
+        const [, heads, keys, d] = before.shape;
+        const values = new Float32Array(heads * (keys + 1) * d);
+        for (let h = 0; h < heads; h++) {
+          values.set(before.values.subarray(h * keys * d, (h + 1) * keys * d), h * (keys + 1) * d);
+          const last = (h + 1) * now.shape[2] * d;
+          values.set(now.values.subarray(last - d, last), ((h + 1) * (keys + 1) - 1) * d);
+        }
+        dump.tensors.set(`1/${at}:${port}`, { ...now, shape: [1, heads, keys + 1, d], values });
+      }
+      for (const port of ["probs", "out.1"]) {
+        const probs = dump.tensors.get(`1/${at}:${port}`);
+        if (probs === undefined) continue;
+        const [, heads, , keys] = probs.shape;
+        const values = new Float32Array(heads * 23);
+        for (let h = 0; h < heads; h++)
+          values.set(probs.values.subarray(h * keys, (h + 1) * keys), (h + 1) * 23 - keys);
+        dump.tensors.set(`1/${at}:${port}`, { ...probs, shape: [1, heads, 1, 23], values });
+      }
+    }
+    const report = await compare(write(dump), "mistral");
+    expect(report).toMatchObject({ verdict: "pass", guilty: [], unobserved: [] });
+    expect(report.notes).toEqual([
+      expect.stringMatching(/k_cache is \[1,2,23,10\] .* and \[1,2,7,10\] here: the last of them/),
+    ]);
+  });
+});
+
 describe("a dump with a fault", () => {
   test.each(cases)("%s", async (_, change, verdict, reason) => {
     const dump = await read("llama");
@@ -482,6 +726,7 @@ describe("a dump of other weights that no linear layer shows", () => {
       /^(?!.*:(gate_up|act|slots)$)/,
       "0/model.layers.0.mlp.experts:out",
     ],
+    ["experts", "qwen3_moe", /layers\.1\.mlp\.experts\.gate_up_proj$/, /./, "0/model.layers.1.mlp.experts:gate_up"],
     [
       "biases of experts",
       "gpt_oss",
@@ -495,7 +740,13 @@ describe("a dump of other weights that no linear layer shows", () => {
     const by = /bias|sinks/.test(pattern.source) ? 3 : 0.5;
     const report = await compared(model, pattern, keep, by);
     expect(report).toMatchObject({ verdict: "not-comparable", firstGuilty: tap });
-    expect(report.reason).toMatch(/^reference and cpu agree on .* other weights, or .*src\/models/);
+    // Experts are computed on the host too, by formulas that src/models has no part in.
+    const host = tap.includes(".experts:");
+    expect(report.reason).toMatch(
+      host
+        ? /^reference and cpu agree on .* other weights, as the host finds/
+        : /^reference and cpu agree on .* other weights, or .*src\/models/,
+    );
   });
 
   test("cpu is compared with the reference backend", async () => {
@@ -541,37 +792,93 @@ describe("a dump of other weights that no linear layer shows", () => {
   );
 
   test.each([
+    ["gpt_oss", { swigluLimit: 0.3 }, "0/model.layers.0.mlp.experts:out"],
+    ["mixtral", { activation: "gelu_tanh" }, "0/model.layers.0.mlp.experts:out"],
+  ] as const)(
+    "what all devices share is wrong in experts of %s: the host computes what the dump has",
+    async (model, wrong, tap) => {
+      await using pair = await openPair(model, createReferenceBackend(), { config: (read) => ({ ...read, ...wrong }) });
+      const { runner, reference, samples } = pair;
+      const withModel = <T>(use: (of: BlockModel) => T) => use({ ...pair, config: runner.config });
+      const { verdict, firstGuilty, notes } = await diff(runner, reference, { samples, withModel });
+      expect({ verdict, firstGuilty }).toEqual({ verdict: "fail", firstGuilty: tap });
+      expect(notes.join()).toMatch(/the host, .* computes what the dump has: .*src\/models\//);
+    },
+  );
+
+  test.each([
     ["of files that nobody knows", undefined, "not-comparable"],
     ["of other files", "0".repeat(64), "not-comparable"],
     ["of these very files", "fingerprint", "fail"],
-  ] as const)("what all devices share is wrong in experts, and the dump is %s", async (_, known, verdict) => {
-    const files = await openDirectory(`${MODELS}gpt_oss`);
-    const clamped = (config: BaseConfig) => ({ ...config, swigluLimit: 0.3 });
-    await using pair = await openPair("gpt_oss", createReferenceBackend(), { config: clamped });
-    const { runner, reference, samples } = pair;
-    if (known !== undefined) {
-      const file = await files.open("model.safetensors");
-      const own = await fingerprint(file).finally(() => file.close());
-      const print = known === "fingerprint" ? own : known;
-      Object.assign(reference.manifest, { weights: { "model.safetensors": print } });
-    }
-    const withModel = <T>(use: (of: BlockModel) => T) => use({ ...pair, config: runner.config, files });
-    const report = await diff(runner, reference, { samples, withModel });
-    expect(report).toMatchObject({ verdict, firstGuilty: "0/model.layers.0.mlp.experts:out" });
-    expect(report.notes.join()).toMatch(verdict === "fail" ? /agree on .*: not the device is wrong/ : /^(?!.*agree)/);
+  ] as const)(
+    "the same, where the host cannot tell since weights of experts are missing, and the dump is %s",
+    async (_, known, verdict) => {
+      const files = await openDirectory(`${MODELS}gpt_oss`);
+      const clamped = (config: BaseConfig) => ({ ...config, swigluLimit: 0.3 });
+      await using pair = await openPair("gpt_oss", createReferenceBackend(), { config: clamped });
+      const { runner, reference, samples } = pair;
+      for (const key of reference.manifest.order.filter((key) => key.endsWith(".router:out.1")))
+        delete (reference.manifest.tensors as Record<string, unknown>)[key];
+      Object.assign(reference.manifest, { order: reference.manifest.order.filter((key) => reference.has(key)) });
+      if (known !== undefined) {
+        const file = await files.open("model.safetensors");
+        const own = await fingerprint(file).finally(() => file.close());
+        const print = known === "fingerprint" ? own : known;
+        Object.assign(reference.manifest, { weights: { "model.safetensors": print } });
+      }
+      const withModel = <T>(use: (of: BlockModel) => T) => use({ ...pair, config: runner.config, files });
+      const report = await diff(runner, reference, { samples, withModel });
+      expect(report).toMatchObject({ verdict, firstGuilty: "0/model.layers.0.mlp.experts:out" });
+      expect(report.notes.join()).toMatch(verdict === "fail" ? /agree on .*: not the device is wrong/ : /^(?!.*agree)/);
+    },
+  );
+
+  test("a bias that the network does not ask for: the host, which knows it, names the network", async () => {
+    const forgetful = (config: BaseConfig) => {
+      const { biases } = config as LlamaConfig;
+      return { ...config, biases: { ...biases, qkv: false } } as BaseConfig;
+    };
+    const change = { config: forgetful };
+    await using pair = await openPair("qwen2", createReferenceBackend(), change);
+    const { runner, reference, checkpoint, architecture } = pair;
+    const samples = await sampleWeights(checkpoint, architecture, runner.config, reference.manifest.ids);
+    const withModel = <T>(use: (of: BlockModel) => T) => use({ ...pair, config: runner.config });
+    const { verdict, reason, firstGuilty, notes } = await diff(runner, reference, { samples, withModel });
+    expect({ verdict, reason, firstGuilty }).toEqual({
+      verdict: "fail",
+      reason: undefined,
+      firstGuilty: "0/model.layers.0.self_attn.q_proj:out",
+    });
+    expect(notes.join()).toMatch(
+      /the host, .* computes what the dump has: .*qwen2\.ts.* does not ask for .*q_proj\.bias/,
+    );
+    // A dump of other weights is still one.
+    const dump = await read("qwen2");
+    scale(dump, "0/model.layers.0.self_attn.q_proj:out", 1.5);
+    const base = write(dump);
+    const dumps = base.slice(0, base.lastIndexOf("/"));
+    await using other = await openPair({ model: `${MODELS}qwen2`, dumps, base: "dump.f32" }, createReferenceBackend());
+    expect(await diff(other.runner, other.reference, { samples })).toMatchObject({
+      verdict: "not-comparable",
+      reason: "model.layers.0.self_attn.q_proj has other weights in the dump than in this checkpoint",
+    });
   });
 
-  test("a bias that the network does not ask for is a suspect too", async () => {
-    await using pair = await openPair("qwen2", createReferenceBackend());
-    const { runner, reference, checkpoint, architecture } = pair;
-    const read = pair.config as LlamaConfig;
-    const config = { ...read, biases: { ...read.biases, qkv: false } };
-    const samples = await sampleWeights(checkpoint, architecture, config, reference.manifest.ids);
-    const { verdict, reason } = await diff(runner, reference, { samples });
-    expect({ verdict, reason }).toEqual({
-      verdict: "not-comparable",
-      reason: expect.stringMatching(/q_proj has other weights .*; or its bias is missing here/),
-    });
+  test("a linear layer of other weights than the sampled ones, which trust in a dump rests on", async () => {
+    // All rows but the sampled: the host sides with the device.
+    const others = (values: Float32Array) =>
+      values.map((value, i) => ([0, 17, 51].includes(Math.floor(i / 40)) ? value : 1.5 * value));
+    await using made = await openPair(
+      "llama",
+      alteredBackend({ source: alterValues(/layers\.1.*up_proj\.weight/, others) }),
+    );
+    const { ids, prompt_len } = made.reference.manifest;
+    const dumped = await dump(made.runner, { ids: ids.slice(0, prompt_len), decode: 0, wants: () => true });
+    await using reference = Reference.fromDump(dumped, "llama");
+    await using pair = await openPair("llama", createReferenceBackend());
+    const report = await diff(pair.runner, reference, { samples: pair.samples, withModel: (use) => use(pair) });
+    expect(report).toMatchObject({ verdict: "not-comparable", firstGuilty: "0/model.layers.1.mlp.up_proj:out" });
+    expect(report.reason).toMatch(/it is of other weights, as the host finds/);
   });
 
   test("another row of the embedding, of a token late in the prompt", async () => {

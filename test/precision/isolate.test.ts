@@ -1,10 +1,13 @@
 // What a diff runs again, and what each of its runs is there for.
 import { describe, expect, test } from "vitest";
 import { createReferenceBackend } from "../../backends/reference/index.ts";
+import { f32, type HostWeight } from "../../backends/reference/ops.ts";
 import type { Backend, FusedOps } from "../../src/backend.ts";
 import { type AlterOps, alteredBackend, amend } from "../../src/precision/altered.ts";
+import { boundOf } from "../../src/precision/bound.ts";
 import { type DiffOptions, diff } from "../../src/precision/diff.ts";
-import type { Floor } from "../../src/precision/floor.ts";
+import type { LogitsFloor } from "../../src/precision/floor.ts";
+import { type ComputeClass, isolatedGate } from "../../src/precision/gates.ts";
 import { isNearTie } from "../../src/precision/isolate.ts";
 import { DEFECTS } from "./defects.ts";
 import { openPair } from "./rig.ts";
@@ -119,22 +122,104 @@ describe("what each run sees", () => {
     expect({ verdict, guilty }).toEqual({ verdict: "fail", guilty: ["0/model.layers.1:out"] });
   });
 
+  describe("rounding of single elements of a product", () => {
+    /** One element of the first channel off by so many units of u · Σ|x·w|, which no average shows. */
+    const off = (units: number) =>
+      amend("linear", (out, [x, weight], { shape }) => {
+        if (!/layers\.1\..*up_proj/.test(weight.name) || x.shape[0] !== PROMPT) return;
+        const [columns, input] = [x.shape[1], f32(x)];
+        const row = (weight as HostWeight).data;
+        let magnitude = 0;
+        for (let k = 0; k < columns; k++) magnitude += Math.abs(input[4 * columns + k] * row[k]);
+        out[4 * shape[1]] += units * 2 ** -24 * magnitude;
+      });
+    const K = 40;
+    const key = "0/model.layers.1.mlp.up_proj:out";
+    const judged = async (units: number, computeClass?: ComputeClass) => {
+      const { verdict, guilty, taps } = await reportOf("llama", off(units), { computeClass });
+      const { isolated } = taps.find((tap) => tap.key === key)!;
+      return { verdict, guilty, own: isolated!.verdict, nmse: isolated!.metrics.nmse, gemm: isolated!.metrics.gemm };
+    };
+
+    test("within 4√K units: no matter", async () => {
+      const { gemm, ...rest } = await judged(0.5 * Math.sqrt(K));
+      expect(rest).toMatchObject({ verdict: "pass", own: "pass" });
+      expect(gemm!.value).toBeLessThan(Math.sqrt(K));
+      expect(gemm).toMatchObject({ terms: K, channels: 3 });
+    });
+
+    test("up to K: a warning", async () => {
+      const { gemm, ...rest } = await judged(0.9 * K);
+      expect(rest).toMatchObject({ verdict: "pass", own: "warn", guilty: [] });
+      expect(gemm!.value / K).toBeCloseTo(0.85, 1);
+    });
+
+    test("more: wrong, though the tensor's average holds its gate; in no class that rounds more", async () => {
+      const { nmse, ...rest } = await judged(1.2 * K);
+      expect(nmse).toBeLessThan(isolatedGate("product", "f32").fail);
+      expect(rest).toMatchObject({ verdict: "fail", own: "fail", guilty: [key] });
+      const wide = await judged(1.2 * K, "bf16");
+      expect(wide).toMatchObject({ verdict: "pass", own: "pass", gemm: undefined });
+    });
+
+    test("of sums that f16 stores: but for half a unit of that", () => {
+      const of = (y: number, stored: "f32" | "f16") =>
+        boundOf([{ x: [1, 1], weights: [1, 0.5001], bias: 0, y }], 1, stored)!.value;
+      const sum = Math.f16round(1.5001);
+      expect(of(sum, "f16")).toBe(0);
+      expect(of(sum, "f32")).toBeGreaterThan(500);
+      expect(of(sum + 2 ** -10, "f16")).toBeGreaterThan(500);
+    });
+  });
+
   test("in bf16: held to the floor of PyTorch's own bf16, or to the headline where that holds it", async () => {
     // Logits that are wrong by a thousandth of themselves: an NMSE of about 1e-6.
     const coarse = amend("linear", (out, [, weight]) => {
       if (weight.name === "lm_head.weight")
         for (let i = 0; i < out.length; i++) out[i] *= 1 + 1e-3 * Math.sign(Math.sin(i));
     });
-    const held = async (floor?: Floor) => {
-      const { logits } = await reportOf("llama", coarse, { computeClass: "bf16", floor });
-      return { pass: logits!.pass, rho: logits!.rho };
+    const held = async (floor?: LogitsFloor, computeClass: ComputeClass = "bf16") => {
+      const { logits } = await reportOf("llama", coarse, {
+        computeClass,
+        floor: floor && { logits: floor, taps: new Map() },
+      });
+      const { pass, rho, rhoMean, rhoMax } = logits!;
+      return { pass, rho: [rho, rhoMean, rhoMax] };
     };
     const noisy = { mae: 1, relL1: 1, one_minus_cos: 1e-3, kl_mean: 1e-3 };
-    expect(await held()).toEqual({ pass: true, rho: null });
-    expect(await held({ ...noisy, nmse: 1e-6 })).toEqual({ pass: true, rho: expect.closeTo(1, 1) });
-    expect(await held({ ...noisy, nmse: 1e-8 })).toEqual({ pass: false, rho: expect.closeTo(10, 0) });
+    expect(await held()).toEqual({ pass: true, rho: [null, null, null] });
+    expect(await held({ ...noisy, nmse: 1e-6 })).toEqual({ pass: true, rho: [expect.closeTo(1, 1), null, null] });
+    expect(await held({ ...noisy, nmse: 1e-8 })).toEqual({ pass: false, rho: [expect.closeTo(10, 0), null, null] });
+    // Relative errors are 1e-3, the largest, of a small logit, 1.26e-3.
+    const relative = (mre: number, max_relative: number) => held({ ...noisy, nmse: 1e-6, mre, max_relative });
+    expect(await relative(6e-4, 3e-4)).toEqual({ pass: true, rho: [1, 1 / 0.6, 4.2].map((x) => expect.closeTo(x, 1)) });
+    expect(await relative(4e-4, 3e-4)).toMatchObject({ pass: false });
+    expect(await relative(6e-4, 1e-4)).toMatchObject({ pass: false });
     // A floor that holds the headline: this device does too.
-    expect(await held({ ...noisy, nmse: 1e-8, mae: 1e-3, relL1: 1e-3 })).toMatchObject({ pass: true });
+    const headline = { ...noisy, mae: 1e-3, relL1: 1e-3, mre: 1e-3, max_relative: 1e-9 };
+    expect(await held({ ...headline, nmse: 1e-8 })).toMatchObject({ pass: true });
+    expect(await held({ ...headline, mre: 0.02, nmse: 1e-8 })).toMatchObject({ pass: false });
+    // Of f32's relative errors others are left out than of those in the floor, and its gates are not of the floor.
+    const f32 = await held({ ...headline, nmse: 1e-6 }, "f32");
+    expect(f32.rho).toEqual([expect.closeTo(1, 1), null, null]);
+  });
+
+  test("in bf16 the prompt's final state is held to the floor too, and no other tap", async () => {
+    const coarse = amend("rmsNorm", (out, [, weight]) => {
+      if (/^model\.norm|layers\.1\.input/.test(weight.name)) out.set(out.map((x, i) => x * (1 + 1e-3 * Math.sin(i))));
+    });
+    const floor = { nmse: 1e-9, mae: 1, relL1: 1, mre: 1, max_relative: 1 };
+    const logits = { ...floor, nmse: 1, one_minus_cos: 1, kl_mean: 1 };
+    const judged = async (...keys: string[]) => {
+      const taps = new Map(keys.map((key) => [key, floor]));
+      const { taps: all, verdict } = await reportOf("llama", coarse, { computeClass: "bf16", floor: { logits, taps } });
+      const { rho, rhoMean, verdict: own } = all.find(({ key }) => key === keys[0])!;
+      return { verdict, own, rho: rho! > 10, rhoMean: rhoMean! < 1 };
+    };
+    const over = { rho: true, rhoMean: true };
+    expect(await judged("0/model.norm:out")).toEqual({ verdict: "fail", own: "fail", ...over });
+    for (const key of ["0/model.layers.1.input_layernorm:out", "1/model.norm:out"])
+      expect(await judged(key)).toEqual({ verdict: "pass", own: "pass", ...over });
   });
 
   /** Adds something that grows from run to run and stays below every gate. */

@@ -446,10 +446,17 @@ describe("vernier diff --html", () => {
 const browser = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 
 const FLOOR = { nmse: 1e-4, mae: 1e-2, relL1: 1e-2, one_minus_cos: 1e-4, kl_mean: 1e-4 };
+const tapFloor = (nmse: number) => ({ nmse, mae: 1e-3, relL1: 1e-3, mre: 1e-3, max_relative: 0.1 });
 
 it("has the noise floor of each tap that has one, once", async () => {
   const key = "0/model.layers.0:out";
-  const floor = { ...FLOOR, taps: { [key]: 1.23456e-5, "0/elsewhere:out": 1 } };
+  const floor = {
+    logits: FLOOR,
+    taps: new Map([
+      [key, tapFloor(1.23456e-5)],
+      ["0/elsewhere:out", tapFloor(1)],
+    ]),
+  };
   const { data, page } = await reportOf("llama", {}, { floor });
   const row = data.rows.find((one) => one.key === key)!;
   expect(row.floor).toBe(1.235e-5);
@@ -484,7 +491,10 @@ describe("in a browser", () => {
     { timeout: 60_000 },
     async () => {
       const { data, page } = await reportOf("gpt_oss", wider, {
-        floor: { ...FLOOR, taps: { "0/model.layers.0:out": 1e-5, "0/model.layers.1:out": 2e-5 } },
+        floor: {
+          logits: FLOOR,
+          taps: new Map([1e-5, 2e-5].map((nmse, layer) => [`0/model.layers.${layer}:out`, tapFloor(nmse)])),
+        },
       });
       const stdout = drawn(page);
       const sections = [...stdout.matchAll(/<section id="(\w+)"/g)].map(([, id]) => id);

@@ -14,7 +14,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")              # or cu
 import torch, transformers
 from safetensors.torch import save_file
 
-MODULES = r"(embed_tokens|norm|layernorm|[a-z_]*_proj|lm_head|router|gate|experts|mlp|self_attn|layers\.\d+)$"
+MODULES = r"(embed_tokens|norm|layernorm|[a-z_]*_proj|lm_head|router|gate|experts|mlp|block_sparse_moe|self_attn|layers\.\d+)$"
 PROFILES = {                                                             # what is kept: of module paths, of "<path>:<port>"
     "full": (MODULES, r""),
     "light": (r"(layers\.\d+|layers\.\d+\.self_attn|model\.norm)$", r"(layers\.\d+:out|self_attn:ctx|norm:out|rotary_emb:.*)$"),
@@ -52,7 +52,9 @@ def load(folder, layers=None, dtype=torch.float32, device="cpu"):
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
     # Named, since the defaults of transformers 5 (the checkpoint's dtype, sdpa, grouped_mm) compute something else.
-    how = dict(dtype=dtype, attn_implementation="eager", experts_implementation="eager")
+    how = dict(dtype=dtype, attn_implementation="eager")
+    if int(transformers.__version__.split(".")[0]) >= 5:                 # 4 has a module for each expert, and no other way
+        how["experts_implementation"] = "eager"
     if getattr(config, "quantization_config", None):
         how["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, **how).eval()
@@ -80,8 +82,8 @@ def tensors_of(x):
 class Dump:
     """Tensors by `<step>/<module path>:<port>`; one whose bytes were there before is stored as an alias."""
 
-    def __init__(self, last_tapped, profile="full", taps=None):
-        self.step, self.last_tapped = 0, last_tapped
+    def __init__(self, last_tapped, profile="full", taps=None, logits="all"):
+        self.step, self.last_tapped, self.first_row = 0, last_tapped, -1 if logits == "last" else 0
         self.modules, self.ports = PROFILES[profile]
         self.modules = taps or self.modules
         self.tensors, self.entries, self.seen = {}, {}, {}
@@ -135,7 +137,7 @@ class Dump:
 
         hooks = []
         for module, name in names.items():
-            if name.endswith("rotary_emb"):
+            if re.search(r"rotary_emb(_local)?$", name):                 # Gemma 3 of transformers 4 has two
                 hooks.append(module.register_forward_hook(look_at_rope, with_kwargs=True))
             elif re.search(self.modules, name):
                 hooks.append(module.register_forward_hook(look(name), with_kwargs=True))
@@ -166,7 +168,7 @@ def run(model, ids, decode, dump, forced=None):
         dump.step = step
         out = model(input_ids=torch.tensor([fed], device=model.device), past_key_values=past, use_cache=True)
         past = out.past_key_values
-        dump.put("", "logits", out.logits)
+        dump.put("", "logits", out.logits[:, dump.first_row:])
         last = out.logits[0, -1].float()
         best = last.topk(2).values
         greedy.append(int((last == best[0]).nonzero()[0]))
@@ -188,29 +190,38 @@ def save(dump, out, head):
         f.write(json.dumps({**head, "order": list(dump.entries)})[:-1] + ', "tensors": {\n' + body + "\n}}\n")
 
 
-def noise(low, reference):
-    """How far logits [T, V] are from the reference's, in float64. docs/numerics.md defines the metrics."""
+def errors(low, reference):
+    """Scalar errors of a tensor against the reference's, in float64; docs/numerics.md defines them. Relative ones leave out what is
+    too small for 16 bits (src/precision/metrics.ts, `smallValue`)."""
     a, r = low.double(), reference.double()
-    d, p, q = a - r, r.log_softmax(-1), a.log_softmax(-1)
+    d = (a - r).abs()
+    large = r.abs() > 2.0 ** -10 * max(1.0, float((r * r).mean().sqrt()))
+    relative = d[large] / r[large].abs() if large.any() else torch.zeros(1, dtype=torch.float64)
+    return {"nmse": float((d * d).sum() / (r * r).sum()), "mae": float(d.mean()), "relL1": float(d.sum() / r.abs().sum()),
+            "mre": float(relative.mean()), "max_relative": float(relative.max())}
+
+
+def noise(low, reference):
+    """How far logits [T, V] are from the reference's."""
+    a, r = low.double(), reference.double()
+    p, q = r.log_softmax(-1), a.log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1)
-    return {"nmse": float((d * d).sum() / (r * r).sum()), "mae": float(d.abs().mean()), "maxabs": float(d.abs().max()),
-            "relL1": float(d.abs().sum() / r.abs().sum()),
+    return {**errors(low, reference), "maxabs": float((a - r).abs().max()),
             "one_minus_cos": float(1 - (a * r).sum() / (a.norm() * r.norm())),
             "kl_mean": float(kl.mean()), "kl_max": float(kl.max()),
             "top1": float((a.argmax(-1) == r.argmax(-1)).double().mean())}
 
 
 def tap_noise(low, reference):
-    """NMSE of every tap that both have. Numbers of experts and tokens have none, nor have tensors of another shape or of zeros."""
+    """Errors of every tap that both have. Numbers of experts and tokens have none, nor have tensors of another shape or of zeros."""
     found = {}
     for key, entry in reference.entries.items():
         other = low.entries.get(key, {})
         if entry["dtype"] != "float32" or other.get("shape") != entry["shape"]:
             continue
-        a, r = (dump.tensors[own.get("alias_of", key)].double() for dump, own in [(low, other), (reference, entry)])
-        energy = float((r * r).sum())
-        if energy > 0:
-            found[key] = float(((a - r) ** 2).sum()) / energy
+        a, r = (dump.tensors[own.get("alias_of", key)] for dump, own in [(low, other), (reference, entry)])
+        if r.any():
+            found[key] = errors(a, r)
     return found
 
 
@@ -230,6 +241,7 @@ def parse(argv=None):
     parser.add_argument("--profile", choices=list(PROFILES), default="full", help="which activations are kept")
     parser.add_argument("--taps", help="regex: modules that are kept, in the place of the profile's")
     parser.add_argument("--tap-steps", type=int, default=1, help="decode steps with taps (default 1); logits are kept for all")
+    parser.add_argument("--logits", choices=["all", "last"], default="all", help="which rows of the prompt's logits are kept")
     parser.add_argument("--layers", type=int, help="only the first layers (logits then mean nothing)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or npu (default cpu)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: the same bits on every machine like it)")
@@ -252,9 +264,9 @@ def main():
     how = {"attn": "eager", "experts": "eager", "device": args.device, "threads": args.threads, "layers": args.layers, **exact}
     os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
 
-    plain = Dump(-1)
+    plain = Dump(-1, logits=args.logits)
     run(load(args.model, args.layers, device=args.device), ids, args.decode, plain)
-    dump = Dump(args.tap_steps, args.profile, args.taps)
+    dump = Dump(args.tap_steps, args.profile, args.taps, args.logits)
     model = load(args.model, args.layers, device=args.device)             # fresh: dynamic rope is state
     undo = dump.attach(model)
     greedy, margins = run(model, ids, args.decode, dump)
@@ -262,7 +274,7 @@ def main():
     if plain.logits() != dump.logits():
         sys.exit("dump: looking changed the result; a module does not give the same twice")
     kind = model.config.model_type
-    producer = {"compute_dtype": "float32", **how, "profile": args.profile, "tap_steps": min(args.tap_steps, args.decode)}
+    producer = {"compute_dtype": "float32", **how, "profile": args.profile, "logits": args.logits, "tap_steps": min(args.tap_steps, args.decode)}
     if args.taps:
         producer["taps"] = args.taps                                     # a selection: what is missing may be meant
     head = manifest(name, kind, producer, ids, greedy, margins)
@@ -272,7 +284,7 @@ def main():
         return
 
     del model
-    low = Dump(args.tap_steps, args.profile, args.taps)
+    low = Dump(args.tap_steps, args.profile, args.taps, args.logits)
     model = load(args.model, args.layers, torch.bfloat16, args.device)
     low.attach(model)
     own, margins = run(model, ids, args.decode, low, greedy)

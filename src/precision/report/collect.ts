@@ -86,7 +86,7 @@ export class Collector {
     this.#layout = layout;
   }
 
-  readonly observe: Observe = (mode, full, sides, { verdict, metrics }) => {
+  readonly observe: Observe = (mode, full, sides, { verdict, metrics, gate }) => {
     const { step, key } = split(full);
     const kind = kindOf(key);
     const geometry = geometryOf(key, sides.shape, this.#layout);
@@ -96,7 +96,8 @@ export class Collector {
     const input = mode === "isolated" ? sides.inputs?.expected : undefined;
     const { actual, expected } = sides;
     const entry = this.#profiles.get(full) ?? {};
-    const statistics = expected instanceof Float32Array ? detailsOf(actual, expected, metrics.maxAbsIndex) : undefined;
+    const statistics =
+      expected instanceof Float32Array ? detailsOf(actual, expected, metrics.maxAbsIndex, gate.stored) : undefined;
     entry[mode] = { ...profile({ actual, expected, input }, geometry, sample), statistics };
     this.#profiles.set(full, entry);
 
@@ -146,7 +147,8 @@ export class Collector {
     for (let t = Math.max(0, rows - LAST_POSITIONS); t < rows; t++) {
       const ids = new Set([expected, actual].flatMap((side) => largest(side, t * width, width, TOP)));
       const top = [...ids].map((id) => [id, expected[t * width + id], actual[t * width + id]] as const);
-      this.#logits.push({ position: this.#position(step) + t, kl: divergences[t], top });
+      // Of a prompt there may be the last row only.
+      this.#logits.push({ position: this.#layout.promptLength + step - rows + t, kl: divergences[t], top });
     }
   }
 

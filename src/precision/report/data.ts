@@ -4,7 +4,7 @@ import { columnName } from "../compare.ts";
 import type { ConfigEntry } from "../config-diff.ts";
 import type { GemmBound } from "../details.ts";
 import type { DiffReport, Headline, TapReport } from "../diff.ts";
-import type { Floor } from "../floor.ts";
+import type { Floor, LogitsFloor } from "../floor.ts";
 import { accumulatedGate, type Gate, HEADLINE, isolatedGate, LOGIT_GATES } from "../gates.ts";
 import type { Reported } from "../isolate.ts";
 import type { LogitsReport } from "../logits.ts";
@@ -42,6 +42,9 @@ export interface Row {
   /** NMSE of PyTorch in bf16, accumulated, and the error here over that one: root mean squares. */
   readonly floor?: number;
   readonly rho?: Num;
+  /** The same of the mean and of the largest relative error: see `Rho`. */
+  readonly rhoMean?: Num;
+  readonly rhoMax?: Num;
   readonly accumulated: Errors;
   readonly isolated?: Errors;
 }
@@ -98,7 +101,7 @@ export interface ReportData {
   };
   /** NMSE that rounding in this compute class alone makes. */
   readonly classFloor: number;
-  readonly floor?: Floor;
+  readonly floor?: LogitsFloor;
   readonly logits: (Omit<LogitsReport, "cosine"> & { readonly cosine: string; readonly oneMinusCos: Num }) | null;
   readonly headline: Headline | null;
   readonly rows: readonly Row[];
@@ -130,7 +133,7 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
   const { computeClass, logits } = report;
   const { kl, top1, cosine, headline: headlineRequired } = LOGIT_GATES[computeClass];
   const { floor } = context;
-  const rows = report.taps.map((tap) => rowOf(tap, report, floor?.taps ?? {}));
+  const rows = report.taps.map((tap) => rowOf(tap, report, floor));
   const texts: Record<number, string> = {};
   const { firstDivergence } = logits ?? {};
   const named = collected.logits.flatMap(({ top }) => top.map(([id]) => id));
@@ -176,7 +179,7 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
       headline: HEADLINE,
     },
     classFloor: CLASS_FLOORS[computeClass],
-    floor: floor && { ...floor, taps: undefined }, // rows have them
+    floor: floor?.logits, // rows have those of taps
     // Six digits of a cosine of 0.999999999 would say 1.
     logits: logits && { ...rounded(logits), cosine: logits.cosine.toFixed(9), oneMinusCos: number(1 - logits.cosine) },
     headline: report.headline.logits,
@@ -209,8 +212,9 @@ export function reportData(report: DiffReport, collected: Collected, context: Co
   return { ...data, details: kept };
 }
 
-function rowOf(tap: TapReport, { guilty, propagated }: DiffReport, floors: Readonly<Record<string, number>>): Row {
-  const { key, kind, shape, isolated, metrics, verdict, rho } = tap;
+function rowOf(tap: TapReport, { guilty, propagated }: DiffReport, floor: Floor | undefined): Row {
+  const { key, kind, shape, isolated, metrics, verdict, rho, rhoMean, rhoMax } = tap;
+  const own = floor?.taps.get(key);
   let state: State = verdict;
   if (guilty.includes(key)) state = "guilty";
   else if (propagated.includes(key)) state = "propagated";
@@ -223,7 +227,9 @@ function rowOf(tap: TapReport, { guilty, propagated }: DiffReport, floors: Reado
     columns: columnName(key),
     state,
     absmax: [number(metrics.absmax[0]), number(metrics.absmax[1])],
-    ...(rho !== undefined && { floor: Number(floors[key].toPrecision(4)), rho: number(rho) }),
+    ...(own && { floor: Number(own.nmse.toPrecision(4)) }),
+    ...(rho !== undefined && { rho: number(rho) }),
+    ...(rhoMean !== undefined && rhoMax !== undefined && { rhoMean: number(rhoMean), rhoMax: number(rhoMax) }),
     accumulated: errors(metrics, tap.gate, tap.worst),
     ...(isolated && { isolated: errors(isolated.metrics, isolated.gate, isolated.worst) }),
   };

@@ -150,7 +150,9 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
         ["absmax here, reference", row.absmax.map(plain).join(", ")],
       ];
       if (mode === "accumulated" && row.rho !== undefined)
-        facts.push(["ρ: error ÷ that of PyTorch in bf16", plain(row.rho)]);
+        facts.push(["ρ: RMS of the error ÷ that of PyTorch in bf16", plain(row.rho)]);
+      if (mode === "accumulated" && row.rhoMean !== undefined && row.rhoMax !== undefined)
+        facts.push(["the same of relative errors: mean, largest", [row.rhoMean, row.rhoMax].map(plain).join(", ")]);
       if (errors.gemm !== undefined) {
         const { value, terms, channels } = errors.gemm;
         facts.push([
@@ -167,7 +169,10 @@ export function showReport(data: ReportData, ui: Ui, charts: Charts, panels: Pan
           ["bias: mean d ÷ mean |d|; above less below", `${sci(bias)}; ${ui.percent(balance)}`],
           ["best line", `${plain(fit.gain)} · r ${fit.offset < 0 ? "−" : "+"} ${sci(Math.abs(fit.offset))}`],
           ["NMSE that the line leaves", sci(fit.nmse)],
-          ["f32 ulp: mean, largest, above 32", `${sci(ulp.mean)}, ${sci(ulp.max)}, ${ui.percent(ulp.shareAbove32)}`],
+          [
+            `${ulp.of} ulp: mean, largest, above ${ulp.limit}`,
+            `${sci(ulp.mean)}, ${sci(ulp.max)}, ${ui.percent(ulp.shareAbove)}`,
+          ],
           ["off by more than 1 %, 0.1 %, 0.01 %", Object.values(shareAbove).map(ui.percent).join(", ")],
           ["too small for relative errors", ui.percent(maskedShare)],
         );

@@ -100,7 +100,7 @@ export function createPanels(data: ReportData, ui: Ui) {
           "p",
           { class: "about" },
           data.floor !== undefined && data.computeClass === "bf16"
-            ? "In bf16 the criterion is required where the floor below holds it; else the error may be twice the floor's."
+            ? "In bf16 the criterion is required where the floor below holds it; else root mean square and mean relative error may be twice the floor's, the largest ten times."
             : `The criterion is shown and not required of ${data.computeClass}: rounding alone can miss it.`,
         ),
       );
@@ -122,6 +122,13 @@ export function createPanels(data: ReportData, ui: Ui) {
               ratio(measured.oneMinusCos, floor.one_minus_cos),
             ],
             ["KL divergence, mean", sci(floor.kl_mean), sci(measured.kl), ratio(measured.kl, floor.kl_mean)],
+            ["ρ: root mean square", "1", plain(measured.rho), "at most 2 in bf16"],
+            ...(measured.rhoMean === null || measured.rhoMax === null
+              ? []
+              : [
+                  ["ρ: mean relative error", "1", plain(measured.rhoMean), "at most 2"],
+                  ["ρ: largest relative error", "1", plain(measured.rhoMax), "at most 10"],
+                ]),
           ],
           "numbers",
         ),
