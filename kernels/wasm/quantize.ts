@@ -1,7 +1,14 @@
 // quantize: rows of x as integers, for products with INT8 and MXFP4 weights (integer.ts). Each 32 columns become a record: the
 // scale and the values in 8, 16 or 24 bits, which of them is the backend's precision (see CpuOptions). In bytes: what 128 and 12
 // added to every weight add to the sums, then one to three parts of 8 bits, the highest first. In halves: one or two of 16 bits.
-import { GROUP_COLUMNS, MXFP4_BYTES, RECORD_FP4_PAIRS, RECORD_FP4_SUMS, RECORD_INT8_SUMS, RECORD_PARTS } from "./layout";
+import {
+  GROUP_COLUMNS,
+  MXFP4_BYTES,
+  RECORD_FP4_PAIRS,
+  RECORD_FP4_SUMS,
+  RECORD_INT8_SUMS,
+  RECORD_PARTS,
+} from "./layout";
 import { claim, parts, wide } from "./threads";
 
 /** Records of one task. */
@@ -75,7 +82,7 @@ export function quantizeBlock(x: usize, record: usize, bytes: bool): void {
   m = i32x4.max_s(m, v128.shuffle<i32>(m, m, 1, 0, 3, 2));
   const peak = f32x4.extract_lane(m, 0);
   // Not a number, or infinite: all sums are 0 and the scale is NaN, so every output is, too.
-  if (!isFinite(peak)) {
+  if (!(peak <= f32.MAX_VALUE)) {
     memory.fill(record, 0, recordBytes(bytes));
     store<f32>(record, f32.NaN);
     return;
