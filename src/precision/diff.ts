@@ -2,11 +2,12 @@
 // say that something is wrong; replaying layers, then operations, from the reference's own inputs says what. A run that is in
 // order costs two forward passes, and an eighth of one for the second look at the prompt's end.
 import { sizeOf } from "../backend.ts";
-import type { Runner } from "../runner.ts";
+import type { Part } from "../model.ts";
+import type { Replacements, Runner } from "../runner.ts";
 import type { BlockModel } from "./block.ts";
 import { differentChoices, type Observe, type Sides } from "./compare.ts";
 import { type ConfigEntry, compareConfigs, isDecisive } from "./config-diff.ts";
-import { type DumpTensor, layersToShow, watch } from "./dump.ts";
+import { chosen, type DumpTensor, layersToShow, type ObservedStep, watchSteps } from "./dump.ts";
 import { type Floor, tapRho } from "./floor.ts";
 import {
   accumulatedGate,
@@ -18,22 +19,24 @@ import {
   type Verdict,
 } from "./gates.ts";
 import {
-  type Isolation,
+  emptyIsolation,
   isKept,
   isNearTie,
-  isolate,
+  isRouting,
+  type Own,
   Replay,
   type Reported,
   report,
-  routingOf,
+  rowsOf,
+  StepIsolation,
   split,
   type Values,
 } from "./isolate.ts";
 import { Logits, type LogitsReport } from "./logits.ts";
-import { measureAll } from "./parallel.ts";
+import { measureAll, type Pair } from "./parallel.ts";
 import type { Reference } from "./reference.ts";
 import { lookAgain, type WithModel } from "./second-look.ts";
-import { distrust, type WeightSamples } from "./trust.ts";
+import { Trust, type WeightSamples } from "./trust.ts";
 
 export interface DiffOptions {
   /** From `sampleWeights`. */
@@ -114,6 +117,10 @@ export interface RoutingReport {
   readonly nearTies: number;
 }
 
+/** A runner has one for the device's own run, and one for replays beside it. */
+export const DIFF_SEQUENCES = 2;
+
+/** The runner needs room for as many sequences of the dump's ids as DIFF_SEQUENCES, and for its prompt in one step. */
 export async function diff(runner: Runner, reference: Reference, options: DiffOptions): Promise<DiffReport> {
   const {
     computeClass = naturalClass(reference),
@@ -122,7 +129,8 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     observe,
   } = options;
   const { manifest } = reference;
-  const { layersAtOnce = layersToShow(runner, manifest.prompt_len) } = options;
+  // Layers are replayed beside the device's own run of them, which are twice as many rows.
+  const { layersAtOnce = layersToShow(runner, (everything ? 2 : 1) * manifest.prompt_len) } = options;
   const empty = {
     firstGuilty: null,
     where: null,
@@ -137,63 +145,71 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     computeClass,
   };
   const configs = compareConfigs(manifest.config, options.configJson).filter(({ differs }) => differs);
-  const reason = otherConfig(reference, configs) ?? (await distrust(runner, reference, options.samples, computeClass));
-  if (reason !== undefined) return { ...empty, verdict: "not-comparable", reason };
+  const trust = new Trust(runner, reference, options.samples, computeClass);
+  const otherModel = otherConfig(reference, configs) ?? trust.reason;
+  if (otherModel !== undefined) return { ...empty, verdict: "not-comparable", reason: otherModel };
 
-  const prompt = manifest.ids.slice(0, manifest.prompt_len);
-  const forced = manifest.ids.slice(manifest.prompt_len);
-  const routing = forceRouting ? await routingOf(reference) : undefined;
-  const own = new OwnRun(reference, computeClass, observe);
+  const own = new OwnRun(runner, reference, { computeClass, forceRouting, observe });
+  const isolation = emptyIsolation();
+  const isolating = { computeClass, layersAtOnce, observe };
   const tapped = new Set(reference.tappedSteps);
-  /** What this model has to show, by the names that its network asks for. */
-  const asked = new Set<string>();
-  const { greedy } = await watch(
-    runner,
-    {
-      ids: prompt,
-      decode: forced.length,
-      forced,
-      wants: (key, step) => {
-        if (!tapped.has(step)) return false;
-        asked.add(`${step}/${key}`);
-        return reference.has(`${step}/${key}`);
-      },
-      replace: routing,
-      layersAtOnce,
-    },
-    async (step, tensors) => {
-      await own.see(step, tensors);
-      reference.forget();
-    },
+  const steps = manifest.ids.length - manifest.prompt_len + 1;
+  const replays = Array.from({ length: steps }, (_, step) =>
+    Replay.open(runner, reference, step, everything ? DIFF_SEQUENCES - 1 : 0),
   );
-  if (own.misshapen !== undefined) return { ...empty, verdict: "not-comparable", reason: own.misshapen };
+  for (const [step, replay] of replays.entries()) {
+    const layers = everything && tapped.has(step) ? new StepIsolation(replay, own, isolating, isolation) : undefined;
+    const observed = [own.observed(step), ...(layers === undefined ? [] : [replay.observed(layers.layers)])];
+    const prepare = async (part: Part) => {
+      // No device sees a choice of experts that was not looked at.
+      if (!(await trust.upTo(step, part.to)) || own.misshapen !== undefined) return false;
+      await own.prepare(step, part);
+      if (layers !== undefined) await replay.prepare(layers.layers, part);
+      return true;
+    };
+    await watchSteps(runner, observed, { layersAtOnce, prepare }, async ([mine, replayed], part) => {
+      const pairs: Pair[] = await own.pairs(step, mine);
+      if (own.misshapen !== undefined) return;
+      pairs.push(...((await layers?.pairs(replayed)) ?? []));
+      await measureAll(pairs);
+      await own.see(step, mine);
+      await layers?.see(replayed);
+      if (step === 0 || layers !== undefined) await replay.keepEnds(part);
+      reference.forget();
+    });
+    if (trust.reason !== undefined || own.misshapen !== undefined) break;
+    await layers?.finish();
+  }
+  await trust.all();
+  const reason = trust.reason ?? own.misshapen;
+  if (reason !== undefined) return { ...empty, verdict: "not-comparable", reason };
   const taps = [...own.taps.values()];
   const unobserved = [
-    ...holes(reference, asked, runner.config.numHiddenLayers),
+    ...holes(reference, own.asked, runner.config.numHiddenLayers),
     ...manifest.order.filter((full) => !own.taps.has(full)),
   ];
   if (taps.length === 0)
     return { ...empty, verdict: "incomplete", reason: "no tap of the reference could be compared", unobserved };
-  const { excused, routing: chosen } = await judgeRouting(reference, taps, own.values);
+  const { excused, routing } = await judgeRouting(reference, taps, own.values);
 
-  const logits = own.logits(greedy, options.floor);
+  const logits = own.logits(options.floor);
   const failing = taps.filter(
     ({ key, verdict }) => (verdict === "fail" || verdict === "non-finite") && !excused.has(key),
   );
   const notes = [...excused].map((key) => `${key}: other experts where the reference's own choice is a near-tie`);
-  let isolation: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
-  if (failing.length > 0 || everything) {
-    const metrics = new Map(taps.map((tap) => [tap.key, tap.metrics]));
-    isolation = await isolate(
-      runner,
-      reference,
-      { computeClass, layersAtOnce, observe },
-      { metrics, values: own.values },
-    );
-    notes.push(...isolation.notes);
-  } else {
-    isolation.unstable = (await (await Replay.open(runner, reference, 0)).end(computeClass)).unstable;
+  if (!everything && failing.length === 0) isolation.unstable = (await replays[0].end(computeClass)).unstable;
+  else if (!everything) {
+    for (const replay of replays.filter(({ step }) => tapped.has(step))) {
+      const layers = new StepIsolation(replay, own, isolating, isolation);
+      await replay.watch({ ...layers.layers, layersAtOnce }, async (traced, part) => {
+        await measureAll(await layers.pairs(traced));
+        await layers.see(traced);
+        await replay.keepEnds(part);
+      });
+      await layers.finish();
+    }
   }
+  notes.push(...isolation.notes);
   const { guilty, isolated } = isolation;
   notes.push(...configs.map(inWords));
   const [firstGuilty] = guilty;
@@ -242,7 +258,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     propagated,
     notes,
     logits,
-    routing: chosen,
+    routing,
     headline: {
       logits: logits && headline(logits),
       layers: taps.filter(({ kind }) => kind === "layer").map(({ key, metrics }) => ({ key, ...headline(metrics) })),
@@ -278,44 +294,92 @@ function headline({ mae, mre, cosine }: { mae: number; mre: number; cosine: numb
 
 // ---------------------------------------------------------------------------------------------- the device's own run
 
+interface OwnOptions {
+  readonly computeClass: ComputeClass;
+  readonly forceRouting: boolean;
+  readonly observe?: Observe;
+}
+
 /** Compares the tensors of a run from the token ids while they are shown, and keeps the few that are needed afterwards. */
-class OwnRun {
+class OwnRun implements Own {
   /** By key, in the reference's order. */
   readonly taps = new Map<string, TapReport>();
   readonly values = new Map<string, Values>();
+  /** What this model has to show, by the names that its network asks for. */
+  readonly asked = new Set<string>();
   /** Why the reference is not of this model, if a tensor's shape says so. */
   misshapen?: string;
+  readonly #runner: Runner;
   readonly #reference: Reference;
-  readonly #computeClass: ComputeClass;
-  readonly #observe?: Observe;
+  readonly #options: {
+    readonly computeClass: ComputeClass;
+    readonly forceRouting: boolean;
+    readonly observe?: Observe;
+  };
   /** By step, in the order of execution. */
   readonly #order: ReadonlyMap<number, string[]>;
+  readonly #tapped: ReadonlySet<number>;
+  /** Choices of experts that the layers that run next are to take. */
+  readonly #routing = new Map<string, Values>();
+  readonly #greedy: number[] = [];
   readonly #logits: Logits;
 
-  constructor(reference: Reference, computeClass: ComputeClass, observe?: Observe) {
+  constructor(runner: Runner, reference: Reference, options: OwnOptions) {
+    this.#runner = runner;
     this.#reference = reference;
-    this.#computeClass = computeClass;
-    this.#observe = observe;
+    this.#options = options;
     this.#order = Map.groupBy(reference.manifest.order, (full) => split(full).step);
-    this.#logits = new Logits(reference.manifest, computeClass);
+    this.#tapped = new Set(reference.tappedSteps);
+    this.#logits = new Logits(reference.manifest, options.computeClass);
+  }
+
+  /** What is to be run; before each part, `prepare`. */
+  observed(step: number): ObservedStep {
+    const replace: Replacements = {
+      has: (key) => this.#options.forceRouting && isRouting(key) && this.#reference.has(`${step}/${key}`),
+      values: (key) => this.#routing.get(`${step}/${key}`),
+    };
+    const wants = (key: string) => {
+      if (!this.#tapped.has(step)) return false;
+      this.asked.add(`${step}/${key}`);
+      return this.#reference.has(`${step}/${key}`);
+    };
+    return { ...rowsOf(this.#reference, step), step, wants, replace };
+  }
+
+  async prepare(step: number, { from, to }: Part): Promise<void> {
+    this.#routing.clear();
+    if (!this.#options.forceRouting) return;
+    for (const full of (this.#order.get(step) ?? []).filter(isRouting)) {
+      const layer = Number(/layers\.(\d+)/.exec(full)?.[1]);
+      if (layer >= from && layer < to) this.#routing.set(full, (await this.#reference.read(full)).values);
+    }
+  }
+
+  /** What `see` compares; nothing where shapes tell another model. */
+  async pairs(step: number, tensors: readonly DumpTensor[]): Promise<Pair[]> {
+    const { manifest } = this.#reference;
+    const actual = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
+    const order = this.#shown(step, actual);
+    for (const full of order) {
+      const [theirs, mine] = [manifest.tensors[full].shape, actual.get(full)!.shape];
+      if (theirs.length === mine.length && theirs.every((size, i) => size === mine[i])) continue;
+      this.misshapen ??= `${full} is [${theirs}] in the dump and [${mine}] here`;
+    }
+    if (this.misshapen !== undefined) return [];
+    const expected = await Promise.all(order.map((full) => this.#reference.read(full)));
+    return order.map((full, i) => ({ actual: actual.get(full)!.values, expected: expected[i] }));
+  }
+
+  #shown(step: number, actual: ReadonlyMap<string, DumpTensor>): string[] {
+    return (this.#order.get(step) ?? []).filter((full) => actual.has(full));
   }
 
   async see(step: number, tensors: readonly DumpTensor[]): Promise<void> {
+    const choice = chosen(this.#runner, tensors);
+    if (choice !== undefined) this.#greedy.push(choice);
     const actual = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
-    const order = (this.#order.get(step) ?? []).filter((full) => actual.has(full));
-    const shapes = (full: string) => [this.#reference.manifest.tensors[full].shape, actual.get(full)!.shape];
-    const misshapen = order.find((full) => {
-      const [theirs, mine] = shapes(full);
-      return theirs.length !== mine.length || theirs.some((size, i) => size !== mine[i]);
-    });
-    if (misshapen !== undefined) {
-      const [theirs, mine] = shapes(misshapen);
-      this.misshapen ??= `${misshapen} is [${theirs}] in the dump and [${mine}] here`;
-    }
-    if (this.misshapen !== undefined) return;
-    const expected = await Promise.all(order.map((full) => this.#reference.read(full)));
-    await measureAll(order.map((full, i) => ({ actual: actual.get(full)!.values, expected: expected[i] })));
-    for (const full of order) {
+    for (const full of this.#shown(step, actual)) {
       this.taps.set(full, await this.#compare(full, actual));
       const { values } = actual.get(full)!;
       if (isKept(full)) this.values.set(full, values.slice());
@@ -334,16 +398,16 @@ class OwnRun {
       actual: input.values,
       expected: (await this.#reference.read(inputKey)).values,
     };
-    const reported = report(full, mine, expected, accumulatedGate(kind, this.#computeClass), inputs);
+    const reported = report(full, mine, expected, accumulatedGate(kind, this.#options.computeClass), inputs);
     const { shape, values } = expected;
-    this.#observe?.("accumulated", full, { actual: mine, expected: values, shape, inputs }, reported);
+    this.#options.observe?.("accumulated", full, { actual: mine, expected: values, shape, inputs }, reported);
     return { key: full, kind, shape, ...reported };
   }
 
   /** Of all steps together; null where none had any. */
-  logits(greedy: readonly number[], floor?: Floor): LogitsReport | null {
+  logits(floor?: Floor): LogitsReport | null {
     const [key] = this.#reference.manifest.order.filter((full) => full.endsWith("/:logits"));
-    return this.#logits.report(this.taps.get(key), greedy, floor);
+    return this.#logits.report(this.taps.get(key), this.#greedy, floor);
   }
 }
 

@@ -43,20 +43,27 @@ export function widthOf(shape: readonly number[]): number {
 
 /** @param width of the last dimension. */
 export function measure(actual: TensorValues, expected: TensorValues, width: number): Metrics {
-  const known = measured.get(actual);
-  if (known?.expected === expected && known.width === width) return known.metrics;
+  const known = knownOf(actual, expected, width);
+  if (known !== undefined) return known;
   const metrics = compare(actual, expected, width);
   remember(actual, expected, width, metrics);
   return metrics;
 }
 
-/** From here on these are their metrics: another thread has measured them. */
-export function remember(actual: TensorValues, expected: TensorValues, width: number, metrics: Metrics): void {
-  measured.set(actual, { expected, width, metrics });
+function knownOf(actual: TensorValues, expected: TensorValues, width: number): Metrics | undefined {
+  return measured.get(actual)?.find((one) => one.expected === expected && one.width === width)?.metrics;
 }
 
-/** Taps share tensors (a layer's output is the next one's input): a pair that was measured is not measured again. */
-const measured = new WeakMap<TensorValues, { expected: TensorValues; width: number; metrics: Metrics }>();
+/** From here on these are their metrics: another thread has measured them. */
+export function remember(actual: TensorValues, expected: TensorValues, width: number, metrics: Metrics): void {
+  if (knownOf(actual, expected, width) !== undefined) return;
+  const others = measured.get(actual) ?? [];
+  others.push({ expected, width, metrics });
+  measured.set(actual, others);
+}
+
+/** Taps share tensors, also in other shapes (a layer's output is the next one's input): what was measured is not measured again. */
+const measured = new WeakMap<TensorValues, { expected: TensorValues; width: number; metrics: Metrics }[]>();
 
 function compare(actual: TensorValues, expected: TensorValues, width: number): Metrics {
   const own = summaryOf(expected, width);

@@ -19,9 +19,10 @@ export interface HashTask {
   readonly values: TensorValues;
 }
 
+/** Each of some tensors against the same reference. */
 export interface MeasureTask {
   readonly kind: "measure";
-  readonly actual: TensorValues;
+  readonly actual: readonly TensorValues[];
   readonly expected: TensorValues;
   /** Of the last dimension. */
   readonly width: number;
@@ -43,13 +44,13 @@ export type Task = HashTask | MeasureTask | RowsTask;
 /** What a row of logits is compared by. */
 export interface Row extends Divergence, TopRow {}
 
-/** SHA-256 in hexadecimal, metrics, or what rows of logits are compared by. */
-export type Result = string | Metrics | readonly Row[];
+/** SHA-256 in hexadecimal, metrics of each, or what rows of logits are compared by. */
+export type Result = string | readonly Metrics[] | readonly Row[];
 
 export function perform(task: Task): Result {
   switch (task.kind) {
     case "measure":
-      return measure(task.actual, task.expected, task.width);
+      return task.actual.map((actual) => measure(actual, task.expected, task.width));
     case "rows": {
       const { actual, expected, width, limit } = task;
       const top = topRows(actual, expected, width, limit);
@@ -69,16 +70,25 @@ export async function hashAll(tensors: readonly TensorValues[]): Promise<string[
   return (await shareOut(tensors.map((values) => ({ kind: "hash", values })))) as string[];
 }
 
+/** Values to compare, and what with. */
+export interface Pair {
+  readonly actual: TensorValues;
+  readonly expected: ReferenceTensor;
+}
+
 /** `measure` has these metrics already when `judge` asks for them. */
-export async function measureAll(
-  pairs: readonly { readonly actual: TensorValues; readonly expected: ReferenceTensor }[],
-): Promise<void> {
-  const tasks = pairs.map(({ actual, expected: { values: expected, shape } }): MeasureTask => {
-    return { kind: "measure", actual, expected, width: widthOf(shape) };
-  });
-  const results = await shareOut(tasks);
+export async function measureAll(pairs: readonly Pair[]): Promise<void> {
+  // What the reference alone says is found out once for all that is compared with it.
+  const tasks: MeasureTask[] = [];
+  const byReference = Map.groupBy(pairs, ({ expected }) => expected.values);
+  for (const [expected, group] of byReference) {
+    for (const [width, same] of Map.groupBy(group, ({ expected: { shape } }) => widthOf(shape))) {
+      tasks.push({ kind: "measure", actual: [...new Set(same.map(({ actual }) => actual))], expected, width });
+    }
+  }
+  const results = (await shareOut(tasks)) as (readonly Metrics[])[];
   for (const [i, { actual, expected, width }] of tasks.entries()) {
-    remember(actual, expected, width, results[i] as Metrics);
+    for (const [j, metrics] of results[i].entries()) remember(actual[j], expected, width, metrics);
   }
 }
 
@@ -103,14 +113,26 @@ const WORTH_A_THREAD = 1 << 22;
 /** Values that are worth a message. */
 const WORTH_A_MESSAGE = 1 << 16;
 
+function valuesOf(task: Task): readonly TensorValues[] {
+  switch (task.kind) {
+    case "hash":
+      return [task.values];
+    case "measure":
+      return [...task.actual, task.expected];
+    case "rows":
+      return [task.actual, task.expected];
+    default:
+      return task satisfies never;
+  }
+}
+
 /** A task's share of the work. */
 function sizeOf(task: Task): number {
-  return task.kind === "hash" ? task.values.length : 2 * task.actual.length;
+  return valuesOf(task).reduce((sum, { length }) => sum + length, 0);
 }
 
 function isShared(task: Task): boolean {
-  const all = task.kind === "hash" ? [task.values] : [task.actual, task.expected];
-  return all.every(({ buffer }) => buffer instanceof SharedArrayBuffer);
+  return valuesOf(task).every(({ buffer }) => buffer instanceof SharedArrayBuffer);
 }
 
 let seen = 0;

@@ -71,16 +71,67 @@ export async function sampleWeights(
   return { linear: samples, norms, embedding };
 }
 
-/** Why the dump cannot be compared with this model, or undefined. */
-export async function distrust(
+/**
+ * Whether a dump can be compared with a model: looks at its tensors in the order of the manifest, as far as it is asked to, so that
+ * they are read once for this and for what they are compared with.
+ */
+export class Trust {
+  /** Why it cannot, as far as is known. */
+  reason: string | undefined;
+  readonly #reference: Reference;
+  readonly #samples: WeightSamples;
+  readonly #rounds: boolean;
+  readonly #layers: number;
+  /** Keys of one step and layer, or of none, that were not looked at. */
+  readonly #runs: string[][];
+  readonly #seen: Seen = { digests: new Map(), ports: new Map() };
+
+  constructor(runner: Runner, reference: Reference, samples: WeightSamples, computeClass: ComputeClass) {
+    this.#reference = reference;
+    this.#samples = samples;
+    this.#rounds = NARROW_CLASSES.includes(computeClass);
+    this.#layers = runner.config.numHiddenLayers;
+    this.#runs = byLayer(reference.manifest.order);
+    this.reason = otherModel(runner, reference, computeClass, this.#rounds);
+  }
+
+  /** Whether all is well with what a step has of layers below `to`, and with what comes before in the manifest. */
+  async upTo(step: number, to: number): Promise<boolean> {
+    const isIn = ([key]: readonly string[]) => {
+      const at = Number(key.split("/")[0]);
+      const layer = /^\d+\/model\.layers\.(\d+)\b/.exec(key)?.[1];
+      return at < step || (at === step && (layer === undefined ? to === this.#layers : Number(layer) < to));
+    };
+    for (let runs = this.#runs.findLastIndex(isIn) + 1; runs > 0; runs--) await this.#look();
+    return this.reason === undefined;
+  }
+
+  /** The same of the whole dump. What was read is forgotten. */
+  async all(): Promise<boolean> {
+    while (this.#runs.length > 0) {
+      await this.#look();
+      this.#reference.forget();
+    }
+    return this.reason === undefined;
+  }
+
+  async #look(): Promise<void> {
+    const keys = this.#runs.shift()!;
+    this.reason ??=
+      (await implausible(this.#reference, keys, this.#seen)) ??
+      (this.#rounds ? undefined : await rounded(this.#reference, keys)) ??
+      (await otherWeights(this.#reference, keys, this.#samples));
+  }
+}
+
+/** What the manifest says of that. */
+function otherModel(
   runner: Runner,
-  reference: Reference,
-  samples: WeightSamples,
+  { manifest }: Reference,
   computeClass: ComputeClass,
-): Promise<string | undefined> {
-  const { manifest } = reference;
+  rounds: boolean,
+): string | undefined {
   const { config } = runner;
-  const rounds = NARROW_CLASSES.includes(computeClass);
   const declared = manifest.producer?.compute_dtype;
   if (!rounds && typeof declared === "string" && /^(bfloat16|float16)$/.test(declared)) {
     return `the dump was computed in ${declared}, which a device of class ${computeClass} is not held to: make one in float32, or take another --class`;
@@ -98,15 +149,6 @@ export async function distrust(
   const fed = ids.slice(prompt_len);
   if (producer?.forced === false && fed.some((id, i) => id !== greedy[i])) {
     return "the ids that the dump's manifest lists are not the greedy ones, and it says that none was forced";
-  }
-  const seen: Seen = { digests: new Map(), ports: new Map() };
-  for (const keys of byLayer(manifest.order)) {
-    const reason =
-      (await implausible(reference, keys, seen)) ??
-      (rounds ? undefined : await rounded(reference, keys)) ??
-      (await otherWeights(reference, keys, samples));
-    if (reason !== undefined) return reason;
-    reference.forget();
   }
   return undefined;
 }

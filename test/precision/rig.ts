@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import type { Backend } from "../../src/backend.ts";
 import type { Architecture, BaseConfig } from "../../src/model.ts";
 import type { Alteration } from "../../src/precision/altered.ts";
+import { DIFF_SEQUENCES } from "../../src/precision/diff.ts";
 import { Reference } from "../../src/precision/reference.ts";
 import { sampleWeights, type WeightSamples } from "../../src/precision/trust.ts";
 import { Runner } from "../../src/runner.ts";
@@ -46,7 +47,10 @@ export async function openPair(
   const config = damage.config?.(read) ?? read;
   const { ids, prompt_len } = reference.manifest;
   const samples = await sampleWeights(checkpoint, architecture, read, ids.slice(0, prompt_len));
-  const sizes = { contextLength: ids.length + 2, maxSequences: 1, prefillChunk: prompt_len };
+  const contextLength = ids.length + 2;
+  const maxSequences = DIFF_SEQUENCES;
+  const kvTokens = maxSequences * (contextLength + 63); // whole pages for each
+  const sizes = { contextLength, maxSequences, kvTokens, prefillChunk: prompt_len };
   const runner = await Runner.create({ architecture, config, checkpoint, backend, ...sizes });
   return {
     runner,
