@@ -5,6 +5,7 @@ import { Worker } from "node:worker_threads";
 import {
   type Divergence,
   divergences,
+  largestOf,
   type Metrics,
   measure,
   remember,
@@ -53,7 +54,7 @@ export function perform(task: Task): Result {
       return task.actual.map((actual) => measure(actual, task.expected, task.width));
     case "rows": {
       const { actual, expected, width, limit } = task;
-      const top = topRows(actual, expected, width, limit);
+      const top = topRows(actual, expected, width, limit, largestOf);
       return divergences(actual, expected, width).map((divergence, row) => ({ ...divergence, ...top[row] }));
     }
     case "hash": {

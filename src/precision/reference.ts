@@ -188,6 +188,8 @@ class Stored {
   /** Pieces that are there, and buffers of those that were. Shared, since two threads look at them (parallel.ts). */
   readonly #filled = new Map<Piece, SharedArrayBuffer>();
   readonly #spare: SharedArrayBuffer[] = [];
+  /** Where the last tensor was that somebody asked for. */
+  #latest?: Piece;
 
   constructor(file: ModelFile, header: SafetensorsHeader, memory: Memory) {
     this.#file = file;
@@ -208,21 +210,23 @@ class Stored {
 
   async read(name: string): Promise<Values> {
     const piece = this.#pieces.get(name)!;
+    this.#latest = piece;
     await this.#load(piece);
     // Whoever asks for the next piece learns of its error.
     if (piece.next !== undefined) this.#load(piece.next).catch(() => {});
     return this.#values.get(name)!;
   }
 
-  /** Nothing, as long as the whole file may stay. */
+  /** Nothing, as long as the whole file may stay; nor where the next tensors are. */
   forget(): void {
     if (this.#file.size <= this.#memory.keepBytes) return;
     for (const [piece, buffer] of this.#filled) {
+      if (piece === this.#latest || piece === this.#latest?.next) continue;
+      this.#filled.delete(piece);
       for (const name of piece.tensors.keys()) this.#values.delete(name);
       piece.loaded = undefined;
       this.#spare.push(buffer);
     }
-    this.#filled.clear();
   }
 
   #load(piece: Piece): Promise<void> {

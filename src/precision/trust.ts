@@ -350,16 +350,17 @@ async function otherNorm(reference: Reference, key: string, module: string, weig
   const width = weight.length;
   if (x.shape.at(-1) !== width || y.values.length !== x.values.length) return false;
   const rows = x.values.length / width;
+  const step = Math.max(1, Math.floor(rows / 4));
   return [0, 1].every((offset) => {
-    const actual: number[] = [];
-    const expected: number[] = [];
-    for (let row = 0; row < rows; row += Math.max(1, Math.floor(rows / 4))) {
+    const actual = new Float64Array(Math.ceil(rows / step) * width);
+    const expected = new Float64Array(actual.length);
+    for (let row = 0, i = 0; row < rows; row += step) {
       const from = row * width;
       let squares = 0;
       for (let c = 0; c < width; c++) squares += x.values[from + c] ** 2;
-      for (let c = 0; c < width; c++) {
-        actual.push(((weight[c] + offset) * x.values[from + c]) / Math.sqrt(squares / width));
-        expected.push(y.values[from + c]);
+      for (let c = 0; c < width; c++, i++) {
+        actual[i] = ((weight[c] + offset) * x.values[from + c]) / Math.sqrt(squares / width);
+        expected[i] = y.values[from + c];
       }
     }
     return !(nmse(actual, expected) <= OTHER_WEIGHTS);
