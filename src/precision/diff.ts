@@ -153,6 +153,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const isolation = emptyIsolation();
   const isolating = { computeClass, layersAtOnce, observe };
   const tapped = new Set(reference.tappedSteps);
+  const layerCount = runner.config.numHiddenLayers;
   const steps = manifest.ids.length - manifest.prompt_len + 1;
   const replays = Array.from({ length: steps }, (_, step) =>
     Replay.open(runner, reference, step, everything ? DIFF_SEQUENCES - 1 : 0),
@@ -165,6 +166,9 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
       if (!(await trust.upTo(step, part.to)) || own.misshapen !== undefined) return false;
       await own.prepare(step, part);
       if (layers !== undefined) await replay.prepare(layers.layers, part);
+      // What comes next is hashed while the device runs.
+      const last = part.to === layerCount;
+      await trust.ahead(last ? step + 1 : step, Math.min((last ? 0 : part.to) + layersAtOnce, layerCount));
       return true;
     };
     await watchSteps(runner, observed, { layersAtOnce, prepare }, async ([mine, replayed], part) => {
@@ -185,7 +189,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   if (reason !== undefined) return { ...empty, verdict: "not-comparable", reason };
   const taps = [...own.taps.values()];
   const unobserved = [
-    ...holes(reference, own.asked, runner.config.numHiddenLayers),
+    ...holes(reference, own.asked, layerCount),
     ...manifest.order.filter((full) => !own.taps.has(full)),
   ];
   if (taps.length === 0)

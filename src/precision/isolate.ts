@@ -311,6 +311,8 @@ export class Replay {
   readonly keys: readonly string[];
   readonly step: number;
   readonly #has: ReadonlySet<string>;
+  /** The same keys by layer; NaN outside of layers. */
+  readonly #ofLayer: ReadonlyMap<number, readonly string[]>;
   /** Inputs that the reference does not have, but the output that each of them is. */
   readonly #same = new Map<string, string>();
   readonly #runner: Runner;
@@ -347,6 +349,7 @@ export class Replay {
     }
     this.keys = keys;
     this.#has = new Set(keys);
+    this.#ofLayer = Map.groupBy(keys, layerOf);
   }
 
   has(key: string): boolean {
@@ -398,19 +401,20 @@ export class Replay {
   /** Reads what layers read, and gives the device their keys and values. */
   async prepare({ reads, wants }: ReplayOptions, part: Part): Promise<void> {
     this.#inputs.clear();
-    const keys = this.keys.filter((key) => this.#isIn(key, part));
     for (let layer = part.from; layer < part.to; layer++) {
-      if (this.#restored.has(layer) || !keys.some((key) => layerOf(key) === layer && wants(key))) continue;
+      if (this.#restored.has(layer) || !this.#ofLayer.get(layer)?.some(wants)) continue;
       this.#restored.add(layer);
       await this.#restore(layer);
     }
-    for (const key of keys.filter(reads)) this.#inputs.set(key, (await this.expected(key))!);
+    for (const key of this.#keysIn(part).filter(reads)) this.#inputs.set(key, (await this.expected(key))!);
   }
 
   /** Tables belong to the first layer, the final norm and the head to the last. */
-  #isIn(key: string, { from, to }: Part): boolean {
-    const layer = layerOf(key);
-    return Number.isNaN(layer) ? from === 0 || to === this.#runner.config.numHiddenLayers : layer >= from && layer < to;
+  #keysIn({ from, to }: Part): string[] {
+    const keys =
+      from === 0 || to === this.#runner.config.numHiddenLayers ? [...(this.#ofLayer.get(Number.NaN) ?? [])] : [];
+    for (let layer = from; layer < to; layer++) keys.push(...(this.#ofLayer.get(layer) ?? []));
+    return keys;
   }
 
   /** Gives the device the keys and values of a layer that the reference had before the step. */
@@ -449,7 +453,7 @@ export class Replay {
     for (let layer = 0; layer < config.numHiddenLayers; layer++) {
       const block = `model.layers.${layer}`;
       if (!this.has(`${block}:in`) || !this.has(`${block}:out`)) continue;
-      const ports = this.keys.filter((key) => blockOf(key) === block).map((key) => key.slice(block.length));
+      const ports = this.#ofLayer.get(layer)!.map((key) => key.slice(block.length));
       makes.set(`${architecture.kv(config, layer).window} ${ports}`, block);
     }
     const blocks = new Set(makes.values());
@@ -472,8 +476,8 @@ export class Replay {
 
   /** Keeps what `end` needs of the layers that were just compared. */
   async keepEnds(part: Part): Promise<void> {
-    for (const key of this.keys) {
-      if (!(isBlockInput(key) || isLayerOutput(key) || isHeadOutput(key)) || !this.#isIn(key, part)) continue;
+    for (const key of this.#keysIn(part)) {
+      if (!isBlockInput(key) && !isLayerOutput(key) && !isHeadOutput(key)) continue;
       const { values, shape } = (await this.expected(key))!;
       this.#last.set(key, values.slice(values.length - this.#endRows * shape.at(-1)!));
     }

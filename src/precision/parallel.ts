@@ -68,7 +68,13 @@ export function perform(task: Task): Result {
 
 /** SHA-256 of each tensor's bytes, in hexadecimal. */
 export async function hashAll(tensors: readonly TensorValues[]): Promise<string[]> {
-  return (await shareOut(tensors.map((values) => ({ kind: "hash", values })))) as string[];
+  return beginHashing(tensors)();
+}
+
+/** The same, which the second thread begins with; whoever wants to have it helps. */
+export function beginHashing(tensors: readonly TensorValues[]): () => Promise<string[]> {
+  const finish = begin(tensors.map((values) => ({ kind: "hash", values })));
+  return async () => (await finish()) as string[];
 }
 
 /** Values to compare, and what with. */
@@ -87,7 +93,7 @@ export async function measureAll(pairs: readonly Pair[]): Promise<void> {
       tasks.push({ kind: "measure", actual: [...new Set(same.map(({ actual }) => actual))], expected, width });
     }
   }
-  const results = (await shareOut(tasks)) as (readonly Metrics[])[];
+  const results = (await begin(tasks)()) as (readonly Metrics[])[];
   for (const [i, { actual, expected, width }] of tasks.entries()) {
     for (const [j, metrics] of results[i].entries()) remember(actual[j], expected, width, metrics);
   }
@@ -106,7 +112,7 @@ export async function compareRows(
     const rows = (values: TensorValues) => values.subarray(from, from + some);
     tasks.push({ kind: "rows", actual: rows(actual), expected: rows(expected), width, limit });
   }
-  return ((await shareOut(tasks)) as (readonly Row[])[]).flat();
+  return ((await begin(tasks)()) as (readonly Row[])[]).flat();
 }
 
 /** Values that have to come by in a process before a second thread is started: it takes as long as some millions of them. */
@@ -143,26 +149,28 @@ export function usesTwoThreads(): boolean {
   return second.running;
 }
 
-async function shareOut(tasks: readonly Task[]): Promise<Result[]> {
+/** The second thread, if it is worth a message, begins with tasks; what is returned does the rest and gives all results. */
+function begin(tasks: readonly Task[]): () => Promise<Result[]> {
   const sizes = tasks.map(sizeOf);
   const total = sizes.reduce((sum, size) => sum + size, 0);
   seen += total;
-  const results: Result[] = [];
-  const here = (i: number) => {
-    results[i] ??= perform(tasks[i]);
-  };
-  if (seen >= WORTH_A_THREAD && total >= WORTH_A_MESSAGE && second.ready()) {
-    // The largest first; whoever is free takes the next one.
-    const shared = [...tasks.keys()].filter((i) => isShared(tasks[i])).sort((a, b) => sizes[b] - sizes[a]);
-    const counter = new Int32Array(new SharedArrayBuffer(4));
-    const away = second.perform({ tasks: shared.map((i) => tasks[i]), counter });
+  // The largest first; whoever is free takes the next one.
+  const worth = seen >= WORTH_A_THREAD && total >= WORTH_A_MESSAGE && second.ready();
+  const shared = worth ? [...tasks.keys()].filter((i) => isShared(tasks[i])).sort((a, b) => sizes[b] - sizes[a]) : [];
+  const counter = new Int32Array(new SharedArrayBuffer(4));
+  // A thread that is lost is done without.
+  const away = worth ? second.perform({ tasks: shared.map((i) => tasks[i]), counter }).catch(() => []) : [];
+  return async () => {
+    const results: Result[] = [];
+    const here = (i: number) => {
+      results[i] ??= perform(tasks[i]);
+    };
     takeEach(counter, shared.length, (n) => here(shared[n]));
-    for (const i of tasks.keys()) if (!isShared(tasks[i])) here(i);
-    // A thread that is lost is done without.
-    for (const [n, result] of (await away.catch(() => undefined)) ?? []) results[shared[n]] = result;
-  }
-  for (const i of tasks.keys()) here(i);
-  return results;
+    for (const i of tasks.keys()) if (!shared.includes(i)) here(i);
+    for (const [n, result] of await away) results[shared[n]] = result;
+    for (const i of tasks.keys()) here(i);
+    return results;
+  };
 }
 
 /** Calls `take` with each number below `count` that no other thread has taken. */

@@ -62,7 +62,7 @@ export class Reference implements AsyncDisposable {
   readonly #read: (key: string) => Promise<Values>;
   /** What was asked for before: neighbours in a layer are read several times. */
   readonly #tensors = new Map<string, Promise<ReferenceTensor>>();
-  readonly #forget: () => void;
+  readonly #stored?: Stored;
   readonly #close: () => Promise<void>;
 
   /**
@@ -77,13 +77,8 @@ export class Reference implements AsyncDisposable {
       const header = await readHeader(file);
       checkTensors(manifest, header, file.name);
       const stored = new Stored(file, header, memory);
-      const read = (key: string) => stored.read(manifest.tensors[key].alias_of ?? key);
-      return new Reference(
-        manifest,
-        read,
-        () => stored.forget(),
-        () => file.close(),
-      );
+      const read = (key: string) => stored.read(storedName(manifest, key));
+      return new Reference(manifest, read, () => file.close(), stored);
     } catch (error) {
       await file.close();
       throw error;
@@ -105,7 +100,6 @@ export class Reference implements AsyncDisposable {
     return new Reference(
       manifest,
       async (key) => values.get(key)!,
-      () => {},
       async () => {},
     );
   }
@@ -113,12 +107,12 @@ export class Reference implements AsyncDisposable {
   private constructor(
     manifest: Manifest,
     read: (key: string) => Promise<Values>,
-    forget: () => void,
     close: () => Promise<void>,
+    stored?: Stored,
   ) {
     this.manifest = manifest;
     this.#read = read;
-    this.#forget = forget;
+    this.#stored = stored;
     this.#close = close;
   }
 
@@ -161,10 +155,16 @@ export class Reference implements AsyncDisposable {
     return { key, shape: this.manifest.tensors[key].shape, values: await this.#read(key) };
   }
 
+  /** Tensors for later: the next `forget` leaves their values. */
+  readAhead(keys: readonly string[]): Promise<ReferenceTensor[]> {
+    this.#stored?.keep(keys.map((key) => storedName(this.manifest, key)));
+    return Promise.all(keys.map((key) => this.read(key)));
+  }
+
   /** Values that were read are void from here on: those of a large dump give their memory to what is read next. */
   forget(): void {
     this.#tensors.clear();
-    this.#forget();
+    this.#stored?.forget();
   }
 
   close(): Promise<void> {
@@ -174,6 +174,11 @@ export class Reference implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
+}
+
+/** Entries of a dump share bytes. */
+export function storedName({ tensors }: Manifest, key: string): string {
+  return tensors[key].alias_of ?? key;
 }
 
 /**
@@ -190,6 +195,8 @@ class Stored {
   readonly #spare: SharedArrayBuffer[] = [];
   /** Where the last tensor was that somebody asked for. */
   #latest?: Piece;
+  /** What the next `forget` leaves. */
+  readonly #kept = new Set<Piece>();
 
   constructor(file: ModelFile, header: SafetensorsHeader, memory: Memory) {
     this.#file = file;
@@ -217,16 +224,22 @@ class Stored {
     return this.#values.get(name)!;
   }
 
-  /** Nothing, as long as the whole file may stay; nor where the next tensors are. */
+  /** Until `forget` was called once. */
+  keep(names: readonly string[]): void {
+    for (const name of names) this.#kept.add(this.#pieces.get(name)!);
+  }
+
+  /** Nothing, as long as the whole file may stay; nor what was read last, and its neighbour. */
   forget(): void {
     if (this.#file.size <= this.#memory.keepBytes) return;
     for (const [piece, buffer] of this.#filled) {
-      if (piece === this.#latest || piece === this.#latest?.next) continue;
+      if (this.#kept.has(piece) || piece === this.#latest || piece === this.#latest?.next) continue;
       this.#filled.delete(piece);
       for (const name of piece.tensors.keys()) this.#values.delete(name);
       piece.loaded = undefined;
       this.#spare.push(buffer);
     }
+    this.#kept.clear();
   }
 
   #load(piece: Piece): Promise<void> {
