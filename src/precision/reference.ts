@@ -155,7 +155,7 @@ export class Reference implements AsyncDisposable {
     return { key, shape: this.manifest.tensors[key].shape, values: await this.#read(key) };
   }
 
-  /** Tensors for later: the next `forget` leaves their values. */
+  /** Tensors for later: `forget` leaves their values until others are read ahead. */
   readAhead(keys: readonly string[]): Promise<ReferenceTensor[]> {
     this.#stored?.keep(keys.map((key) => storedName(this.manifest, key)));
     return Promise.all(keys.map((key) => this.read(key)));
@@ -195,7 +195,6 @@ class Stored {
   readonly #spare: SharedArrayBuffer[] = [];
   /** Where the last tensor was that somebody asked for. */
   #latest?: Piece;
-  /** What the next `forget` leaves. */
   readonly #kept = new Set<Piece>();
 
   constructor(file: ModelFile, header: SafetensorsHeader, memory: Memory) {
@@ -224,8 +223,9 @@ class Stored {
     return this.#values.get(name)!;
   }
 
-  /** Until `forget` was called once. */
+  /** `forget` leaves these until others are to be kept. */
   keep(names: readonly string[]): void {
+    this.#kept.clear();
     for (const name of names) this.#kept.add(this.#pieces.get(name)!);
   }
 
@@ -239,7 +239,6 @@ class Stored {
       piece.loaded = undefined;
       this.#spare.push(buffer);
     }
-    this.#kept.clear();
   }
 
   #load(piece: Piece): Promise<void> {
