@@ -166,16 +166,16 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
       if (!(await trust.upTo(step, part.to)) || own.misshapen !== undefined) return false;
       await own.prepare(step, part);
       if (layers !== undefined) await replay.prepare(layers.layers, part);
-      // What comes next is hashed while the device runs.
-      const last = part.to === layerCount;
-      await trust.ahead(last ? step + 1 : step, Math.min((last ? 0 : part.to) + layersAtOnce, layerCount));
       return true;
     };
     await watchSteps(runner, observed, { layersAtOnce, prepare }, async ([mine, replayed], part) => {
       const pairs: Pair[] = await own.pairs(step, mine);
       if (own.misshapen !== undefined) return;
       pairs.push(...((await layers?.pairs(replayed)) ?? []));
-      await measureAll(pairs);
+      // What comes next is read while this is measured, and hashed while it is judged.
+      const last = part.to === layerCount;
+      const to = Math.min((last ? 0 : part.to) + layersAtOnce, layerCount);
+      await Promise.all([trust.ahead(last ? step + 1 : step, to), measureAll(pairs)]);
       await own.see(step, mine);
       await layers?.see(replayed);
       if (step === 0 || layers !== undefined) await replay.keepEnds(part);
@@ -320,8 +320,8 @@ class OwnRun implements Own {
     readonly forceRouting: boolean;
     readonly observe?: Observe;
   };
-  /** By step, in the order of execution. */
-  readonly #order: ReadonlyMap<number, string[]>;
+  /** Of keys in the reference's order. */
+  readonly #positions: ReadonlyMap<string, number>;
   readonly #tapped: ReadonlySet<number>;
   /** Choices of experts that the layers that run next are to take. */
   readonly #routing = new Map<string, Values>();
@@ -332,7 +332,7 @@ class OwnRun implements Own {
     this.#runner = runner;
     this.#reference = reference;
     this.#options = options;
-    this.#order = Map.groupBy(reference.manifest.order, (full) => split(full).step);
+    this.#positions = new Map(reference.manifest.order.map((full, i) => [full, i]));
     this.#tapped = new Set(reference.tappedSteps);
     this.#logits = new Logits(reference.manifest, options.computeClass);
   }
@@ -354,9 +354,10 @@ class OwnRun implements Own {
   async prepare(step: number, { from, to }: Part): Promise<void> {
     this.#routing.clear();
     if (!this.#options.forceRouting) return;
-    for (const full of (this.#order.get(step) ?? []).filter(isRouting)) {
+    for (const full of this.#reference.manifest.order.filter(isRouting)) {
       const layer = Number(/layers\.(\d+)/.exec(full)?.[1]);
-      if (layer >= from && layer < to) this.#routing.set(full, (await this.#reference.read(full)).values);
+      const isNext = split(full).step === step && layer >= from && layer < to;
+      if (isNext) this.#routing.set(full, (await this.#reference.read(full)).values);
     }
   }
 
@@ -364,7 +365,7 @@ class OwnRun implements Own {
   async pairs(step: number, tensors: readonly DumpTensor[]): Promise<Pair[]> {
     const { manifest } = this.#reference;
     const actual = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
-    const order = this.#shown(step, actual);
+    const order = this.#shown(actual);
     for (const full of order) {
       const [theirs, mine] = [manifest.tensors[full].shape, actual.get(full)!.shape];
       if (theirs.length === mine.length && theirs.every((size, i) => size === mine[i])) continue;
@@ -375,15 +376,19 @@ class OwnRun implements Own {
     return order.map((full, i) => ({ actual: actual.get(full)!.values, expected: expected[i] }));
   }
 
-  #shown(step: number, actual: ReadonlyMap<string, DumpTensor>): string[] {
-    return (this.#order.get(step) ?? []).filter((full) => actual.has(full));
+  /** Those that the reference has, in its order. */
+  #shown(actual: ReadonlyMap<string, DumpTensor>): string[] {
+    const positions = this.#positions;
+    return [...actual.keys()]
+      .filter((full) => positions.has(full))
+      .sort((a, b) => positions.get(a)! - positions.get(b)!);
   }
 
   async see(step: number, tensors: readonly DumpTensor[]): Promise<void> {
     const choice = chosen(this.#runner, tensors);
     if (choice !== undefined) this.#greedy.push(choice);
     const actual = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
-    for (const full of this.#shown(step, actual)) {
+    for (const full of this.#shown(actual)) {
       this.taps.set(full, await this.#compare(full, actual));
       const { values } = actual.get(full)!;
       if (isKept(full)) this.values.set(full, values.slice());
