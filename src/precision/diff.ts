@@ -172,9 +172,9 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
       const pairs: Pair[] = await own.pairs(step, mine);
       if (own.misshapen !== undefined) return;
       pairs.push(...((await layers?.pairs(replayed)) ?? []));
-      // What comes next is read while this is measured, and hashed while it is judged.
+      // What comes after the next layers is read while these are measured, and hashed before it is looked at.
       const last = part.to === layerCount;
-      const to = Math.min((last ? 0 : part.to) + layersAtOnce, layerCount);
+      const to = Math.min((last ? 0 : part.to) + 2 * layersAtOnce, layerCount);
       await Promise.all([trust.ahead(last ? step + 1 : step, to), measureAll(pairs)]);
       await own.see(step, mine);
       await layers?.see(replayed);

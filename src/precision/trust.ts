@@ -140,8 +140,9 @@ export class Trust {
   }
 
   async #look(): Promise<void> {
-    await this.#hashed();
     const keys = this.#runs.shift()!;
+    const { manifest } = this.#reference;
+    if (keys.some((key) => !this.#seen.digests.has(storedName(manifest, key)))) await this.#hashed();
     this.reason ??=
       (await implausible(this.#reference, keys, this.#seen)) ??
       (this.#rounds ? undefined : await rounded(this.#reference, keys)) ??

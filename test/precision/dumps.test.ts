@@ -127,7 +127,7 @@ test("hashes and metrics of two threads are those of one", async () => {
   const rows = divergences(mine, theirs, 300).map((divergence, row) => ({ ...divergence, ...top[row] }));
   expect(await compareRows(mine, theirs, 300, 1e-10)).toEqual(rows);
   expect(await compareRows(actual, logits.values, 50_000, 1e-10)).toHaveLength(2);
-  // Memory of one thread is left to it.
+  // Memory of one thread is copied.
   const own = pairs.map(({ actual, expected: one }) => ({ actual: actual.slice(), expected: one }));
   await measureAll(own);
   expect(own.map(({ actual, expected: { values, shape } }) => measure(actual, values, shape[1]))).toEqual(expected);

@@ -59,6 +59,20 @@ describe("what it costs", () => {
     expect(linears).toBe(15 + 15 + 7 + 7);
   });
 
+  test("no layer before its dump was looked at", async () => {
+    const { backend, rows } = counting(createReferenceBackend());
+    await using pair = await openPair("llama", backend, {}, false);
+    const damaged = pair.reference.manifest.tensors["0/model.layers.1.mlp:out"];
+    Object.assign(damaged, { sha256: "0".repeat(64) });
+    const { verdict, reason, taps } = await diff(pair.runner, pair.reference, {
+      samples: pair.samples,
+      layersAtOnce: 1,
+    });
+    expect({ verdict, taps }).toEqual({ verdict: "not-comparable", taps: [] });
+    expect(reason).toMatch(/layers\.1\.mlp:out has other bytes/);
+    expect(rows).toEqual([[PROMPT, PROMPT]]);
+  });
+
   test("without replays: the prompt once, its end two times more", async () => {
     expect(await rowsOf("llama", createReferenceBackend(), { isolated: false })).toEqual([
       [PROMPT],
