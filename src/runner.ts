@@ -77,29 +77,36 @@ export interface Batch {
   readonly lengths?: ArrayLike<number>;
 }
 
-export interface TraceOptions {
+/** A step that is observed. */
+export interface TracedStep {
+  readonly batch: Batch;
   /** Which taps are read back, by key without the step. */
   readonly wants: (key: string) => boolean;
   /** Columns of `:probs` taps: how long the sequence is after this step. */
   readonly keys: number;
   /** Values that the network reads in place of its own, where a tap has any: for isolated errors. */
-  readonly replace?: {
-    /** Called before layers are recorded: what `values` will be asked for can be read now. */
-    prepare?(part: Part): Promise<void>;
-    has(key: string): boolean;
-    /** f32 or i32 in the tensor's own layout. */
-    values(key: string, shape: Shape, layout: TapLayout): Float32Array | Int32Array;
-  };
-  readonly fusion?: "on" | "off";
-  /** How often the step runs, and is looked at. Default 1. */
-  readonly runs?: number;
+  readonly replace?: Replacements;
   /**
    * Which layers compute (`model.layers.3`), and whether the final norm and the head do (`lm_head`); other layers hand on what
    * they read, and their taps mean nothing. Default: all.
    */
   readonly computes?: (block: string) => boolean;
+}
+
+export interface Replacements {
+  has(key: string): boolean;
+  /** f32 or i32 in the tensor's own layout. Undefined: there are none of that shape, the network's own stays. */
+  values(key: string, shape: Shape, layout: TapLayout): Float32Array | Int32Array | undefined;
+}
+
+export interface TraceOptions {
+  readonly fusion?: "on" | "off";
+  /** How often the steps run, and are looked at. Default 1. */
+  readonly runs?: number;
   /** How many layers are recorded, run and shown at once: so many taps need memory together. Default: all. */
   readonly layersAtOnce?: number;
+  /** Called before layers are recorded: what `replace` will be asked for can be read now. False: they are not to be run. */
+  readonly prepare?: (part: Part) => Promise<boolean>;
 }
 
 export interface Traced {
@@ -112,6 +119,13 @@ const PAGE_SIZE = 64;
 /** Bytes that keys and values of full-attention layers may take by default; pages that were never used cost no memory. */
 const KV_BUDGET = 2 ** 29;
 const BUCKETS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
+
+/** A traced step on the device. */
+interface Tracing extends TracedStep {
+  readonly step: Step;
+  /** [T, D], what the layers before a part made. */
+  readonly x: Tensor;
+}
 
 interface Rope {
   readonly spec: RopeSpec;
@@ -293,78 +307,96 @@ export class Runner {
   }
 
   /**
-   * One step of its own, observed: `see` gets all rows' logits and every tap that `wants` asks for, at once or some layers after the
-   * other. For precision work: programs are recorded for exactly these rows and released afterwards. Taps of one tensor share their
-   * values, which may lie in the device's memory: they are to be read only, and only until `see` is done or has the runner do
-   * anything but read.
+   * Steps of their own, observed: `see` gets all rows' logits and every tap that `wants` asks for, of each step, at once or some layers
+   * after the other. Steps beside each other run in the same programs, so that what they make of a layer is there at once; they should
+   * be of different sequences. For precision work: programs are recorded for exactly these rows and released afterwards. Taps of one
+   * tensor share their values, which may lie in the device's memory: they are to be read only, and only until `see` is done or has the
+   * runner do anything but read.
    */
   async trace(
-    batch: Batch,
+    steps: readonly TracedStep[],
     options: TraceOptions,
-    see: (traced: readonly Traced[], part: Part) => void | Promise<void>,
+    see: (traced: readonly (readonly Traced[])[], part: Part) => void | Promise<void>,
   ): Promise<void> {
-    const rows = batch.tokens.length;
-    assert(rows <= this.prefillChunk, "trace: more rows than a step can have");
-    const step = this.#makeStep(rows);
     const layers = this.config.numHiddenLayers;
-    const { layersAtOnce = layers } = options;
+    const { layersAtOnce = layers, prepare } = options;
     assert(layersAtOnce >= 1, "trace: no layers at once");
     this.#lastGreedy = undefined;
-    const x = this.backend.alloc([rows, this.config.hiddenSize], "f32", "x between parts");
+    const tracings = steps.map((traced): Tracing => {
+      const rows = traced.batch.tokens.length;
+      assert(rows <= this.prefillChunk, "trace: more rows than a step can have");
+      const x = this.backend.alloc([rows, this.config.hiddenSize], "f32", "x between parts");
+      return { ...traced, step: this.#makeStep(rows), x };
+    });
     for (let from = 0; from < layers; from += layersAtOnce) {
-      const part = { from, to: Math.min(from + layersAtOnce, layers), x: from === 0 ? undefined : x };
-      const made = await this.#tracePart(step, batch, options, part, see);
-      if (made !== undefined) this.backend.write(x, made);
+      const part = { from, to: Math.min(from + layersAtOnce, layers) };
+      if (prepare !== undefined && !(await prepare(part))) break;
+      await this.#tracePart(tracings, options, part, see);
     }
-    const { count, tokens, positions, sequences, ropeRows, selected } = step;
-    this.backend.free(count, tokens, positions, sequences, ropeRows, selected, x);
+    for (const { step, x } of tracings) {
+      const { count, tokens, positions, sequences, ropeRows, selected } = step;
+      this.backend.free(count, tokens, positions, sequences, ropeRows, selected, x);
+    }
   }
 
-  /** The bytes that the next part reads; undefined after the last. */
+  /** What the next part reads is in `x` afterwards. */
   async #tracePart(
-    step: Step,
-    batch: Batch,
+    tracings: readonly Tracing[],
     options: TraceOptions,
     part: Part,
-    see: (traced: readonly Traced[], part: Part) => void | Promise<void>,
-  ): Promise<Uint8Array | undefined> {
-    const { wants, keys, replace, fusion = this.#fusion, runs = 1, computes = () => true } = options;
-    await replace?.prepare?.(part);
+    see: (traced: readonly (readonly Traced[])[], part: Part) => void | Promise<void>,
+  ): Promise<void> {
+    const { fusion = this.#fusion, runs = 1 } = options;
+    const { backend } = this;
     const replaced: Tensor[] = [];
-    const make: Replace = (key, like, layout) => {
-      const tensor = this.backend.alloc(like.shape, like.dtype, `${key} replaced`);
-      this.backend.write(tensor, bytesOf(replace!.values(key, like.shape, layout)));
-      replaced.push(tensor);
-      return tensor;
-    };
-    const taps = new Taps((key) => key === ":logits" || wants(key), replace && { has: replace.has, make });
-    const program = await this.backend.record(`trace ${step.rows}`, (base) => {
-      const ops = lower(base, { taps, fusion, headNorms: this.#architecture.headNorms ?? "perHead", keys });
-      const architecture: Architecture = {
-        ...this.#architecture,
-        layer: (net, i, x) => (computes(`model.layers.${i}`) ? this.#architecture.layer(net, i, x) : x),
+    const tapsOf = ({ wants, replace }: Tracing): Taps => {
+      const make: Replace = (key, like, layout) => {
+        const values = replace!.values(key, like.shape, layout);
+        if (values === undefined) return undefined;
+        const tensor = backend.alloc(like.shape, like.dtype, `${key} replaced`);
+        backend.write(tensor, bytesOf(values));
+        replaced.push(tensor);
+        return tensor;
       };
-      const head: Head = { kind: computes("lm_head") ? "all" : "none" };
-      const outputs = forward(architecture, this.#net(ops, step, taps), head, part);
-      return { ...outputs, ...Object.fromEntries(taps.list.map((tap) => [tap.key, tap.tensor])) };
+      return new Taps((key) => key === ":logits" || wants(key), replace && { has: replace.has, make });
+    };
+    const taps = tracings.map(tapsOf);
+    const made: (Tensor | undefined)[] = [];
+    const program = await backend.record(`trace ${tracings.map(({ step }) => step.rows).join(" ")}`, (base) => {
+      const outputs: Record<string, Tensor> = {};
+      for (const [i, { keys, step, x, computes = () => true }] of tracings.entries()) {
+        const headNorms = this.#architecture.headNorms ?? "perHead";
+        const ops = lower(base, { taps: taps[i], fusion, headNorms, keys });
+        const architecture: Architecture = {
+          ...this.#architecture,
+          layer: (net, n, h) => (computes(`model.layers.${n}`) ? this.#architecture.layer(net, n, h) : h),
+        };
+        const head: Head = { kind: computes("lm_head") ? "all" : "none" };
+        const input = part.from === 0 ? undefined : x;
+        const own = forward(architecture, this.#net(ops, step, taps[i]), head, { ...part, x: input });
+        made[i] = own.x;
+        const kept = [...Object.entries(own), ...taps[i].list.map(({ key, tensor }) => [key, tensor] as const)];
+        for (const [name, tensor] of kept) outputs[`${i} ${name}`] = tensor;
+      }
+      return outputs;
     });
     for (let run = 0; run < runs; run++) {
-      this.#write(step, batch);
-      this.backend.run(program);
+      for (const { step, batch } of tracings) this.#write(step, batch);
+      backend.run(program);
       const read = new Map<Tensor, Traced["values"]>();
-      for (const { tensor } of taps.list) {
+      for (const { tensor } of taps.flatMap(({ list }) => list)) {
         if (!read.has(tensor)) read.set(tensor, await this.#look(tensor));
       }
       await see(
-        taps.list.map((tap) => ({ tap, values: read.get(tap.tensor)! })),
+        taps.map(({ list }) => list.map((tap) => ({ tap, values: read.get(tap.tensor)! }))),
         part,
       );
     }
-    const { x } = program.outputs;
-    const made = x && (await this.backend.read(x));
-    this.backend.release(program);
-    this.backend.free(...replaced);
-    return made;
+    for (const [i, tensor] of made.entries()) {
+      if (tensor !== undefined) backend.write(tracings[i].x, await backend.read(tensor));
+    }
+    backend.release(program);
+    backend.free(...replaced);
   }
 
   /** Puts keys and values f32 [n, G·d] into one layer's cache, from position `from` on. For replaying a reference. */

@@ -268,6 +268,14 @@ export function highest(x: usize, count: i32, least: f32): f32 {
   return most;
 }
 
+/** The first index from `i` on of a value above `limit`, or `count`. */
+export function above(x: usize, i: i32, count: i32, limit: f32): i32 {
+  const limits = f32x4.splat(limit);
+  while (i + 4 <= count && !v128.any_true(f32x4.gt(v128.load(x + ((<usize>i) << 2)), limits))) i += 4;
+  while (i < count && !(load<f32>(x + ((<usize>i) << 2)) > limit)) i++;
+  return i;
+}
+
 /**
  * Adds some logits of a row to what their divergence is made of: with d = a − r, Σ e^(r − max), Σ e^(r − max) d,
  * Σ e^(r − max) (e^d − 1) and max|d|. Right to 1e-13 while |d| ≤ 700.

@@ -9,7 +9,7 @@ import { DeviceError, OptionError, VernierError } from "../errors.ts";
 import { type OpenModel, openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 import { csv } from "../precision/csv.ts";
-import { type DiffOptions, type DiffReport, diff, type Headline } from "../precision/diff.ts";
+import { DIFF_SEQUENCES, type DiffOptions, type DiffReport, diff, type Headline } from "../precision/diff.ts";
 import { dump } from "../precision/dump.ts";
 import { explain } from "../precision/explain.ts";
 import { floorBeside } from "../precision/floor.ts";
@@ -289,10 +289,16 @@ async function openReference(model: string, flags: Flags): Promise<Reference> {
 /** What a session has to have room for, and what of the model the dump is of. */
 export function sizesOf({
   manifest,
-}: Reference): Pick<SessionOptions, "promptLength" | "length" | "layers" | "sample"> {
+}: Reference): Pick<SessionOptions, "promptLength" | "length" | "sequences" | "layers" | "sample"> {
   const { prompt_len: promptLength, ids, producer } = manifest;
   const layers = typeof producer?.layers === "number" ? producer.layers : undefined;
-  return { promptLength, length: ids.length, layers, sample: { ids: ids.slice(0, promptLength) } };
+  return {
+    promptLength,
+    length: ids.length,
+    sequences: DIFF_SEQUENCES,
+    layers,
+    sample: { ids: ids.slice(0, promptLength) },
+  };
 }
 
 async function open(

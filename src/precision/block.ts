@@ -37,7 +37,7 @@ export function blockBytes({ architecture, config }: BlockModel, block: string):
 export const BLOCK_LIMIT = 2 ** 30;
 
 /**
- * A runner of which one block computes. What the block reads must be replaced by values (`TraceOptions.replace`); taps of other
+ * A runner of which one block computes. What the block reads must be replaced by values (`TracedStep.replace`); taps of other
  * blocks mean nothing.
  * @param block as `blockOf` names it.
  */

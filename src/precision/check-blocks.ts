@@ -2,7 +2,7 @@
 // ones, and what a block must not see: a token beyond its window, a power of two before a norm, the order of chosen experts.
 import { sizeOf, type WeightSource } from "../backend.ts";
 import { assert } from "../errors.ts";
-import type { Runner, TraceOptions } from "../runner.ts";
+import type { Replacements, Runner } from "../runner.ts";
 import { type BlockModel, openBlock } from "./block.ts";
 import { type DumpTensor, traceStep } from "./dump.ts";
 import { accumulatedGate, type ComputeClass, isolatedGate, kindOf } from "./gates.ts";
@@ -62,7 +62,7 @@ function inputsOf(
   { ids, tapped }: Subject,
   scale: Scale,
   { inside, entry, from, to }: { inside: RegExp; entry: RegExp; from: number; to: number },
-): NonNullable<TraceOptions["replace"]> {
+): Replacements {
   const base = new Map(tapped.map((tensor) => [tensor.key, tensor.values]));
   const factorOf = (key: string) => scale.find(([pattern]) => pattern.test(key))?.[1] ?? (entry.test(key) ? 1 : null);
   return {
@@ -280,7 +280,7 @@ async function rowsOfLayer(
   layer: number,
   ids: readonly number[],
   sizes: readonly number[],
-  replace?: TraceOptions["replace"],
+  replace?: Replacements,
 ): Promise<Float32Array[]> {
   const block = `model.layers.${layer}`;
   const width = config.hiddenSize;
@@ -313,7 +313,7 @@ export async function windowReach(
   const n = ids.length;
   const from = n - 1 - window;
   const other = ids.with(from, (ids[from] + 1) % runner.vocabSize);
-  const replace: TraceOptions["replace"] = {
+  const replace: Replacements = {
     has: (key) => key === `model.layers.${layer}.self_attn:q_rope`,
     values: (_, shape) => new Float32Array(sizeOf(shape)),
   };
@@ -359,7 +359,7 @@ export async function normScale(subject: Subject): Promise<CheckResult> {
     return largest === 0 ? 1 : 2 ** (8 - Math.ceil(Math.log2(largest)));
   });
   const normed = async (factor: number) => {
-    const replace: TraceOptions["replace"] = {
+    const replace: Replacements = {
       has: (tap) => tap === key,
       values: () => Float32Array.from(values, (value, i) => value * powers[Math.floor(i / width)] * factor),
     };
@@ -378,7 +378,7 @@ export async function choiceOrder(subject: Subject, choices: DumpTensor, limit: 
   const layer = Number(/layers\.(\d+)/.exec(choices.key)![1]);
   const values = (key: string) => subject.tapped.find((tensor) => tensor.key === key)!.values;
   const chosen = choices.shape.at(-1)!;
-  const ordered = (backwards: boolean): TraceOptions["replace"] => ({
+  const ordered = (backwards: boolean): Replacements => ({
     has: (key) => key === choices.key || key === choices.key.replace(/2$/, "1"),
     values: (key) => {
       const own = values(key);

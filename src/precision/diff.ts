@@ -2,12 +2,13 @@
 // say that something is wrong; replaying layers, then operations, from the reference's own inputs says what. A run that is in
 // order costs two forward passes, and an eighth of one for the second look at the prompt's end.
 import { sizeOf } from "../backend.ts";
-import type { Runner } from "../runner.ts";
+import type { Part } from "../model.ts";
+import type { Replacements, Runner } from "../runner.ts";
 import type { BlockModel } from "./block.ts";
-import { type Common, common, differInKeys } from "./common.ts";
+import { common, differInKeys } from "./common.ts";
 import { differentChoices, type Observe, type Sides } from "./compare.ts";
 import { type ConfigEntry, compareConfigs, isDecisive } from "./config-diff.ts";
-import { type DumpTensor, layersToShow, watch } from "./dump.ts";
+import { chosen, type DumpTensor, layersToShow, type ObservedStep, watchSteps } from "./dump.ts";
 import { type Floor, type Rho, rhoOf, withinFloor } from "./floor.ts";
 import {
   accumulatedGate,
@@ -20,14 +21,17 @@ import {
   type Verdict,
 } from "./gates.ts";
 import {
-  type Isolation,
+  emptyIsolation,
   isKept,
   isNearTie,
-  isolate,
+  isRouting,
+  type KeyedPair,
+  type Own,
   Replay,
   type Reported,
   report,
-  routingOf,
+  rowsOf,
+  StepIsolation,
   split,
   type Values,
 } from "./isolate.ts";
@@ -36,7 +40,7 @@ import { unreadConfig } from "./names.ts";
 import { measureAll } from "./parallel.ts";
 import type { Reference } from "./reference.ts";
 import { lookAgain, type WithModel } from "./second-look.ts";
-import { distrust, type WeightSamples } from "./trust.ts";
+import { Trust, type WeightSamples } from "./trust.ts";
 
 export interface DiffOptions {
   /** From `sampleWeights`. */
@@ -115,6 +119,10 @@ export interface RoutingReport {
   readonly nearTies: number;
 }
 
+/** A runner has one for the device's own run, and one for replays beside it. */
+export const DIFF_SEQUENCES = 2;
+
+/** The runner needs room for as many sequences of the dump's ids as DIFF_SEQUENCES, and for its prompt in one step. */
 export async function diff(runner: Runner, reference: Reference, options: DiffOptions): Promise<DiffReport> {
   const {
     computeClass = naturalClass(reference),
@@ -123,7 +131,8 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     observe,
   } = options;
   const { manifest } = reference;
-  const { layersAtOnce = layersToShow(runner, manifest.prompt_len) } = options;
+  // Layers are replayed beside the device's own run of them, which are twice as many rows.
+  const { layersAtOnce = layersToShow(runner, (everything ? 2 : 1) * manifest.prompt_len) } = options;
   const empty = {
     firstGuilty: null,
     where: null,
@@ -138,68 +147,82 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     computeClass,
   };
   const configs = compareConfigs(manifest.config, options.configJson).filter(({ differs }) => differs);
-  const reason =
-    unreadConfig(manifest, manifest.config ?? options.configJson) ??
-    otherConfig(reference, configs) ??
-    (await distrust(runner, reference, options.samples, computeClass));
-  if (reason !== undefined) return { ...empty, verdict: "not-comparable", reason };
+  const trust = new Trust(runner, reference, options.samples, computeClass);
+  const otherModel =
+    unreadConfig(manifest, manifest.config ?? options.configJson) ?? otherConfig(reference, configs) ?? trust.reason;
+  if (otherModel !== undefined) return { ...empty, verdict: "not-comparable", reason: otherModel };
 
-  const prompt = manifest.ids.slice(0, manifest.prompt_len);
-  const forced = manifest.ids.slice(manifest.prompt_len);
-  const routing = forceRouting ? await routingOf(reference) : undefined;
-  const own = new OwnRun(reference, computeClass, { floor: options.floor, observe });
+  const own = new OwnRun(runner, reference, { computeClass, forceRouting, floor: options.floor, observe });
+  const isolation = emptyIsolation();
+  const isolating = { computeClass, samples: options.samples, layersAtOnce, observe };
   const tapped = new Set(reference.tappedSteps);
-  /** What this model has to show, by the names that its network asks for. */
-  const asked = new Set<string>();
-  const { greedy } = await watch(
-    runner,
-    {
-      ids: prompt,
-      decode: forced.length,
-      forced,
-      wants: (key, step) => {
-        if (!tapped.has(step)) return false;
-        asked.add(`${step}/${key}`);
-        return reference.has(`${step}/${key}`);
-      },
-      replace: routing,
-      layersAtOnce,
-    },
-    async (step, tensors) => {
-      await own.see(step, tensors);
-      reference.forget();
-    },
+  const layerCount = runner.config.numHiddenLayers;
+  const steps = manifest.ids.length - manifest.prompt_len + 1;
+  const replays = Array.from({ length: steps }, (_, step) =>
+    Replay.open(runner, reference, step, everything ? DIFF_SEQUENCES - 1 : 0),
   );
-  if (own.misshapen !== undefined) return { ...empty, verdict: "not-comparable", reason: own.misshapen };
+  for (const [step, replay] of replays.entries()) {
+    const layers = everything && tapped.has(step) ? new StepIsolation(replay, own, isolating, isolation) : undefined;
+    const observed = [own.observed(step), ...(layers === undefined ? [] : [replay.observed(layers.layers)])];
+    const prepare = async (part: Part) => {
+      // No device sees a choice of experts that was not looked at.
+      if (!(await trust.upTo(step, part.to)) || own.misshapen !== undefined) return false;
+      await own.prepare(step, part);
+      if (layers !== undefined) await replay.prepare(layers.layers, part);
+      return true;
+    };
+    await watchSteps(runner, observed, { layersAtOnce, prepare }, async ([mine, replayed], part) => {
+      const pairs = await own.pairs(step, mine);
+      if (own.misshapen !== undefined) return;
+      const isolated = (await layers?.pairs(replayed)) ?? [];
+      // What comes after the next layers is read while these are measured, and hashed before it is looked at.
+      const last = part.to === layerCount;
+      const to = Math.min((last ? 0 : part.to) + 2 * layersAtOnce, layerCount);
+      await Promise.all([
+        trust.ahead(last ? step + 1 : step, to),
+        measureAll([...pairs, ...isolated], storedAs(computeClass)),
+      ]);
+      await own.see(step, mine, pairs);
+      await layers?.see(replayed, isolated);
+      if (step === 0 || layers !== undefined) await replay.keepEnds(part);
+      reference.forget();
+    });
+    if (trust.reason !== undefined || own.misshapen !== undefined) break;
+    await layers?.finish();
+  }
+  await trust.all();
+  const reason = trust.reason ?? own.misshapen;
+  if (reason !== undefined) return { ...empty, verdict: "not-comparable", reason };
   const taps = [...own.taps.values()];
   const unobserved = [
-    ...holes(reference, asked, runner.config.numHiddenLayers),
+    ...holes(reference, own.asked, layerCount),
     ...manifest.order.filter((full) => !own.taps.has(full) && !own.otherKeys.has(full)),
   ];
   if (taps.length === 0)
     return { ...empty, verdict: "incomplete", reason: "no tap of the reference could be compared", unobserved };
-  const { excused, routing: chosen } = await judgeRouting(reference, taps, own.values);
+  const { excused, routing } = await judgeRouting(reference, taps, own.values);
 
-  const logits = own.logits(greedy);
+  const logits = own.logits();
   const failing = taps.filter(
     ({ key, verdict }) => (verdict === "fail" || verdict === "non-finite") && !excused.has(key),
   );
   const near = [...excused].map((key) => `${key}: other experts where the reference's own choice is a near-tie`);
   const partial = own.partial === undefined ? [] : [`${own.partial}: the last of them are compared`];
   const notes = [...reference.notes, ...partial, ...near];
-  let isolation: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
-  if (failing.length > 0 || everything) {
-    const metrics = new Map(taps.map((tap) => [tap.key, tap.metrics]));
-    isolation = await isolate(
-      runner,
-      reference,
-      { computeClass, samples: options.samples, layersAtOnce, observe },
-      { metrics, values: own.values },
-    );
-    notes.push(...isolation.notes);
-  } else {
-    isolation.unstable = (await (await Replay.open(runner, reference, 0)).end(computeClass)).unstable;
+  if (!everything && failing.length === 0) isolation.unstable = (await replays[0].end(computeClass)).unstable;
+  else if (!everything) {
+    for (const replay of replays.filter(({ step }) => tapped.has(step))) {
+      const layers = new StepIsolation(replay, own, isolating, isolation);
+      await replay.watch({ ...layers.layers, layersAtOnce }, async (traced, part) => {
+        const pairs = await layers.pairs(traced);
+        await measureAll(pairs, storedAs(computeClass));
+        await layers.see(traced, pairs);
+        await replay.keepEnds(part);
+      });
+      await layers.finish();
+    }
   }
+  notes.push(...isolation.notes);
   const { isolated } = isolation;
   notes.push(...configs.map(inWords));
   // A cache is as long as the network says that a layer's window is.
@@ -256,7 +279,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     propagated,
     notes,
     logits,
-    routing: chosen,
+    routing,
     headline: {
       logits: logits && headline(logits),
       layers: taps.filter(({ kind }) => kind === "layer").map(({ key, metrics }) => ({ key, ...headline(metrics) })),
@@ -295,84 +318,129 @@ function headline({ mae, mre, cosine }: { mae: number; mre: number; cosine: numb
 /** Held to the floor like the logits. The only such tap: elsewhere correct devices are over its limits now and then. */
 const FINAL_STATE = "0/model.norm:out";
 
+interface OwnOptions {
+  readonly computeClass: ComputeClass;
+  readonly forceRouting: boolean;
+  readonly floor?: Floor;
+  readonly observe?: Observe;
+}
+
 /** Compares the tensors of a run from the token ids while they are shown, and keeps the few that are needed afterwards. */
-class OwnRun {
+class OwnRun implements Own {
   /** By key, in the reference's order. */
   readonly taps = new Map<string, TapReport>();
   readonly values = new Map<string, Values>();
+  /** What this model has to show, by the names that its network asks for. */
+  readonly asked = new Set<string>();
   /** Why the reference is not of this model, if a tensor's shape says so. */
   misshapen?: string;
   /** Caches and probabilities of decode steps with another number of keys, which are not compared: the two shapes. */
   readonly otherKeys = new Map<string, string>();
   /** The first tensor of which a part is compared (see `common`). */
   partial?: string;
+  readonly #runner: Runner;
   readonly #reference: Reference;
-  readonly #computeClass: ComputeClass;
-  readonly #floor?: Floor;
-  readonly #observe?: Observe;
-  /** By step, in the order of execution. */
-  readonly #order: ReadonlyMap<number, string[]>;
+  readonly #options: OwnOptions;
+  /** Of keys in the reference's order. */
+  readonly #positions: ReadonlyMap<string, number>;
+  readonly #tapped: ReadonlySet<number>;
+  /** Choices of experts that the layers that run next are to take. */
+  readonly #routing = new Map<string, Values>();
+  readonly #greedy: number[] = [];
   readonly #logits: Logits;
 
-  constructor(
-    reference: Reference,
-    computeClass: ComputeClass,
-    { floor, observe }: Pick<DiffOptions, "floor" | "observe">,
-  ) {
+  constructor(runner: Runner, reference: Reference, options: OwnOptions) {
+    this.#runner = runner;
     this.#reference = reference;
-    this.#computeClass = computeClass;
-    this.#floor = floor;
-    this.#observe = observe;
-    this.#order = Map.groupBy(reference.manifest.order, (full) => split(full).step);
-    this.#logits = new Logits(reference.manifest, computeClass);
+    this.#options = options;
+    this.#positions = new Map(reference.manifest.order.map((full, i) => [full, i]));
+    this.#tapped = new Set(reference.tappedSteps);
+    this.#logits = new Logits(reference.manifest, options.computeClass);
   }
 
-  async see(step: number, tensors: readonly DumpTensor[]): Promise<void> {
-    const shown = new Map(tensors.map((tensor) => [`${step}/${tensor.key}`, tensor]));
-    const pairs = new Map<string, Common>();
-    for (const full of this.#order.get(step) ?? []) {
-      const mine = shown.get(full);
-      if (mine === undefined) continue;
+  /** What is to be run; before each part, `prepare`. */
+  observed(step: number): ObservedStep {
+    const replace: Replacements = {
+      has: (key) => this.#options.forceRouting && isRouting(key) && this.#reference.has(`${step}/${key}`),
+      values: (key) => this.#routing.get(`${step}/${key}`),
+    };
+    const wants = (key: string) => {
+      if (!this.#tapped.has(step)) return false;
+      this.asked.add(`${step}/${key}`);
+      return this.#reference.has(`${step}/${key}`);
+    };
+    return { ...rowsOf(this.#reference, step), step, wants, replace };
+  }
+
+  async prepare(step: number, { from, to }: Part): Promise<void> {
+    this.#routing.clear();
+    if (!this.#options.forceRouting) return;
+    for (const full of this.#reference.manifest.order.filter(isRouting)) {
+      const layer = Number(/layers\.(\d+)/.exec(full)?.[1]);
+      const isNext = split(full).step === step && layer >= from && layer < to;
+      if (isNext) this.#routing.set(full, (await this.#reference.read(full)).values);
+    }
+  }
+
+  /** What `see` compares, in the reference's order, by full key; nothing where shapes tell another model. */
+  async pairs(step: number, tensors: readonly DumpTensor[]): Promise<KeyedPair[]> {
+    const { prompt_len } = this.#reference.manifest;
+    const pairs: KeyedPair[] = [];
+    for (const [full, mine] of this.#shown(step, tensors)) {
       const theirs = await this.#reference.read(full);
-      const pair = common(mine, theirs, this.#reference.manifest.prompt_len + step);
+      const pair = common(mine, theirs, prompt_len + step);
       const shapes = `${full} is [${theirs.shape}] in the dump and [${mine.shape}] here`;
       if (pair !== undefined) {
-        pairs.set(full, pair);
+        pairs.push({ key: full, actual: pair.mine.values, expected: pair.theirs });
         if (pair.mine !== mine || pair.theirs !== theirs) this.partial ??= shapes;
       } else if (step > 0 && differInKeys(mine, theirs)) this.otherKeys.set(full, shapes);
       else this.misshapen ??= shapes;
     }
-    if (this.misshapen !== undefined) return;
-    const all = Array.from(pairs.values(), ({ mine, theirs }) => ({ actual: mine.values, expected: theirs }));
-    await measureAll(all, storedAs(this.#computeClass));
-    for (const [full, { mine, theirs }] of pairs) {
-      this.taps.set(full, this.#compare(full, pairs));
-      if (isKept(full)) this.values.set(full, mine.values.slice());
-      if (full.endsWith("/:logits")) await this.#logits.add(step, mine.values, theirs);
+    return this.misshapen === undefined ? pairs : [];
+  }
+
+  /** Those that the reference has, in its order. */
+  #shown(step: number, tensors: readonly DumpTensor[]): [string, DumpTensor][] {
+    const positions = this.#positions;
+    return tensors
+      .map((tensor): [string, DumpTensor] => [`${step}/${tensor.key}`, tensor])
+      .filter(([full]) => positions.has(full))
+      .sort(([a], [b]) => positions.get(a)! - positions.get(b)!);
+  }
+
+  /** @param pairs of `pairs`, which were measured. */
+  async see(step: number, tensors: readonly DumpTensor[], pairs: readonly KeyedPair[]): Promise<void> {
+    const choice = chosen(this.#runner, tensors);
+    if (choice !== undefined) this.#greedy.push(choice);
+    const byKey = new Map(pairs.map((pair) => [pair.key, pair]));
+    for (const pair of pairs) {
+      const { key: full, actual, expected } = pair;
+      this.taps.set(full, this.#compare(pair, byKey));
+      if (isKept(full)) this.values.set(full, actual.slice());
+      if (full.endsWith("/:logits")) await this.#logits.add(step, actual, expected);
     }
   }
 
-  #compare(full: string, pairs: ReadonlyMap<string, Common>): TapReport {
-    const { mine, theirs: expected } = pairs.get(full)!;
-    const { key } = split(full);
-    const kind = kindOf(key);
+  #compare({ key: full, actual, expected }: KeyedPair, pairs: ReadonlyMap<string, KeyedPair>): TapReport {
+    const { computeClass, observe } = this.#options;
+    const kind = kindOf(split(full).key);
     const input = kind === "layer" ? pairs.get(full.replace(/:out$/, ":in")) : undefined;
-    const inputs: Sides["inputs"] = input && { actual: input.mine.values, expected: input.theirs.values };
-    const own = report(full, mine.values, expected, accumulatedGate(kind, this.#computeClass), inputs);
-    const floor = this.#floor?.taps.get(full);
-    const rho = floor && rhoOf(own.metrics, floor, storedAs(this.#computeClass));
-    const held = full !== FINAL_STATE || this.#computeClass !== "bf16" || !floor || withinFloor(own.metrics, floor);
+    const inputs: Sides["inputs"] = input && { actual: input.actual, expected: input.expected.values };
+    const own = report(full, actual, expected, accumulatedGate(kind, computeClass), inputs);
+    const floor = this.#options.floor?.taps.get(full);
+    const rho = floor && rhoOf(own.metrics, floor, storedAs(computeClass));
+    const held = full !== FINAL_STATE || computeClass !== "bf16" || !floor || withinFloor(own.metrics, floor);
     const verdict = held || own.verdict === "non-finite" ? own.verdict : "fail";
     const reported = { ...own, ...rho, verdict };
     const { shape, values } = expected;
-    this.#observe?.("accumulated", full, { actual: mine.values, expected: values, shape, inputs }, reported);
+    observe?.("accumulated", full, { actual, expected: values, shape, inputs }, reported);
     return { key: full, kind, shape, ...reported };
   }
 
   /** Of all steps together; null where none had any. */
-  logits(greedy: readonly number[]): LogitsReport | null {
+  logits(): LogitsReport | null {
     const [key] = this.#reference.manifest.order.filter((full) => full.endsWith("/:logits"));
-    return this.#logits.report(this.taps.get(key), greedy, this.#floor?.logits);
+    return this.#logits.report(this.taps.get(key), this.#greedy, this.#options.floor?.logits);
   }
 }
 

@@ -1,7 +1,7 @@
 // Runs a prompt and greedy decode steps and keeps every tapped tensor in Hugging Face's names and shapes: the dump format of
 // docs/numerics.md, equal to the PyTorch exporter's. Knows nothing of files; `vernier dump` writes what it returns.
 import type { Part } from "../model.ts";
-import type { Runner, Traced, TraceOptions } from "../runner.ts";
+import type { Batch, Runner, Traced, TracedStep, TraceOptions } from "../runner.ts";
 import type { Tap, TapLayout } from "../tap.ts";
 import { argmaxRow } from "./metrics.ts";
 
@@ -33,49 +33,32 @@ export interface DumpOptions {
   readonly wants: (key: string, step: number) => boolean;
   /** Fed instead of the greedy choices (teacher forcing): at least `decode` ids. */
   readonly forced?: readonly number[];
-  /** Values that the network reads in place of its own, by step. */
-  readonly replace?: (step: number) => TraceOptions["replace"];
-  /** How many layers run and are shown at once. Default: all. */
-  readonly layersAtOnce?: number;
 }
 
 /** The runner must have room for `ids.length + decode` positions and for the prompt in one chunk. Uses sequence slot 0. */
 export async function dump(runner: Runner, options: DumpOptions): Promise<Dump> {
-  const tensors: DumpTensor[] = [];
-  const run = await watch(runner, options, (step, traced) => {
-    for (const tensor of owned(traced)) tensors.push({ ...tensor, key: `${step}/${tensor.key}` });
-  });
-  return { ...run, promptLength: options.ids.length, activations: runner.activations, tensors };
-}
-
-/** The same run, whose tensors are shown (as in `watchStep`), not kept. The logits come last. */
-export async function watch(
-  runner: Runner,
-  options: DumpOptions,
-  see: (step: number, tensors: readonly DumpTensor[]) => void | Promise<void>,
-): Promise<Pick<Dump, "ids" | "greedy">> {
-  const { ids: prompt, decode, forced, layersAtOnce } = options;
+  const { ids: prompt, decode, forced } = options;
   const ids = [...prompt];
   const greedy: number[] = [];
+  const tensors: DumpTensor[] = [];
   for (let step = 0; step <= decode; step++) {
     const tokens = step === 0 ? prompt : ids.slice(-1);
     const wants = (key: string) => options.wants(key, step);
-    const start = ids.length - tokens.length;
-    await watchStep(
-      runner,
-      { tokens, start, step, wants, replace: options.replace?.(step), layersAtOnce },
-      (tensors) => {
-        const logits = tensors.find(({ key }) => key === ":logits")?.values;
-        if (logits) greedy.push(argmaxRow(logits, logits.length - runner.vocabSize, runner.vocabSize));
-        return see(step, tensors);
-      },
-    );
+    const traced = await traceStep(runner, { tokens, start: ids.length - tokens.length, step, wants });
+    greedy.push(chosen(runner, traced)!);
+    for (const tensor of traced) tensors.push({ ...tensor, key: `${step}/${tensor.key}` });
     if (step < decode) ids.push(forced?.[step] ?? greedy[step]);
   }
-  return { ids, greedy };
+  return { ids, promptLength: prompt.length, greedy, activations: runner.activations, tensors };
 }
 
-export interface StepOptions extends Omit<TraceOptions, "keys"> {
+/** The largest logit of a step's last row; undefined where its logits are not among what is shown. */
+export function chosen({ vocabSize }: Runner, tensors: readonly DumpTensor[]): number | undefined {
+  const logits = tensors.find(({ key }) => key === ":logits")?.values;
+  return logits && argmaxRow(logits, logits.length - vocabSize, vocabSize);
+}
+
+export interface ObservedStep extends Omit<TracedStep, "batch" | "keys"> {
   readonly tokens: readonly number[];
   /** Position of the first token. */
   readonly start: number;
@@ -83,13 +66,17 @@ export interface StepOptions extends Omit<TraceOptions, "keys"> {
   readonly step: number;
   /** How much further than its position each row is rotated. Default 0. */
   readonly rotation?: number;
+  /** The sequence slot. Default 0. */
+  readonly slot?: number;
 }
+
+export interface StepOptions extends ObservedStep, TraceOptions {}
 
 /** What the taps of some layers may take together, and about what those of one layer take for a row and channel (25 f32). */
 const SHOWN_BYTES = 16 * 2 ** 20;
 const LAYER_BYTES = 100;
 
-/** How many layers of a step may be shown at once, so that new memory does not cost more than what is done with it. */
+/** How many layers may be shown at once, so that new memory does not cost more than what is done with it. `rows`: of all steps. */
 export function layersToShow(runner: Runner, rows: number): number {
   return Math.max(1, Math.floor(SHOWN_BYTES / (LAYER_BYTES * rows * runner.config.hiddenSize)));
 }
@@ -147,46 +134,107 @@ const scratches = new WeakMap<Runner, Scratch>();
  * The same, shown and not kept, some layers after the other if `layersAtOnce` says so: values are to be read only, and only until
  * `see` is done or the runner does anything else.
  */
-export async function watchStep(
+export function watchStep(
   runner: Runner,
   options: StepOptions,
-  see: (tensors: readonly DumpTensor[]) => void | Promise<void>,
+  see: (tensors: readonly DumpTensor[], part: Part) => void | Promise<void>,
 ): Promise<void> {
-  const { tokens, start, step, wants, rotation = 0 } = options;
-  const length = start + tokens.length;
-  runner.assignPages(
-    0,
-    Array.from({ length: Math.min(runner.pagesPerSequence, runner.totalPages) }, (_, i) => i),
-  );
-  const batch = {
-    tokens,
-    positions: tokens.map((_, i) => start + i),
-    rotations: tokens.map((_, i) => start + i + rotation),
-    sequences: tokens.map(() => 0),
-    selected: [],
-    lengths: tokens.map(() => length),
-  };
+  return watchSteps(runner, [options], options, ([tensors], part) => see(tensors, part));
+}
+
+/** Steps beside each other, in slots of their own (see `Runner.trace`). */
+export async function watchSteps(
+  runner: Runner,
+  steps: readonly ObservedStep[],
+  options: TraceOptions,
+  see: (tensors: readonly (readonly DumpTensor[])[], part: Part) => void | Promise<void>,
+): Promise<void> {
   const scratch = scratches.get(runner) ?? new Scratch();
   scratches.set(runner, scratch);
-  await runner.trace(batch, { ...options, keys: length }, async (traced, part) => {
+  const shaping = steps.map((step) => new Shaping(runner, scratch, step));
+  const traced = steps.map((step, i) => ({ ...step, batch: shaping[i].batch(), keys: shaping[i].length }));
+  await runner.trace(traced, options, async (taps, part) => {
     scratch.reset();
+    const shown: DumpTensor[][] = [];
+    for (const [i, one] of shaping.entries()) shown.push(await one.tensors(taps[i], part));
+    await see(shown, part);
+  });
+}
+
+/** One step's taps in Hugging Face's shapes. */
+class Shaping {
+  readonly length: number;
+  readonly #runner: Runner;
+  readonly #scratch: Scratch;
+  readonly #step: ObservedStep;
+  readonly #slot: number;
+  readonly #positions: readonly number[];
+
+  constructor(runner: Runner, scratch: Scratch, step: ObservedStep) {
+    const { tokens, start, slot = 0 } = step;
+    this.length = start + tokens.length;
+    this.#runner = runner;
+    this.#scratch = scratch;
+    this.#step = step;
+    this.#slot = slot;
+    this.#positions = tokens.map((_, i) => start + i);
+  }
+
+  /** The slot has its pages then. */
+  batch(): Batch {
+    const { tokens, rotation = 0 } = this.#step;
+    const { pagesPerSequence, totalPages } = this.#runner;
+    const pages = Math.min(pagesPerSequence, totalPages);
+    this.#runner.assignPages(
+      this.#slot,
+      Array.from({ length: pages }, (_, i) => this.#slot * pages + i),
+    );
+    return {
+      tokens,
+      positions: this.#positions,
+      rotations: this.#positions.map((position) => position + rotation),
+      sequences: tokens.map(() => this.#slot),
+      selected: [],
+      lengths: tokens.map(() => this.length),
+    };
+  }
+
+  /** In the order of execution. */
+  async tensors(traced: readonly Traced[], part: Part): Promise<DumpTensor[]> {
+    const { step, wants } = this.#step;
     // Taps that share values and layout share them in this shape too.
     const shaped = new Map<Traced["values"], { kind: TapLayout["kind"]; tensor: DumpTensor }>();
     const inShape = ({ tap, values }: Traced): DumpTensor => {
       const { kind } = tap.layout;
       const same = shaped.get(values);
       if (same?.kind === kind) return { ...same.tensor, key: tap.key };
-      const tensor = inHfShape(runner, scratch, tap, values, step, length);
+      const tensor = inHfShape(this.#runner, this.#scratch, tap, values, step, this.length);
       shaped.set(values, { kind, tensor });
       return tensor;
     };
-    const tensors = executionOrder([
-      ...(part.from === 0 ? ropeTaps(runner, batch.positions, length, wants) : []),
+    return executionOrder([
+      ...(part.from === 0 ? ropeTaps(this.#runner, this.#positions, this.length, wants) : []),
       ...traced.map(inShape),
-      ...(await cacheTaps(runner, scratch, part, length, step, wants)),
+      ...(await this.#caches(part)),
     ]);
-    await see(tensors);
-  });
+  }
+
+  /** `self_attn:k_cache`, `:v_cache` of every layer that is asked for. */
+  async #caches(part: Part): Promise<DumpTensor[]> {
+    const { step, wants } = this.#step;
+    const [runner, scratch, length] = [this.#runner, this.#scratch, this.length];
+    const tensors: DumpTensor[] = [];
+    for (let layer = part.from; layer < part.to; layer++) {
+      const at = `model.layers.${layer}.self_attn`;
+      if (!wants(`${at}:k_cache`) && !wants(`${at}:v_cache`)) continue;
+      const from = firstKey(runner, layer, step, length);
+      const { headDim } = runner.architecture.kv(runner.config, layer);
+      const { k, v } = await runner.readKv(layer, this.#slot, from, length);
+      if (wants(`${at}:k_cache`)) tensors.push(headsFirst(scratch, `${at}:k_cache`, k, length - from, headDim));
+      if (wants(`${at}:v_cache`)) tensors.push(headsFirst(scratch, `${at}:v_cache`, v, length - from, headDim));
+    }
+    return tensors;
+  }
 }
 
 function tensorOf(key: string, shape: readonly number[], values: Float32Array | Int32Array): DumpTensor {
@@ -256,34 +304,12 @@ function headsFirst(scratch: Scratch, key: string, values: Float32Array, rows: n
   return tensorOf(key, [1, heads, rows, headDim], out);
 }
 
-/** `self_attn:k_cache`, `:v_cache` of every layer that is asked for. */
-async function cacheTaps(
-  runner: Runner,
-  scratch: Scratch,
-  part: Part,
-  length: number,
-  step: number,
-  wants: TraceOptions["wants"],
-): Promise<DumpTensor[]> {
-  const tensors: DumpTensor[] = [];
-  for (let layer = part.from; layer < part.to; layer++) {
-    const at = `model.layers.${layer}.self_attn`;
-    if (!wants(`${at}:k_cache`) && !wants(`${at}:v_cache`)) continue;
-    const from = firstKey(runner, layer, step, length);
-    const { headDim } = runner.architecture.kv(runner.config, layer);
-    const { k, v } = await runner.readKv(layer, 0, from, length);
-    if (wants(`${at}:k_cache`)) tensors.push(headsFirst(scratch, `${at}:k_cache`, k, length - from, headDim));
-    if (wants(`${at}:v_cache`)) tensors.push(headsFirst(scratch, `${at}:v_cache`, v, length - from, headDim));
-  }
-  return tensors;
-}
-
 /** `model.rotary_emb:inv_freq`, `:cos`, `:sin`, with a suffix where an architecture has several variants. */
 function ropeTaps(
   runner: Runner,
   positions: readonly number[],
   length: number,
-  wants: TraceOptions["wants"],
+  wants: TracedStep["wants"],
 ): DumpTensor[] {
   const tensors: DumpTensor[] = [];
   for (const name of runner.ropeNames) {

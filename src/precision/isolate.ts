@@ -1,16 +1,19 @@
 // Isolated errors: replays a step with every layer reading the reference's values instead of its own device's, then the
 // operations of those layers where something is off, and says which of them are wrong by themselves. Knows the runner and names,
 // not what a verdict is worth.
-import type { Runner, TraceOptions } from "../runner.ts";
+import { sizeOf } from "../backend.ts";
+import type { Part } from "../model.ts";
+import type { Replacements, Runner } from "../runner.ts";
 import type { TapLayout } from "../tap.ts";
 import { boundOf, type Element, holdToBound } from "./bound.ts";
 import { common } from "./common.ts";
 import { differentChoices, type Judged, judge, type Observe, placeOf, type Sides, verdictOf } from "./compare.ts";
-import { type DumpTensor, owned, type StepOptions, traceStep, watchStep } from "./dump.ts";
+import type { GemmBound } from "./details.ts";
+import { type DumpTensor, type ObservedStep, owned, traceStep, watchStep } from "./dump.ts";
 import { type ComputeClass, type Gate, isolatedGate, kindOf, storedAs } from "./gates.ts";
 import type { Metrics } from "./measure.ts";
 import type { Stored } from "./metrics.ts";
-import { measureAll } from "./parallel.ts";
+import { measureAll, type Pair } from "./parallel.ts";
 import type { Reference, ReferenceTensor } from "./reference.ts";
 import type { LinearSample, WeightSamples } from "./trust.ts";
 
@@ -38,9 +41,9 @@ export function report(
   return { ...judged, worst: placeOf(key, expected.shape, judged.metrics) };
 }
 
-/** What is kept of a run from the token ids, by key with its step. */
+/** What is known of a run from the token ids, by key with its step. */
 export interface Own {
-  readonly metrics: ReadonlyMap<string, Metrics>;
+  readonly taps: ReadonlyMap<string, { readonly metrics: Metrics }>;
   /** Of the prompt's layer 0, and of all routers. */
   readonly values: ReadonlyMap<string, Values>;
 }
@@ -88,128 +91,175 @@ const isBlockInput = (key: string) => /^(model\.layers\.\d+|model\.norm|lm_head)
 const isLayerOutput = (key: string) => kindOf(key) === "layer";
 /** What the final norm and the head compute. */
 const isHeadOutput = (key: string) => /^(model\.norm:out|lm_head:out|:logits)$/.test(key);
+/** Both of them, for `computes`. */
+const HEAD = "lm_head";
+
+export function emptyIsolation(): Isolation {
+  return { guilty: [], isolated: new Map(), unstable: null, notes: [] };
+}
 
 /**
- * Replays whole layers, then the operations of layers in which any tap misses its own gate: what an operation adds to the error of
- * its tap is no more than that error, so the other layers are in order. Hence, too, a head whose logits came out that well from
- * the token ids is replayed on the last rows only; it is half of a small model.
+ * Judges a step whose layers were replayed, then replays the operations of layers in which any tap misses its own gate: what an
+ * operation adds to the error of its tap is no more than that error, so the other layers are in order. Hence, too, a head whose logits
+ * came out that well from the token ids is replayed on the last rows only; it is half of a small model.
  */
-export async function isolate(
-  runner: Runner,
-  reference: Reference,
-  { computeClass, samples, layersAtOnce, observe }: IsolateOptions,
-  own: Own,
-): Promise<Isolation> {
-  const result: Isolation = { guilty: [], isolated: new Map(), unstable: null, notes: [] };
-  const inF32 = computeClass === "f32" || (computeClass === "f16" && !runner.quantized);
-  const bound = (key: string, x: Values, y: Values) => {
-    const sample = /:out(\.0)?$/.test(key) && samples.linear.get(key.slice(0, key.lastIndexOf(":")));
-    const stored = computeClass === "f16" ? "f16" : "f32";
-    return inF32 && runner.activations === undefined && sample ? sampled(sample, x, y, stored) : undefined;
+export class StepIsolation {
+  /** The replay that is to be run first, and shown to `see`. With the reference's experts: a flipped near-tie is not the layer's error. */
+  readonly layers: ReplayOptions = {
+    reads: (key) => isBlockInput(key) || isRouting(key),
+    wants: (key) => this.#replay.has(key),
+    computes: (block) => block !== HEAD,
   };
-  for (const step of reference.tappedSteps) {
-    const replay = await Replay.open(runner, reference, step);
-    const judgeAll = async (
-      traced: readonly DumpTensor[],
-      reads: (key: string) => boolean,
-      of: (key: string) => boolean,
-    ) => {
-      const wrong: string[] = [];
-      const values = new Map(traced.map((tensor) => [tensor.key, tensor.values]));
-      const pairs: { key: string; actual: Values; expected: ReferenceTensor }[] = [];
-      for (const tensor of traced) {
-        const { key } = tensor;
-        const expected = of(key) ? await replay.expected(key) : undefined;
-        const pair = expected && common(tensor, expected, replay.positions);
-        if (pair !== undefined) pairs.push({ key, actual: pair.mine.values, expected: pair.theirs });
-      }
-      await measureAll(pairs, storedAs(computeClass));
-      for (const { key, actual, expected } of pairs) {
-        const full = `${step}/${key}`;
-        const input = isLayerOutput(key) ? (await replay.expected(inputOf(key)))?.values : undefined;
-        const inputs = input && { actual: input, expected: input };
-        const plain = report(full, actual, expected, isolatedGate(kindOf(key), computeClass), inputs);
-        const read = key.replace(/:out(\.0)?$/, ":in");
-        const x = reads(read) ? (await replay.expected(read))?.values : values.get(read);
-        const gemm = x && bound(key, x, actual);
-        const judged = gemm === undefined ? plain : holdToBound(plain, gemm);
-        result.isolated.set(full, judged);
-        observe?.("isolated", full, { actual, expected: expected.values, shape: expected.shape, inputs }, judged);
-        const logits = key.replace(/out\.2$/, "out.0");
-        if (failed(judged) && !isNearTie(actual, expected, values.get(logits), await replay.expected(logits)))
-          wrong.push(key);
-      }
-      return wrong;
-    };
+  readonly #replay: Replay;
+  readonly #own: Own;
+  readonly #options: IsolateOptions;
+  readonly #result: Isolation;
+  readonly #wrong: string[] = [];
 
-    // With the reference's experts: a flipped near-tie is not the layer's error.
-    const headInOrder = replay.keys.every((key) => {
-      const metrics = own.metrics.get(`${step}/${key}`);
-      if (!isHeadOutput(key) || metrics === undefined) return true;
-      const gate = isolatedGate(key === ":logits" ? "product" : kindOf(key), computeClass);
-      return !failed({ verdict: verdictOf(metrics, metrics.nmse, gate) });
-    });
-    const wrong: string[] = [];
-    const read = (key: string) => isBlockInput(key) || isRouting(key);
-    await replay.watch(
-      {
-        reads: read,
-        wants: (key) => replay.has(key),
-        computes: (block) => block !== "lm_head" || !headInOrder,
-        layersAtOnce,
-      },
-      async (traced) => {
-        // What a block reads is what the one before it made.
-        wrong.push(...(await judgeAll(traced, read, (key) => !isBlockInput(key))));
-        if (step === 0) result.unstable ??= await changed(traced, own.values, replay);
-      },
-    );
+  /** What is found is added to `result`. */
+  constructor(replay: Replay, own: Own, options: IsolateOptions, result: Isolation) {
+    this.#replay = replay;
+    this.#own = own;
+    this.#options = options;
+    this.#result = result;
+  }
+
+  /** What `see` compares. */
+  pairs(traced: readonly DumpTensor[]): Promise<KeyedPair[]> {
+    // What a block reads is what the one before it made.
+    return this.#pairs(traced, (key) => !isBlockInput(key));
+  }
+
+  /** @param pairs of `pairs`, which were measured. */
+  async see(traced: readonly DumpTensor[], pairs: readonly KeyedPair[]): Promise<void> {
+    this.#wrong.push(...(await this.#judge(traced, pairs, this.layers.reads)));
+    if (this.#replay.step === 0) this.#result.unstable ??= await changed(traced, this.#own.values, this.#replay);
+  }
+
+  /** Once all layers were seen: the rest of the step. */
+  async finish(): Promise<void> {
+    const { computeClass } = this.#options;
+    const [replay, result] = [this.#replay, this.#result];
+    const headInOrder = this.#headInOrder();
+    if (!headInOrder) {
+      // Layers compute where the dump does not say what they give to the norm.
+      const computes = (block: string) => block === HEAD || !replay.has("model.norm:in");
+      await this.#watch({ ...this.layers, wants: isHeadOutput, computes }, isHeadOutput, this.#wrong);
+    }
     const fused = await replay.fused(computeClass);
     const end = await replay.end(computeClass);
     result.unstable ??= end.unstable;
     for (const [key, judged] of end.judged) {
-      if (isHeadOutput(key) && headInOrder) result.isolated.set(`${step}/${key}`, judged);
+      if (isHeadOutput(key) && headInOrder) result.isolated.set(replay.full(key), judged);
     }
 
     // Every operation of the blocks where anything is off, from its own reference input.
-    const suspects = new Set(wrong.map(blockOf));
+    const suspects = new Set(this.#wrong.map(blockOf));
     const inside = (key: string) => suspects.has(blockOf(key));
     const misses: string[] = [];
     if (suspects.size > 0) {
-      const reads = (key: string) => inside(key) && isLeafInput(key);
-      await replay.watch(
-        {
-          reads,
-          wants: inside,
-          fusion: "off",
-          computes: (block) => suspects.has(block) || (block === "lm_head" && suspects.has("model.norm")),
-          layersAtOnce,
-        },
-        async (traced) => {
-          const leaves = (key: string) => inside(key) && !isLayerOutput(key) && !isBlockInput(key);
-          misses.push(...(await judgeAll(traced, reads, leaves)));
-        },
-      );
+      const operations: ReplayOptions = {
+        reads: (key) => inside(key) && isLeafInput(key),
+        wants: inside,
+        fusion: "off",
+        computes: (block) => suspects.has(block) || (block === HEAD && suspects.has("model.norm")),
+      };
+      await this.#watch(operations, (key) => inside(key) && !isLayerOutput(key) && !isBlockInput(key), misses);
     }
     const guilty = blame(misses);
     // Tables are every layer's.
     const innocent = (key: string) =>
       !guilty.some((leaf) => blockOf(leaf) === blockOf(key) || blockOf(leaf) === "model.rotary_emb");
-    for (const layer of wrong.filter(isLayerOutput).filter(innocent)) {
+    for (const layer of this.#wrong.filter(isLayerOutput).filter(innocent)) {
       guilty.push(layer);
-      result.notes.push(`${step}/${layer}: its operations are right one by one; together they are not`);
+      result.notes.push(`${replay.full(layer)}: its operations are right one by one; together they are not`);
     }
     for (const [key, judged] of [...fused, ...end.judged]) {
       if (!failed(judged) || !innocent(key) || guilty.includes(key)) continue;
       guilty.push(key);
-      result.isolated.set(`${step}/${key}`, judged);
-      result.notes.push(`${step}/${key}: its operations are right one by one; its fused kernels are not`);
+      result.isolated.set(replay.full(key), judged);
+      result.notes.push(`${replay.full(key)}: its operations are right one by one; its fused kernels are not`);
     }
     const position = new Map(replay.keys.map((key, i) => [key, i]));
     guilty.sort((x, y) => position.get(x)! - position.get(y)!);
-    result.guilty.push(...guilty.map((key) => `${step}/${key}`));
+    result.guilty.push(...guilty.map((key) => replay.full(key)));
   }
-  return result;
+
+  /** Whether all that the head made from the token ids holds the gates of its operations. */
+  #headInOrder(): boolean {
+    return this.#replay.keys.every((key) => {
+      const metrics = this.#own.taps.get(this.#replay.full(key))?.metrics;
+      if (!isHeadOutput(key) || metrics === undefined) return true;
+      const gate = isolatedGate(key === ":logits" ? "product" : kindOf(key), this.#options.computeClass);
+      return !failed({ verdict: verdictOf(metrics, metrics.nmse, gate) });
+    });
+  }
+
+  /** Another replay; what misses its gate of the taps that `of` names is added to `wrong`. */
+  #watch(options: ReplayOptions, of: (key: string) => boolean, wrong: string[]): Promise<void> {
+    const { computeClass, layersAtOnce } = this.#options;
+    return this.#replay.watch({ ...options, layersAtOnce }, async (traced) => {
+      const pairs = await this.#pairs(traced, of);
+      await measureAll(pairs, storedAs(computeClass));
+      wrong.push(...(await this.#judge(traced, pairs, options.reads)));
+    });
+  }
+
+  async #pairs(traced: readonly DumpTensor[], of: (key: string) => boolean): Promise<KeyedPair[]> {
+    const pairs: KeyedPair[] = [];
+    for (const tensor of traced) {
+      const { key } = tensor;
+      const expected = of(key) ? await this.#replay.expected(key) : undefined;
+      const pair = expected && common(tensor, expected, this.#replay.positions);
+      if (pair !== undefined) pairs.push({ key, actual: pair.mine.values, expected: pair.theirs });
+    }
+    return pairs;
+  }
+
+  /**
+   * Those that miss their gate.
+   * @param reads of the replay that they are of.
+   */
+  async #judge(
+    traced: readonly DumpTensor[],
+    pairs: readonly KeyedPair[],
+    reads: ReplayOptions["reads"],
+  ): Promise<string[]> {
+    const { computeClass, observe } = this.#options;
+    const replay = this.#replay;
+    const wrong: string[] = [];
+    const values = new Map(traced.map((tensor) => [tensor.key, tensor.values]));
+    for (const { key, actual, expected } of pairs) {
+      const full = replay.full(key);
+      const input = isLayerOutput(key) ? (await replay.expected(inputOf(key)))?.values : undefined;
+      const inputs = input && { actual: input, expected: input };
+      const plain = report(full, actual, expected, isolatedGate(kindOf(key), computeClass), inputs);
+      const read = key.replace(/:out(\.0)?$/, ":in");
+      const x = reads(read) ? (await replay.expected(read))?.values : values.get(read);
+      const gemm = x && this.#bound(key, x, actual);
+      const judged = gemm === undefined ? plain : holdToBound(plain, gemm);
+      this.#result.isolated.set(full, judged);
+      observe?.("isolated", full, { actual, expected: expected.values, shape: expected.shape, inputs }, judged);
+      const logits = key.replace(/out\.2$/, "out.0");
+      if (failed(judged) && !isNearTie(actual, expected, values.get(logits), await replay.expected(logits)))
+        wrong.push(key);
+    }
+    return wrong;
+  }
+
+  /** Of a linear layer's product; undefined where its sums are not f32's. */
+  #bound(key: string, x: Values, y: Values): GemmBound | undefined {
+    const { computeClass, samples } = this.#options;
+    const sample = /:out(\.0)?$/.test(key) && samples.linear.get(key.slice(0, key.lastIndexOf(":")));
+    const stored = computeClass === "f16" ? "f16" : "f32";
+    return sample && this.#replay.sumsInF32(computeClass) ? sampled(sample, x, y, stored) : undefined;
+  }
+}
+
+/** Values to compare, and the name of their tap. */
+export interface KeyedPair extends Pair {
+  readonly key: string;
+  readonly actual: Values;
 }
 
 /** Rows of a product that are computed again. */
@@ -297,7 +347,7 @@ export interface ReplayOptions {
   readonly wants: (key: string) => boolean;
   readonly fusion?: "off";
   readonly layersAtOnce?: number;
-  /** Which blocks compute at all (see TraceOptions). */
+  /** Which blocks compute at all (see TracedStep). */
   readonly computes?: (block: string) => boolean;
 }
 
@@ -305,23 +355,32 @@ export interface ReplayOptions {
 export class Replay {
   /** Of the step's tensors, in the order of execution, without the step; inputs also where only what makes them is there. */
   readonly keys: readonly string[];
+  readonly step: number;
   readonly #has: ReadonlySet<string>;
+  /** The same keys by layer; NaN outside of layers. */
+  readonly #ofLayer: ReadonlyMap<number, readonly string[]>;
   /** Inputs that the reference does not have, but the output that each of them is. */
   readonly #same = new Map<string, string>();
   readonly #runner: Runner;
   readonly #reference: Reference;
-  readonly #step: number;
+  readonly #slot: number;
+  /** What the layers that run next read. */
+  readonly #inputs = new Map<string, ReferenceTensor>();
+  /** Layers whose keys and values are on the device as the step begins with them. */
+  readonly #restored = new Set<number>();
+  /** What the ends of blocks are in the last rows of the step. */
+  readonly #last = new Map<string, Values>();
 
-  /** Gives the device the keys and values that the step begins with. */
-  static async open(runner: Runner, reference: Reference, step: number): Promise<Replay> {
-    await restoreCache(runner, reference, step);
-    return new Replay(runner, reference, step);
+  /** @param slot of the sequence. */
+  static open(runner: Runner, reference: Reference, step: number, slot = 0): Replay {
+    return new Replay(runner, reference, step, slot);
   }
 
-  private constructor(runner: Runner, reference: Reference, step: number) {
+  private constructor(runner: Runner, reference: Reference, step: number, slot: number) {
     this.#runner = runner;
     this.#reference = reference;
-    this.#step = step;
+    this.step = step;
+    this.#slot = slot;
     const own = new Set(reference.manifest.order.map(split).flatMap((at) => (at.step === step ? [at.key] : [])));
     const keys: string[] = [];
     const { numHiddenLayers: layers } = runner.config;
@@ -336,48 +395,108 @@ export class Replay {
     }
     this.keys = keys;
     this.#has = new Set(keys);
+    this.#ofLayer = Map.groupBy(keys, layerOf);
   }
 
   has(key: string): boolean {
     return this.#has.has(key);
   }
 
+  /** With the step. */
+  full(key: string): string {
+    return `${this.step}/${key}`;
+  }
+
   /** That have been fed, the step's own included. */
   get positions(): number {
-    return this.#reference.manifest.prompt_len + this.#step;
+    return this.#reference.manifest.prompt_len + this.step;
+  }
+
+  /** Whether the device adds up products of unrounded inputs and weights in f32. */
+  sumsInF32(computeClass: ComputeClass): boolean {
+    const { quantized, activations } = this.#runner;
+    return (computeClass === "f32" || (computeClass === "f16" && !quantized)) && activations === undefined;
   }
 
   /** Valid until the reference forgets: at the latest when a replay goes on to other layers. */
   async expected(key: string): Promise<ReferenceTensor | undefined> {
-    return this.has(key) ? this.#reference.read(`${this.#step}/${this.#same.get(key) ?? key}`) : undefined;
+    return this.has(key) ? this.#reference.read(this.full(this.#same.get(key) ?? key)) : undefined;
   }
 
   run(options: ReplayOptions): Promise<DumpTensor[]> {
-    return traceStep(this.#runner, this.#stepOptions(options));
+    return traceStep(this.#runner, { ...options, ...this.observed(options), prepare: this.#preparing(options) });
   }
 
   /** The same, shown and not kept (see `watchStep`); the reference's values neither. */
-  watch(options: ReplayOptions, see: (traced: readonly DumpTensor[]) => Promise<void>): Promise<void> {
-    return watchStep(this.#runner, this.#stepOptions(options), async (traced) => {
-      await see(traced);
+  watch(options: ReplayOptions, see: (traced: readonly DumpTensor[], part: Part) => Promise<void>): Promise<void> {
+    const step = { ...options, ...this.observed(options), prepare: this.#preparing(options) };
+    return watchStep(this.#runner, step, async (traced, part) => {
+      await see(traced, part);
       this.#reference.forget();
     });
   }
 
-  #stepOptions({ reads, ...options }: ReplayOptions): StepOptions {
-    const keys = this.keys.filter(reads);
-    const tensors = new Map<string, ReferenceTensor>();
-    const replace: StepOptions["replace"] = {
-      prepare: async ({ from, to }) => {
-        const atEnd = from === 0 || to === this.#runner.config.numHiddenLayers;
-        const inPart = (layer: number) => (Number.isNaN(layer) ? atEnd : layer >= from && layer < to);
-        tensors.clear();
-        for (const key of keys) if (inPart(layerOf(key))) tensors.set(key, (await this.expected(key))!);
-      },
-      has: (key) => reads(key) && this.has(key),
-      values: (key, _, layout) => inLayout(tensors.get(key)!, layout),
+  #preparing(options: ReplayOptions): (part: Part) => Promise<boolean> {
+    return async (part) => {
+      await this.prepare(options, part);
+      return true;
     };
-    return { ...options, ...this.#rows(), step: this.#step, replace };
+  }
+
+  /** What is to be run; before each part, `prepare`. */
+  observed({ reads, wants, computes }: ReplayOptions): ObservedStep {
+    const replace: Replacements = {
+      has: (key) => reads(key) && this.has(key),
+      values: (key, shape, layout) => {
+        const tensor = this.#inputs.get(key);
+        return tensor?.values.length === sizeOf(shape) ? inLayout(tensor, layout) : undefined;
+      },
+    };
+    return { ...rowsOf(this.#reference, this.step), step: this.step, slot: this.#slot, wants, computes, replace };
+  }
+
+  /** Reads what layers read, and gives the device their keys and values. */
+  async prepare({ reads, wants }: ReplayOptions, part: Part): Promise<void> {
+    this.#inputs.clear();
+    for (let layer = part.from; layer < part.to; layer++) {
+      if (this.#restored.has(layer) || !this.#ofLayer.get(layer)?.some(wants)) continue;
+      this.#restored.add(layer);
+      await this.#restore(layer);
+    }
+    for (const key of this.#keysIn(part).filter(reads)) this.#inputs.set(key, (await this.expected(key))!);
+  }
+
+  /** Tables belong to the first layer, the final norm and the head to the last. */
+  #keysIn({ from, to }: Part): string[] {
+    const keys =
+      from === 0 || to === this.#runner.config.numHiddenLayers ? [...(this.#ofLayer.get(Number.NaN) ?? [])] : [];
+    for (let layer = from; layer < to; layer++) keys.push(...(this.#ofLayer.get(layer) ?? []));
+    return keys;
+  }
+
+  /** Gives the device the keys and values of a layer that the reference had before the step. */
+  async #restore(layer: number): Promise<void> {
+    const [runner, reference] = [this.#runner, this.#reference];
+    const at = this.full(`model.layers.${layer}.self_attn`);
+    if (this.step === 0 || !reference.has(`${at}:k_cache`) || !reference.has(`${at}:v_cache`)) return;
+    const [k, v] = await Promise.all([reference.read(`${at}:k_cache`), reference.read(`${at}:v_cache`)]);
+    const [, heads, keys, d] = k.shape;
+    // All but the step's own key, which the step appends itself.
+    const rows = ({ values }: ReferenceTensor, from: number, to: number) => {
+      const out = new Float32Array((to - from) * heads * d);
+      for (let t = from, o = 0; t < to; t++) {
+        for (let h = 0; h < heads; h++) {
+          const row = (h * keys + t) * d;
+          for (let c = 0; c < d; c++, o++) out[o] = values[row + c];
+        }
+      }
+      return out;
+    };
+    const length = this.positions;
+    for (let from = 0; from < keys - 1; from += runner.prefillChunk) {
+      const to = Math.min(keys - 1, from + runner.prefillChunk);
+      await runner.writeKv(layer, this.#slot, length - keys + from, rows(k, from, to), rows(v, from, to));
+    }
   }
 
   /**
@@ -391,11 +510,11 @@ export class Replay {
     for (let layer = 0; layer < config.numHiddenLayers; layer++) {
       const block = `model.layers.${layer}`;
       if (!this.has(`${block}:in`) || !this.has(`${block}:out`)) continue;
-      const ports = this.keys.filter((key) => blockOf(key) === block).map((key) => key.slice(block.length));
+      const ports = this.#ofLayer.get(layer)!.map((key) => key.slice(block.length));
       makes.set(`${architecture.kv(config, layer).window} ${ports}`, block);
     }
     const blocks = new Set(makes.values());
-    if (blocks.size === 0 || this.#rows().tokens.length === 1) return judged;
+    if (blocks.size === 0 || rowsOf(this.#reference, this.step).tokens.length === 1) return judged;
     const options: ReplayOptions = {
       reads: (key) => blocks.has(blockOf(key)) && (isBlockInput(key) || isRouting(key)),
       wants: (key) => blocks.has(blockOf(key)) && isLayerOutput(key),
@@ -412,22 +531,36 @@ export class Replay {
     return judged;
   }
 
+  /** Keeps what `end` needs of the layers that were just compared. */
+  async keepEnds(part: Part): Promise<void> {
+    for (const key of this.#keysIn(part)) {
+      if (!isBlockInput(key) && !isLayerOutput(key) && !isHeadOutput(key)) continue;
+      const { values, shape } = (await this.expected(key))!;
+      this.#last.set(key, values.slice(values.length - this.#endRows * shape.at(-1)!));
+    }
+  }
+
+  get #endRows(): number {
+    const { length } = rowsOf(this.#reference, this.step).tokens;
+    return Math.min(length, Math.max(2, Math.ceil(length / END_SHARE)));
+  }
+
   /**
    * The step's last rows, twice, as generation runs them: watched between layers only, so that nothing is unfused, each layer with
-   * the reference's input. Needs the keys of the rows before them, hence a run of the whole step first.
+   * the reference's input. Needs the keys of the rows before them, hence a run of the whole step first, and `keepEnds` of all of it.
    */
   async end(computeClass: ComputeClass): Promise<{ judged: Map<string, Reported>; unstable: string | null }> {
-    const { tokens, start } = this.#rows();
-    const rows = Math.min(tokens.length, Math.max(2, Math.ceil(tokens.length / END_SHARE)));
-    const last = await this.#lastRows(rows);
-    const twice: StepOptions = {
+    const { tokens, start } = rowsOf(this.#reference, this.step);
+    const [rows, last] = [this.#endRows, this.#last];
+    const twice = {
       tokens: tokens.slice(-rows),
       start: start + tokens.length - rows,
-      step: this.#step,
-      wants: (key) => isLayerOutput(key) || isHeadOutput(key),
+      step: this.step,
+      slot: this.#slot,
+      wants: (key: string) => isLayerOutput(key) || isHeadOutput(key),
       replace: {
-        has: (key) => isBlockInput(key) && last.has(key),
-        values: (key) => last.get(key)!,
+        has: (key: string) => isBlockInput(key) && last.has(key),
+        values: (key: string) => last.get(key)!,
       },
       runs: 2,
     };
@@ -448,27 +581,18 @@ export class Replay {
       const one = judge({ actual, expected, shape, inputs }, gate);
       judged.set(key, { ...one, worst: `${placeOf(key, shape, one.metrics)} of the last ${rows} tokens` });
     }
-    return { judged, unstable: unstable === undefined ? null : `${this.#step}/${unstable.key}` };
+    return { judged, unstable: unstable === undefined ? null : this.full(unstable.key) };
   }
+}
 
-  /** What the ends of blocks are in the reference. */
-  async #lastRows(rows: number): Promise<ReadonlyMap<string, Values>> {
-    const last = new Map<string, Values>();
-    for (const key of this.keys) {
-      if (!isBlockInput(key) && !isLayerOutput(key) && !isHeadOutput(key)) continue;
-      const { values, shape } = (await this.expected(key))!;
-      last.set(key, values.slice(values.length - rows * shape.at(-1)!));
-      if (isLayerOutput(key)) this.#reference.forget();
-    }
-    return last;
-  }
-
-  #rows(): { tokens: readonly number[]; start: number } {
-    const { ids } = this.#reference.manifest;
-    const length = this.positions;
-    const start = this.#step === 0 ? 0 : length - 1;
-    return { tokens: ids.slice(start, length), start };
-  }
+/** What a step of a reference was fed, and the position of the first of these ids. */
+export function rowsOf(
+  { manifest: { ids, prompt_len } }: Reference,
+  step: number,
+): { tokens: readonly number[]; start: number } {
+  const length = prompt_len + step;
+  const start = step === 0 ? 0 : length - 1;
+  return { tokens: ids.slice(start, length), start };
 }
 
 /** Which part of a step's rows `Replay.end` runs twice. */
@@ -524,19 +648,6 @@ export function sourcesOf(key: string, among: ReadonlySet<string>): string[] {
   return sources.filter((source) => among.has(source));
 }
 
-/** The reference's choices of experts, for all steps. */
-export async function routingOf(reference: Reference): Promise<(step: number) => NonNullable<TraceOptions["replace"]>> {
-  const choices = new Map<string, Values>();
-  for (const full of reference.manifest.order.filter(isRouting)) {
-    choices.set(full, (await reference.read(full)).values.slice());
-    reference.forget();
-  }
-  return (step) => ({
-    has: (key) => choices.has(`${step}/${key}`),
-    values: (key) => choices.get(`${step}/${key}`)!,
-  });
-}
-
 /** Reference values as a tap has them. */
 function inLayout({ values, shape }: ReferenceTensor, layout: TapLayout): Values {
   if (layout.kind !== "heads") return values;
@@ -555,32 +666,4 @@ function inLayout({ values, shape }: ReferenceTensor, layout: TapLayout): Values
 /** NaN outside of layers. */
 function layerOf(key: string): number {
   return Number(/^model\.layers\.(\d+)/.exec(key)?.[1]);
-}
-
-/** Gives the device the keys and values that the reference had before a decode step. */
-async function restoreCache(runner: Runner, reference: Reference, step: number): Promise<void> {
-  if (step === 0) return;
-  const length = reference.manifest.prompt_len + step;
-  for (let layer = 0; layer < runner.config.numHiddenLayers; layer++) {
-    const at = `${step}/model.layers.${layer}.self_attn`;
-    if (!reference.has(`${at}:k_cache`) || !reference.has(`${at}:v_cache`)) continue;
-    const [k, v] = await Promise.all([reference.read(`${at}:k_cache`), reference.read(`${at}:v_cache`)]);
-    const [, heads, keys, d] = k.shape;
-    // All but the step's own key, which the step appends itself.
-    const rows = ({ values }: ReferenceTensor, from: number, to: number) => {
-      const out = new Float32Array((to - from) * heads * d);
-      for (let t = from, o = 0; t < to; t++) {
-        for (let h = 0; h < heads; h++) {
-          const row = (h * keys + t) * d;
-          for (let c = 0; c < d; c++, o++) out[o] = values[row + c];
-        }
-      }
-      return out;
-    };
-    for (let from = 0; from < keys - 1; from += runner.prefillChunk) {
-      const to = Math.min(keys - 1, from + runner.prefillChunk);
-      await runner.writeKv(layer, 0, length - keys + from, rows(k, from, to), rows(v, from, to));
-    }
-    reference.forget();
-  }
 }

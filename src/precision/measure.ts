@@ -1,11 +1,11 @@
 // All metrics of a tensor against its reference in one pass, since a diff measures every tensor of a model (docs/numerics.md,
 // section 2: f64 throughout). The sums are made in WebAssembly (kernels/precision), three times as fast as here and as fast the
-// first time. What the reference alone says is kept with it. metrics.ts has them one by one. Node only.
+// first time. What the reference alone says is found out once for all that is compared with it. metrics.ts has them one by one. Node only.
 import { readFileSync } from "node:fs";
 import { EXP64 } from "../../kernels/exp64.ts";
 import * as layout from "../../kernels/precision/layout.ts";
 import { DeviceError } from "../errors.ts";
-import { type At, klDivergence, logSumExp, type Stored, smallValueAt } from "./metrics.ts";
+import { type At, klDivergence, largest, logSumExp, type Stored, smallValueAt } from "./metrics.ts";
 
 /** Tensors as they are read back. Ids and indices stay below 2²⁴, so f32 holds them too. */
 export type TensorValues = Float32Array | Int32Array;
@@ -46,16 +46,24 @@ export function widthOf(shape: readonly number[]): number {
  * @param stored tells which values are too small for relative errors.
  */
 export function measure(actual: TensorValues, expected: TensorValues, width: number, stored: Stored = "f32"): Metrics {
-  const known = measured.get(actual);
-  if (known?.expected === expected && known.width === width && known.stored === stored) return known.metrics;
+  const known = knownOf(actual, { expected, width, stored });
+  if (known !== undefined) return known;
   const metrics = compare(actual, expected, width, stored);
   remember(actual, { expected, width, stored, metrics });
   return metrics;
 }
 
+function knownOf(actual: TensorValues, { expected, width, stored }: Omit<Measured, "metrics">): Metrics | undefined {
+  const others = measured.get(actual);
+  return others?.find((one) => one.expected === expected && one.width === width && one.stored === stored)?.metrics;
+}
+
 /** From here on these are their metrics: another thread has measured them. */
 export function remember(actual: TensorValues, of: Measured): void {
-  measured.set(actual, of);
+  if (knownOf(actual, of) !== undefined) return;
+  const others = measured.get(actual) ?? [];
+  others.push(of);
+  measured.set(actual, others);
 }
 
 interface Measured {
@@ -65,16 +73,16 @@ interface Measured {
   readonly metrics: Metrics;
 }
 
-/** Taps share tensors (a layer's output is the next one's input): a pair that was measured is not measured again. */
-const measured = new WeakMap<TensorValues, Measured>();
+/** Taps share tensors, also in other shapes (a layer's output is the next one's input): what was measured is not measured again. */
+const measured = new WeakMap<TensorValues, Measured[]>();
 
 function compare(actual: TensorValues, expected: TensorValues, width: number, stored: Stored): Metrics {
-  const own = summaryOf(expected, width);
+  const own = hold(expected, width);
   // A sum of squares tells whether all of a tensor is finite: those of f32 never reach f64's end.
-  const errors = Number.isFinite(own.energy) ? differences(actual, expected, own, stored) : undefined;
+  const errors = Number.isFinite(own.energy) ? differences(actual, own, stored) : undefined;
   if (errors !== undefined && Number.isFinite(errors.distance)) return errors;
   const [a, r] = comparable(actual, expected);
-  return differences(a, r, summarize(r, width), stored);
+  return differences(a, hold(r, width), stored);
 }
 
 /** NMSE of what was added to an input: Σ((a − aIn) − (r − rIn))² / Σ(r − rIn)². */
@@ -102,66 +110,67 @@ export function updateError(
 
 // ---------------------------------------------------------------------------------------------- the reference alone
 
-interface Summary {
+/** A reference that the kernels' memory has Σr² of each row and column of, and its values if they are few. */
+interface Held {
+  readonly values: TensorValues;
+  readonly rows: number;
   readonly width: number;
-  /** Σr² of all, of each row and of each column. */
+  readonly at: Places;
+  /** Whether all values are there, and not one block of rows after the other. */
+  readonly whole: boolean;
+  /** Σr², Σ|r| and max|r| */
   readonly energy: number;
-  readonly rowEnergy: Float64Array;
-  readonly columnEnergy: Float64Array;
-  /** Σ|r| and max|r| */
   readonly magnitude: number;
   readonly absmax: number;
 }
 
-const summaries = new WeakMap<TensorValues, Summary>();
+/** Until something else takes the memory: tensors that have the same reference come one after the other. */
+let held: Held | undefined;
 
-function summaryOf(expected: TensorValues, width: number): Summary {
-  let summary = summaries.get(expected);
-  if (summary?.width !== width) {
-    summary = summarize(expected, width);
-    summaries.set(expected, summary);
-  }
-  return summary;
-}
-
-function summarize(r: TensorValues, width: number): Summary {
+function hold(r: TensorValues, width: number): Held {
+  if (held?.values === r && held.width === width) return held;
   const rows = Math.ceil(r.length / width);
-  const at = reserve(rows, width);
+  const whole = r.length <= WHOLE;
+  const at = reserve(rows, width, whole ? rows : undefined);
   f64.fill(0, 0, layout.STATE_BYTES / 8);
   f64.fill(0, at.columnEnergy / 8, at.columnEnergy / 8 + width);
-  for (let row = 0; row < rows; row += at.rows) {
-    const count = Math.min(at.rows, rows - row);
+  const step = whole ? rows : at.rows;
+  for (let row = 0; row < rows; row += step) {
+    const count = Math.min(step, rows - row);
     put(r, row * width, count * width, at.theirs);
     kernels.summarize(0, at.theirs, count, width, at.rowEnergy + 8 * row, at.columnEnergy);
   }
   const energy = f64[layout.MAGNITUDE_ENERGY / 8];
-  return {
+  held = {
+    values: r,
+    rows,
     width,
+    at,
+    whole,
     energy,
-    rowEnergy: f64.slice(at.rowEnergy / 8, at.rowEnergy / 8 + rows),
-    columnEnergy: f64.slice(at.columnEnergy / 8, at.columnEnergy / 8 + width),
     magnitude: f64[layout.MAGNITUDE_SUM / 8],
     absmax: f64[layout.MAGNITUDE_MAX / 8],
   };
+  return held;
 }
 
 // ---------------------------------------------------------------------------------------------- both sides
 
-function differences(a: TensorValues, r: TensorValues, summary: Summary, stored: Stored): Metrics {
-  const { width, energy, rowEnergy, columnEnergy, magnitude, absmax } = summary;
-  const rows = rowEnergy.length;
-  const at = reserve(rows, width);
+function differences(
+  a: TensorValues,
+  { values: r, rows, width, at, whole, energy, magnitude, absmax }: Held,
+  stored: Stored,
+): Metrics {
   f64.fill(0, 0, layout.STATE_BYTES / 8);
   f64.fill(0, at.columnError / 8, at.columnError / 8 + width);
   f64[layout.SMALL / 8] = smallValueAt(energy, r.length, stored);
   for (let row = 0; row < rows; row += at.rows) {
     const count = Math.min(at.rows, rows - row);
     put(a, row * width, count * width, at.mine);
-    put(r, row * width, count * width, at.theirs);
-    kernels.differences(0, at.mine, at.theirs, count, width, at.rowError + 8 * row, at.columnError);
+    if (!whole) put(r, row * width, count * width, at.theirs);
+    const theirs = whole ? at.theirs + 4 * row * width : at.theirs;
+    kernels.differences(0, at.mine, theirs, count, width, at.rowError + 8 * row, at.columnError);
   }
-  f64.set(rowEnergy, at.rowEnergy / 8);
-  f64.set(columnEnergy, at.columnEnergy / 8);
   const worst = (errors: number, energies: number, count: number): At => {
     const index = kernels.worst(0, errors, energies, count);
     return { value: f64[layout.WORST / 8], index };
@@ -231,6 +240,24 @@ export function divergences(actual: TensorValues, expected: TensorValues, width:
   return rows;
 }
 
+/** `largest` of metrics.ts, for long rows. */
+export function largestOf(values: TensorValues, from: number, width: number, count: number): number[] {
+  const at = reserve(1, Math.min(BLOCK, width));
+  let there: number | undefined;
+  return largest(values, from, width, count, (i, least) => {
+    for (let next = i; next < width; ) {
+      const block = next - (next % BLOCK);
+      const some = Math.min(BLOCK, width - block);
+      if (block !== there) put(values, from + block, some, at.mine);
+      there = block;
+      const found = kernels.above(at.mine, next - block, some, least);
+      if (found < some) return block + found;
+      next = block + some;
+    }
+    return width;
+  });
+}
+
 /** Where the kernel's exponential ends. */
 const FURTHEST = 700;
 
@@ -264,12 +291,15 @@ interface Kernels {
   updates(state: number, a: number, r: number, aIn: number, rIn: number, count: number): void;
   worst(state: number, errors: number, energies: number, count: number): number;
   highest(x: number, count: number, least: number): number;
+  above(x: number, i: number, count: number, limit: number): number;
   divergence(state: number, a: number, r: number, count: number, max: number): void;
 }
 
 const PAGE = 65536;
 /** Values of each side that are there at once, rounded to rows: they stay in the second-level cache. */
 const BLOCK = 16384;
+/** A reference of up to so many values is there as a whole, for all that is compared with it. */
+const WHOLE = 2 ** 18;
 
 const memory = new WebAssembly.Memory({ initial: 4 });
 const kernels = instantiate();
@@ -288,8 +318,21 @@ function instantiate(): Kernels {
   }
 }
 
-/** Where the sums of a tensor are kept, and so many of its rows at once. The state of the kernels is at 0. */
-function reserve(rows: number, width: number) {
+/** Where the sums of a tensor are kept, and some of its rows. The state of the kernels is at 0. */
+interface Places {
+  /** How many rows of the side under test are there at once. */
+  readonly rows: number;
+  readonly columnEnergy: number;
+  readonly columnError: number;
+  readonly rowEnergy: number;
+  readonly rowError: number;
+  readonly mine: number;
+  readonly theirs: number;
+}
+
+/** @param whole rows of the reference that are there at once, if not as many as of the other side. */
+function reserve(rows: number, width: number, whole?: number): Places {
+  held = undefined;
   const block = Math.max(1, Math.min(rows, Math.floor(BLOCK / width)));
   let end = layout.EXP64 + layout.CONSTANTS_BYTES;
   const take = (bytes: number) => {
@@ -306,7 +349,7 @@ function reserve(rows: number, width: number) {
     rowEnergy: take(8 * rows),
     rowError: take(8 * rows),
     mine: take(4 * block * width),
-    theirs: take(4 * block * width + 12),
+    theirs: take(4 * (whole ?? block) * width + 12),
   };
   if (end > memory.buffer.byteLength) {
     memory.grow(Math.ceil((end - memory.buffer.byteLength) / PAGE));

@@ -260,15 +260,25 @@ export function logSumExp(values: Values, from: number, width: number): number {
   return max + Math.log(sum);
 }
 
-/** Indices of the `count` largest values of a row, largest first; of equal ones the lowest index first. */
-export function largest(values: Values, from: number, width: number, count: number): number[] {
+/**
+ * Indices of the `count` largest values of a row, largest first; of equal ones the lowest index first.
+ * @param next the first index from `i` on whose value is above `least`, or `width`.
+ */
+export function largest(
+  values: Values,
+  from: number,
+  width: number,
+  count: number,
+  next = (i: number, least: number): number => {
+    while (i < width && !(values[from + i] > least)) i++;
+    return i;
+  },
+): number[] {
   const best: number[] = [];
   let least = Number.NEGATIVE_INFINITY;
-  for (let i = 0; i < width; i++) {
-    const value = values[from + i];
-    if (best.length === count && !(value > least)) continue;
+  for (let i = 0; i < width; i = best.length < count ? i + 1 : next(i + 1, least)) {
     let at = best.length;
-    while (at > 0 && value > values[from + best[at - 1]]) at--;
+    while (at > 0 && values[from + i] > values[from + best[at - 1]]) at--;
     best.splice(at, 0, i);
     best.length = Math.min(best.length, count);
     least = values[from + best[best.length - 1]];
@@ -302,10 +312,16 @@ export function top1Agreement(a: Values, r: Values, width: number, limit: number
  * within an NMSE of `limit` has normal differences of √limit · rms(r), of which the largest of n is about √(2 ln n) times that;
  * a larger one excuses nothing more, or else a wrong run would excuse itself.
  */
-export function topRows(a: Values, r: Values, width: number, limit: number): TopRow[] {
+export function topRows<T extends Values>(
+  a: T,
+  r: T,
+  width: number,
+  limit: number,
+  largestOf: (values: T, from: number, width: number, count: number) => number[] = largest,
+): TopRow[] {
   const rows: TopRow[] = [];
   for (let from = 0; from < r.length; from += width) {
-    const [mine, theirs] = [largest(a, from, width, TOP), largest(r, from, width, TOP)];
+    const [mine, theirs] = [largestOf(a, from, width, TOP), largestOf(r, from, width, TOP)];
     const lead = r[from + theirs[0]] - r[from + mine[0]];
     const rank = mine[0] === theirs[0] ? 1 : rankOf(r, from, width, mine[0]);
     const tied = mine[0] !== theirs[0] && lead < 2 * rounding(a, r, from, width, limit);

@@ -1,10 +1,11 @@
-// Hashes and metrics of many tensors on two threads, where their values are in shared memory: while they are looked at, no device
-// runs, so a second core is idle. Knows nothing of taps and gates. Node only.
+// Hashes and metrics of many tensors on two threads: while they are looked at, no device runs, so a second core is idle. Knows
+// nothing of taps and gates. Node only.
 import { hash } from "node:crypto";
 import { Worker } from "node:worker_threads";
 import {
   type Divergence,
   divergences,
+  largestOf,
   type Metrics,
   measure,
   remember,
@@ -16,13 +17,14 @@ import type { ReferenceTensor } from "./reference.ts";
 
 export interface HashTask {
   readonly kind: "hash";
-  readonly values: TensorValues;
+  /** One tensor. */
+  readonly values: readonly TensorValues[];
 }
 
 export interface MeasureTask {
   readonly kind: "measure";
-  readonly actual: TensorValues;
-  readonly expected: TensorValues;
+  /** A reference, and what is compared with it. */
+  readonly values: readonly TensorValues[];
   /** Of the last dimension. */
   readonly width: number;
   readonly stored: Stored;
@@ -31,8 +33,8 @@ export interface MeasureTask {
 /** Some rows of logits. */
 export interface RowsTask {
   readonly kind: "rows";
-  readonly actual: TensorValues;
-  readonly expected: TensorValues;
+  /** The reference's, and those that are compared with them. */
+  readonly values: readonly TensorValues[];
   /** Of a row. */
   readonly width: number;
   /** As of `topRows`. */
@@ -44,43 +46,62 @@ export type Task = HashTask | MeasureTask | RowsTask;
 /** What a row of logits is compared by. */
 export interface Row extends Divergence, TopRow {}
 
-/** SHA-256 in hexadecimal, metrics, or what rows of logits are compared by. */
-export type Result = string | Metrics | readonly Row[];
+/** SHA-256 in hexadecimal, metrics of each, or what rows of logits are compared by. */
+export type Result = string | readonly Metrics[] | readonly Row[];
 
 export function perform(task: Task): Result {
+  const [first, ...others] = task.values;
   switch (task.kind) {
+    case "hash":
+      return hash("sha256", bytesOf(first));
     case "measure":
-      return measure(task.actual, task.expected, task.width, task.stored);
+      return others.map((actual) => measure(actual, first, task.width, task.stored));
     case "rows": {
-      const { actual, expected, width, limit } = task;
-      const top = topRows(actual, expected, width, limit);
-      return divergences(actual, expected, width).map((divergence, row) => ({ ...divergence, ...top[row] }));
-    }
-    case "hash": {
-      const { buffer, byteOffset, byteLength } = task.values;
-      return hash("sha256", new Uint8Array(buffer, byteOffset, byteLength));
+      const { width, limit } = task;
+      const top = topRows(others[0], first, width, limit, largestOf);
+      return divergences(others[0], first, width).map((divergence, row) => ({ ...divergence, ...top[row] }));
     }
     default:
       return task satisfies never;
   }
 }
 
+function bytesOf({ buffer, byteOffset, byteLength }: TensorValues): Buffer {
+  return Buffer.from(buffer, byteOffset, byteLength);
+}
+
 /** SHA-256 of each tensor's bytes, in hexadecimal. */
 export async function hashAll(tensors: readonly TensorValues[]): Promise<string[]> {
-  return (await shareOut(tensors.map((values) => ({ kind: "hash", values })))) as string[];
+  return beginHashing(tensors)();
+}
+
+/** The same, which the second thread begins with; whoever wants to have it helps. */
+export function beginHashing(tensors: readonly TensorValues[]): () => Promise<string[]> {
+  const finish = begin(tensors.map((values) => ({ kind: "hash", values: [values] })));
+  return async () => (await finish()) as string[];
+}
+
+/** Values to compare, and what with. */
+export interface Pair {
+  readonly actual: TensorValues;
+  readonly expected: ReferenceTensor;
 }
 
 /** `measure` has these metrics already when `judge` asks for them. */
-export async function measureAll(
-  pairs: readonly { readonly actual: TensorValues; readonly expected: ReferenceTensor }[],
-  stored: Stored = "f32",
-): Promise<void> {
-  const tasks = pairs.map(({ actual, expected: { values: expected, shape } }): MeasureTask => {
-    return { kind: "measure", actual, expected, width: widthOf(shape), stored };
-  });
-  const results = await shareOut(tasks);
-  for (const [i, { actual, expected, width }] of tasks.entries()) {
-    remember(actual, { expected, width, stored, metrics: results[i] as Metrics });
+export async function measureAll(pairs: readonly Pair[], stored: Stored = "f32"): Promise<void> {
+  // What the reference alone says is found out once for all that is compared with it.
+  const tasks: MeasureTask[] = [];
+  const byReference = Map.groupBy(pairs, ({ expected }) => expected.values);
+  for (const [expected, group] of byReference) {
+    for (const [width, same] of Map.groupBy(group, ({ expected: { shape } }) => widthOf(shape))) {
+      const actual = new Set(same.map((pair) => pair.actual));
+      tasks.push({ kind: "measure", values: [expected, ...actual], width, stored });
+    }
+  }
+  const results = (await begin(tasks)()) as (readonly Metrics[])[];
+  for (const [i, { values, width }] of tasks.entries()) {
+    const [expected, ...actual] = values;
+    for (const [j, metrics] of results[i].entries()) remember(actual[j], { expected, width, stored, metrics });
   }
 }
 
@@ -95,9 +116,9 @@ export async function compareRows(
   const tasks: RowsTask[] = [];
   for (let from = 0; from < expected.length; from += some) {
     const rows = (values: TensorValues) => values.subarray(from, from + some);
-    tasks.push({ kind: "rows", actual: rows(actual), expected: rows(expected), width, limit });
+    tasks.push({ kind: "rows", values: [rows(expected), rows(actual)], width, limit });
   }
-  return ((await shareOut(tasks)) as (readonly Row[])[]).flat();
+  return ((await begin(tasks)()) as (readonly Row[])[]).flat();
 }
 
 /** Values that have to come by in a process before a second thread is started: it takes as long as some millions of them. */
@@ -106,14 +127,44 @@ const WORTH_A_THREAD = 1 << 22;
 const WORTH_A_MESSAGE = 1 << 16;
 
 /** A task's share of the work. */
-function sizeOf(task: Task): number {
-  return task.kind === "hash" ? task.values.length : 2 * task.actual.length;
+function sizeOf({ values }: Task): number {
+  return values.reduce((sum, { length }) => sum + length, 0);
 }
 
-function isShared(task: Task): boolean {
-  const all = task.kind === "hash" ? [task.values] : [task.actual, task.expected];
-  return all.every(({ buffer }) => buffer instanceof SharedArrayBuffer);
+function isShared({ values }: Task): boolean {
+  return values.every(({ buffer }) => buffer instanceof SharedArrayBuffer);
 }
+
+/** Values that there is room for copies of: 32 MiB. */
+const ROOM = 1 << 23;
+
+/** Shared memory for what only this thread sees. */
+class Room {
+  readonly #values = new Float32Array(new SharedArrayBuffer(4 * ROOM));
+  readonly #copies = new Map<TensorValues, TensorValues>();
+  #used = 0;
+
+  /** As another thread sees them; undefined where there is no room. */
+  share(values: TensorValues): TensorValues | undefined {
+    if (values.buffer instanceof SharedArrayBuffer) return values;
+    const known = this.#copies.get(values);
+    if (known !== undefined || this.#used + values.length > ROOM) return known;
+    const place = this.#values.subarray(this.#used, this.#used + values.length);
+    bytesOf(values).copy(bytesOf(place));
+    const copy = values instanceof Int32Array ? new Int32Array(place.buffer, place.byteOffset, place.length) : place;
+    this.#used += values.length;
+    this.#copies.set(values, copy);
+    return copy;
+  }
+
+  clear(): void {
+    this.#copies.clear();
+    this.#used = 0;
+  }
+}
+
+/** Those that are not in use: new memory costs more than what is done with it. */
+const rooms: Room[] = [];
 
 let seen = 0;
 
@@ -122,26 +173,40 @@ export function usesTwoThreads(): boolean {
   return second.running;
 }
 
-async function shareOut(tasks: readonly Task[]): Promise<Result[]> {
+/** The second thread, if it is worth a message, begins with tasks; what is returned does the rest and gives all results. */
+function begin(tasks: readonly Task[]): () => Promise<Result[]> {
   const sizes = tasks.map(sizeOf);
   const total = sizes.reduce((sum, size) => sum + size, 0);
   seen += total;
-  const results: Result[] = [];
-  const here = (i: number) => {
-    results[i] ??= perform(tasks[i]);
+  const worth = seen >= WORTH_A_THREAD && total >= WORTH_A_MESSAGE && second.ready();
+  const room = worth && !tasks.every(isShared) ? (rooms.pop() ?? new Room()) : undefined;
+  const shared = worth ? share(tasks, sizes, room) : [];
+  const counter = new Int32Array(new SharedArrayBuffer(4));
+  // A thread that is lost is done without.
+  const away = worth ? second.perform({ tasks: shared.map(({ task }) => task), counter }).catch(() => []) : [];
+  return async () => {
+    const results: Result[] = [];
+    takeEach(counter, shared.length, (n) => {
+      results[shared[n].i] = perform(shared[n].task);
+    });
+    for (const [n, result] of await away) results[shared[n].i] = result;
+    for (const i of tasks.keys()) results[i] ??= perform(tasks[i]);
+    if (room !== undefined) {
+      room.clear();
+      rooms.push(room);
+    }
+    return results;
   };
-  if (seen >= WORTH_A_THREAD && total >= WORTH_A_MESSAGE && second.ready()) {
-    // The largest first; whoever is free takes the next one.
-    const shared = [...tasks.keys()].filter((i) => isShared(tasks[i])).sort((a, b) => sizes[b] - sizes[a]);
-    const counter = new Int32Array(new SharedArrayBuffer(4));
-    const away = second.perform({ tasks: shared.map((i) => tasks[i]), counter });
-    takeEach(counter, shared.length, (n) => here(shared[n]));
-    for (const i of tasks.keys()) if (!isShared(tasks[i])) here(i);
-    // A thread that is lost is done without.
-    for (const [n, result] of (await away.catch(() => undefined)) ?? []) results[shared[n]] = result;
-  }
-  for (const i of tasks.keys()) here(i);
-  return results;
+}
+
+/** Those that another thread can see, with their numbers. The largest first; whoever is free takes the next one. */
+function share(tasks: readonly Task[], sizes: readonly number[], room?: Room): { i: number; task: Task }[] {
+  const order = [...tasks.keys()].sort((a, b) => sizes[b] - sizes[a]);
+  return order.flatMap((i) => {
+    if (room === undefined) return [{ i, task: tasks[i] }];
+    const values = tasks[i].values.map((one) => room.share(one));
+    return values.includes(undefined) ? [] : [{ i, task: { ...tasks[i], values: values as TensorValues[] } }];
+  });
 }
 
 /** Calls `take` with each number below `count` that no other thread has taken. */

@@ -66,7 +66,7 @@ export class Reference implements AsyncDisposable {
   readonly #read: (key: string) => Promise<Values>;
   /** What was asked for before: neighbours in a layer are read several times. */
   readonly #tensors = new Map<string, Promise<ReferenceTensor>>();
-  readonly #forget: () => void;
+  readonly #stored?: Stored;
   readonly #close: () => Promise<void>;
 
   /**
@@ -82,13 +82,8 @@ export class Reference implements AsyncDisposable {
       const header = await readHeader(file);
       checkTensors(manifest, header, file.name);
       const stored = new Stored(file, header, memory);
-      const read = (key: string) => stored.read(manifest.tensors[key].alias_of ?? key);
-      return new Reference(
-        named,
-        read,
-        () => stored.forget(),
-        () => file.close(),
-      );
+      const read = (key: string) => stored.read(storedName(manifest, key));
+      return new Reference(named, read, () => file.close(), stored);
     } catch (error) {
       await file.close();
       throw error;
@@ -110,7 +105,6 @@ export class Reference implements AsyncDisposable {
     return new Reference(
       modern(manifest),
       async (key) => values.get(key)!,
-      () => {},
       async () => {},
     );
   }
@@ -118,14 +112,14 @@ export class Reference implements AsyncDisposable {
   private constructor(
     { manifest, lacks, notes }: Modern,
     read: (key: string) => Promise<Values>,
-    forget: () => void,
     close: () => Promise<void>,
+    stored?: Stored,
   ) {
     this.manifest = manifest;
     this.lacks = lacks;
     this.notes = notes;
     this.#read = read;
-    this.#forget = forget;
+    this.#stored = stored;
     this.#close = close;
   }
 
@@ -168,10 +162,16 @@ export class Reference implements AsyncDisposable {
     return { key, shape: this.manifest.tensors[key].shape, values: await this.#read(key) };
   }
 
+  /** Tensors for later: `forget` leaves their values until others are read ahead. */
+  readAhead(keys: readonly string[]): Promise<ReferenceTensor[]> {
+    this.#stored?.keep(keys.map((key) => storedName(this.manifest, key)));
+    return Promise.all(keys.map((key) => this.read(key)));
+  }
+
   /** Values that were read are void from here on: those of a large dump give their memory to what is read next. */
   forget(): void {
     this.#tensors.clear();
-    this.#forget();
+    this.#stored?.forget();
   }
 
   close(): Promise<void> {
@@ -181,6 +181,11 @@ export class Reference implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
+}
+
+/** Entries of a dump share bytes. */
+export function storedName({ tensors }: Manifest, key: string): string {
+  return tensors[key].alias_of ?? key;
 }
 
 /**
@@ -195,6 +200,9 @@ class Stored {
   /** Pieces that are there, and buffers of those that were. Shared, since two threads look at them (parallel.ts). */
   readonly #filled = new Map<Piece, SharedArrayBuffer>();
   readonly #spare: SharedArrayBuffer[] = [];
+  /** Where the last tensor was that somebody asked for. */
+  #latest?: Piece;
+  readonly #kept = new Set<Piece>();
 
   constructor(file: ModelFile, header: SafetensorsHeader, memory: Memory) {
     this.#file = file;
@@ -215,21 +223,29 @@ class Stored {
 
   async read(name: string): Promise<Values> {
     const piece = this.#pieces.get(name)!;
+    this.#latest = piece;
     await this.#load(piece);
     // Whoever asks for the next piece learns of its error.
     if (piece.next !== undefined) this.#load(piece.next).catch(() => {});
     return this.#values.get(name)!;
   }
 
-  /** Nothing, as long as the whole file may stay. */
+  /** `forget` leaves these until others are to be kept. */
+  keep(names: readonly string[]): void {
+    this.#kept.clear();
+    for (const name of names) this.#kept.add(this.#pieces.get(name)!);
+  }
+
+  /** Nothing, as long as the whole file may stay; nor what was read last, and its neighbour. */
   forget(): void {
     if (this.#file.size <= this.#memory.keepBytes) return;
     for (const [piece, buffer] of this.#filled) {
+      if (this.#kept.has(piece) || piece === this.#latest || piece === this.#latest?.next) continue;
+      this.#filled.delete(piece);
       for (const name of piece.tensors.keys()) this.#values.delete(name);
       piece.loaded = undefined;
       this.#spare.push(buffer);
     }
-    this.#filled.clear();
   }
 
   #load(piece: Piece): Promise<void> {

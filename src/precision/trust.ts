@@ -5,9 +5,10 @@ import { decodeWeight } from "../../weights/decode.ts";
 import type { Architecture, BaseConfig } from "../model.ts";
 import type { Runner } from "../runner.ts";
 import type { ComputeClass } from "./gates.ts";
+import type { TensorValues } from "./measure.ts";
 import { argmaxRow, nmse } from "./metrics.ts";
-import { hashAll } from "./parallel.ts";
-import type { Reference, ReferenceTensor } from "./reference.ts";
+import { beginHashing, hashAll } from "./parallel.ts";
+import { type Reference, type ReferenceTensor, storedName } from "./reference.ts";
 
 /** A few rows of a linear layer, decoded on the host. */
 export interface LinearSample {
@@ -77,16 +78,92 @@ export async function sampleWeights(
   return { linear: samples, norms, embedding };
 }
 
-/** Why the dump cannot be compared with this model, or undefined. */
-export async function distrust(
+/**
+ * Whether a dump can be compared with a model: looks at its tensors in the order of the manifest, as far as it is asked to, so that
+ * they are read once for this and for what they are compared with.
+ */
+export class Trust {
+  /** Why it cannot, as far as is known. */
+  reason: string | undefined;
+  readonly #reference: Reference;
+  readonly #samples: WeightSamples;
+  readonly #rounds: boolean;
+  readonly #layers: number;
+  /** Keys of one step and layer, or of none, that were not looked at. */
+  readonly #runs: string[][];
+  readonly #seen: Seen = { digests: new Map(), ports: new Map() };
+  #hashing?: { readonly tensors: readonly ReferenceTensor[]; readonly finish: () => Promise<string[]> };
+
+  constructor(runner: Runner, reference: Reference, samples: WeightSamples, computeClass: ComputeClass) {
+    this.#reference = reference;
+    this.#samples = samples;
+    this.#rounds = NARROW_CLASSES.includes(computeClass);
+    this.#layers = runner.config.numHiddenLayers;
+    this.#runs = byLayer(reference.manifest.order);
+    this.reason = otherModel(runner, reference, computeClass, this.#rounds);
+  }
+
+  /** Whether all is well with what a step has of layers below `to`, and with what comes before in the manifest. */
+  async upTo(step: number, to: number): Promise<boolean> {
+    for (let runs = this.#runsUpTo(step, to); runs > 0; runs--) await this.#look();
+    return this.reason === undefined;
+  }
+
+  /** Reads what `upTo` is going to look at, and begins to hash it. */
+  async ahead(step: number, to: number): Promise<void> {
+    await this.#hashed();
+    const tensors = await this.#reference.readAhead(this.#runs.slice(0, this.#runsUpTo(step, to)).flat());
+    const left = unhashed(this.#reference, tensors, this.#seen);
+    this.#hashing = { tensors: left, finish: beginHashing(left.map(({ values }) => values)) };
+  }
+
+  /** The same of the whole dump. What was read is forgotten. */
+  async all(): Promise<boolean> {
+    while (this.#runs.length > 0) {
+      await this.#look();
+      this.#reference.forget();
+    }
+    return this.reason === undefined;
+  }
+
+  #runsUpTo(step: number, to: number): number {
+    return (
+      1 +
+      this.#runs.findLastIndex(([key]) => {
+        const at = Number(key.split("/")[0]);
+        const layer = /^\d+\/model\.layers\.(\d+)\b/.exec(key)?.[1];
+        return at < step || (at === step && (layer === undefined ? to === this.#layers : Number(layer) < to));
+      })
+    );
+  }
+
+  /** Waits for the hashes that were begun. */
+  async #hashed(): Promise<void> {
+    if (this.#hashing === undefined) return;
+    const { tensors, finish } = this.#hashing;
+    this.#hashing = undefined;
+    learn(this.#reference, this.#seen, tensors, await finish());
+  }
+
+  async #look(): Promise<void> {
+    const keys = this.#runs.shift()!;
+    const { manifest } = this.#reference;
+    if (keys.some((key) => !this.#seen.digests.has(storedName(manifest, key)))) await this.#hashed();
+    this.reason ??=
+      (await implausible(this.#reference, keys, this.#seen)) ??
+      (this.#rounds ? undefined : await rounded(this.#reference, keys)) ??
+      (await otherWeights(this.#reference, keys, this.#samples));
+  }
+}
+
+/** What the manifest says of that. */
+function otherModel(
   runner: Runner,
-  reference: Reference,
-  samples: WeightSamples,
+  { manifest }: Reference,
   computeClass: ComputeClass,
-): Promise<string | undefined> {
-  const { manifest } = reference;
+  rounds: boolean,
+): string | undefined {
   const { config } = runner;
-  const rounds = NARROW_CLASSES.includes(computeClass);
   const declared = manifest.producer?.compute_dtype;
   if (!rounds && typeof declared === "string" && /^(bfloat16|float16)$/.test(declared)) {
     return `the dump was computed in ${declared}, which a device of class ${computeClass} is not held to: make one in float32, or take another --class`;
@@ -104,15 +181,6 @@ export async function distrust(
   const fed = ids.slice(prompt_len);
   if (producer?.forced === false && fed.some((id, i) => id !== greedy[i])) {
     return "the ids that the dump's manifest lists are not the greedy ones, and it says that none was forced";
-  }
-  const seen: Seen = { digests: new Map(), ports: new Map() };
-  for (const keys of byLayer(manifest.order)) {
-    const reason =
-      (await implausible(reference, keys, seen)) ??
-      (rounds ? undefined : await rounded(reference, keys)) ??
-      (await otherWeights(reference, keys, samples));
-    if (reason !== undefined) return reason;
-    reference.forget();
   }
   return undefined;
 }
@@ -137,6 +205,29 @@ interface Seen {
   readonly ports: Map<string, string[]>;
 }
 
+/** Those whose bytes have a hash in the manifest that was not compared; of some that share bytes one. */
+function unhashed(
+  { manifest }: Reference,
+  tensors: readonly ReferenceTensor[],
+  { digests }: Seen,
+): readonly ReferenceTensor[] {
+  const left = new Map<string, ReferenceTensor>();
+  for (const tensor of tensors) {
+    const name = storedName(manifest, tensor.key);
+    if (manifest.tensors[tensor.key].sha256 !== undefined && !digests.has(name)) left.set(name, tensor);
+  }
+  return [...left.values()];
+}
+
+function learn(
+  { manifest }: Reference,
+  { digests }: Seen,
+  tensors: readonly ReferenceTensor[],
+  hashes: readonly string[],
+): void {
+  for (const [i, { key }] of tensors.entries()) digests.set(storedName(manifest, key), hashes[i]);
+}
+
 /** A dump that did not dump: other ids or bytes than it says, constant tensors, one tensor for two, missing rows. */
 async function implausible(
   reference: Reference,
@@ -145,13 +236,10 @@ async function implausible(
 ): Promise<string | undefined> {
   const { manifest } = reference;
   const { ids, prompt_len } = manifest;
-  const hashed = new Map<string, ReferenceTensor>();
-  for (const key of keys) {
-    const { sha256, alias_of: name = key } = manifest.tensors[key];
-    if (sha256 !== undefined && !digests.has(name)) hashed.set(name, await reference.read(key));
-  }
-  const hashes = await hashAll([...hashed.values()].map(({ values }) => values));
-  for (const [i, name] of [...hashed.keys()].entries()) digests.set(name, hashes[i]);
+  const read: ReferenceTensor[] = [];
+  for (const key of keys) read.push(await reference.read(key));
+  const tensors = unhashed(reference, read, { digests, ports });
+  learn(reference, { digests, ports }, tensors, await hashAll(tensors.map(({ values }) => values)));
   for (const key of keys) {
     const tensor = await reference.read(key);
     if (key === "0/model.embed_tokens:in") {
@@ -160,8 +248,8 @@ async function implausible(
         return "the ids that the dump's manifest lists are not those that its embedding was fed";
       }
     }
-    const { sha256, alias_of: name = key } = manifest.tensors[key];
-    if (sha256 !== undefined && digests.get(name) !== sha256)
+    const { sha256 } = manifest.tensors[key];
+    if (sha256 !== undefined && digests.get(storedName(manifest, key)) !== sha256)
       return `${key} has other bytes than the manifest's sha256: the dump was changed or is damaged`;
     const rows = key.startsWith("0/") ? prompt_len : 1;
     const { shape } = tensor;
@@ -313,18 +401,22 @@ async function otherNorm(reference: Reference, key: string, module: string, weig
   const width = weight.length;
   if (x.shape.at(-1) !== width || y.values.length !== x.values.length) return false;
   const rows = x.values.length / width;
+  const step = Math.max(1, Math.floor(rows / 4));
   return [0, 1].every((offset) => {
-    const actual: number[] = [];
-    const expected: number[] = [];
-    for (let row = 0; row < rows; row += Math.max(1, Math.floor(rows / 4))) {
-      const from = row * width;
-      let squares = 0;
-      for (let c = 0; c < width; c++) squares += x.values[from + c] ** 2;
-      for (let c = 0; c < width; c++) {
-        actual.push(((weight[c] + offset) * x.values[from + c]) / Math.sqrt(squares / width));
-        expected.push(y.values[from + c]);
-      }
+    const actual = new Float64Array(Math.ceil(rows / step) * width);
+    const expected = new Float64Array(actual.length);
+    for (let row = 0, i = 0; row < rows; row += step, i += width) {
+      normalize(x.values, row * width, weight, offset, actual.subarray(i, i + width));
+      expected.set(y.values.subarray(row * width, (row + 1) * width), i);
     }
     return !(nmse(actual, expected) <= OTHER_WEIGHTS);
   });
+}
+
+/** A row of x, whose RMS is made 1, times a norm's weight and `offset`. */
+function normalize(x: TensorValues, from: number, weight: Float32Array, offset: number, out: Float64Array): void {
+  let squares = 0;
+  for (let c = 0; c < out.length; c++) squares += x[from + c] * x[from + c];
+  const rms = Math.sqrt(squares / out.length);
+  for (let c = 0; c < out.length; c++) out[c] = ((weight[c] + offset) * x[from + c]) / rms;
 }

@@ -27,7 +27,7 @@ import { Runner } from "../../src/runner.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { readHeader, writeSafetensors } from "../../weights/safetensors.ts";
 import { DEFECTS } from "./defects.ts";
-import { MODELS, openPair } from "./rig.ts";
+import { MODELS, openPair, sizesFor } from "./rig.ts";
 
 interface Tensor {
   shape: number[];
@@ -128,7 +128,7 @@ test("hashes and metrics of two threads are those of one", async () => {
   const rows = divergences(mine, theirs, 300).map((divergence, row) => ({ ...divergence, ...top[row] }));
   expect(await compareRows(mine, theirs, 300, 1e-10)).toEqual(rows);
   expect(await compareRows(actual, logits.values, 50_000, 1e-10)).toHaveLength(2);
-  // Memory of one thread is left to it.
+  // Memory of one thread is copied.
   const own = pairs.map(({ actual, expected: one }) => ({ actual: actual.slice(), expected: one }));
   await measureAll(own);
   expect(own.map(({ actual, expected: { values, shape } }) => measure(actual, values, shape[1]))).toEqual(expected);
@@ -563,9 +563,8 @@ describe("a window that the network gets wrong", () => {
   ])("in the cache alone, which is %s: the cache is named", async (_, config) => {
     await using pair = await openPair("mistral", createReferenceBackend());
     const { reference, samples, architecture, checkpoint } = pair;
-    const { ids, prompt_len: prefillChunk } = reference.manifest;
     const wrong = { ...architecture, kv: (own: BaseConfig, layer: number) => architecture.kv(config(own), layer) };
-    const how = { backend: createReferenceBackend(), contextLength: ids.length, maxSequences: 1, prefillChunk };
+    const how = { backend: createReferenceBackend(), ...sizesFor(reference) };
     const runner = await Runner.create({ architecture: wrong, config: pair.config, checkpoint, ...how });
     Object.assign(reference.manifest, { config: configJson });
     const report = await diff(runner, reference, { samples, configJson });

@@ -15,18 +15,18 @@ import { openPair } from "./rig.ts";
 /** The reference models: 22 tokens of prompt, of which the last two are run again, and ten more of which one is tapped. */
 const [PROMPT, END, DECODED] = [22, 2, 10];
 
-/** A backend that tells how many rows each observed step had. */
-function counting(backend: Backend): { backend: Backend; rows: number[] } {
-  const rows: number[] = [];
+/** A backend that tells how many rows the steps of each observed run had. */
+function counting(backend: Backend): { backend: Backend; rows: number[][] } {
+  const rows: number[][] = [];
   const run: Backend["run"] = (program) => {
-    const match = /^trace (\d+)$/.exec(program.label);
-    if (match !== null) rows.push(Number(match[1]));
+    const match = /^trace ([\d ]+)$/.exec(program.label);
+    if (match !== null) rows.push(match[1].split(" ").map(Number));
     backend.run(program);
   };
   return { backend: { ...backend, run }, rows };
 }
 
-async function rowsOf(model: string, backend: Backend, options: Partial<DiffOptions> = {}): Promise<number[]> {
+async function rowsOf(model: string, backend: Backend, options: Partial<DiffOptions> = {}): Promise<number[][]> {
   const counted = counting(backend);
   await using pair = await openPair(model, counted.backend);
   await diff(pair.runner, pair.reference, { samples: pair.samples, ...options });
@@ -34,11 +34,13 @@ async function rowsOf(model: string, backend: Backend, options: Partial<DiffOpti
 }
 
 describe("what it costs", () => {
-  const own = [PROMPT, ...Array(DECODED).fill(1)];
-  const step = [1, 1, 1]; // a tapped decode step: its layers, and twice as it is decoded
+  const decoded = (steps: number) => Array(steps).fill([1]);
 
-  test("a run in order: the prompt twice, one layer of it fused, its end two times more", async () => {
-    expect(await rowsOf("llama", createReferenceBackend())).toEqual([...own, PROMPT, PROMPT, END, END, ...step]);
+  test("a run in order: the prompt and a replay beside it, one layer of it fused, its end two times more", async () => {
+    // So, too, a decode step that has taps; the others once.
+    const tapped = [[1, 1], [1], [1]];
+    const rows = [[PROMPT, PROMPT], [PROMPT], [END], [END], ...tapped, ...decoded(DECODED - 1)];
+    expect(await rowsOf("llama", createReferenceBackend())).toEqual(rows);
   });
 
   test("one that is not: the prompt once more, in its bad layers only", async () => {
@@ -53,14 +55,34 @@ describe("what it costs", () => {
       },
     });
     const rows = await rowsOf(defect.model, alteredBackend({ ops: counted }));
-    expect(rows.filter((n) => n === PROMPT)).toEqual([PROMPT, PROMPT, PROMPT, PROMPT]);
+    // The head is replayed apart, since the run beside told that it is off.
+    expect(rows.flat().filter((n) => n === PROMPT)).toEqual([PROMPT, PROMPT, PROMPT, PROMPT, PROMPT]);
     // Two layers of seven products, and the head: all of them from the ids; with the layers' inputs, since the head inherits the
     // error; layer 1 fused, for all layers of its make; then its operations.
     expect(linears).toBe(15 + 15 + 7 + 7);
   });
 
+  test("no layer before its dump was looked at", async () => {
+    const { backend, rows } = counting(createReferenceBackend());
+    await using pair = await openPair("llama", backend, {}, false);
+    const damaged = pair.reference.manifest.tensors["0/model.layers.1.mlp:out"];
+    Object.assign(damaged, { sha256: "0".repeat(64) });
+    const { verdict, reason, taps } = await diff(pair.runner, pair.reference, {
+      samples: pair.samples,
+      layersAtOnce: 1,
+    });
+    expect({ verdict, taps }).toEqual({ verdict: "not-comparable", taps: [] });
+    expect(reason).toMatch(/layers\.1\.mlp:out has other bytes/);
+    expect(rows).toEqual([[PROMPT, PROMPT]]);
+  });
+
   test("without replays: the prompt once, its end two times more", async () => {
-    expect(await rowsOf("llama", createReferenceBackend(), { isolated: false })).toEqual([...own, END, END]);
+    expect(await rowsOf("llama", createReferenceBackend(), { isolated: false })).toEqual([
+      [PROMPT],
+      ...decoded(DECODED),
+      [END],
+      [END],
+    ]);
   });
 
   test("the head is replayed on the last rows only, when its logits hold the gate of a product", async () => {

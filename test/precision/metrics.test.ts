@@ -3,13 +3,14 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { columnName, judge, placeOf } from "../../src/precision/compare.ts";
 import { accumulatedGate, isolatedGate } from "../../src/precision/gates.ts";
-import { divergences, measure, updateError } from "../../src/precision/measure.ts";
+import { divergences, largestOf, measure, updateError } from "../../src/precision/measure.ts";
 import {
   closeness,
   cosine,
   f32Spacing,
   gemmBound,
   klDivergence,
+  largest,
   maxAbs,
   maxUlpF32,
   meanAbs,
@@ -216,6 +217,38 @@ describe("all in one pass", () => {
   test("a tensor against itself: nothing, and a cosine of exactly 1", () => {
     const r = Float32Array.from({ length: 3000 }, (_, i) => Math.sin(i * 1.3) * 10 ** (i % 5));
     expect(measure(r.slice(), r, 100)).toMatchObject({ nmse: 0, cosine: 1, maxAbs: 0, relL1: 0, distance: 0 });
+  });
+
+  test("a reference that is too long to be there as a whole, and sides, widths and rows of logits that take turns", () => {
+    const [short, long] = [2 ** 12, 2 ** 18 + 2 ** 12].map((n) =>
+      Float32Array.from({ length: n }, (_, i) => Math.sin(i * 1.3)),
+    );
+    for (const r of [short, long]) {
+      const sides = [1e-3, 1e-4].map((by) => r.map((value, i) => value * (1 + by * Math.cos(i * 0.7))));
+      for (const width of [64, 256, 64]) {
+        for (const a of sides) {
+          const { worstSlice: slice, worstColumn: column, ...all } = measure(a, r, width);
+          near(all.nmse, nmse(a, r));
+          expect([slice.index, column.index]).toEqual([worstSlice(a, r, width).index, worstColumn(a, r, width).index]);
+          divergences(sides[0].subarray(0, 256), r.subarray(0, 256), 256);
+        }
+      }
+    }
+  });
+
+  test("the largest entries of a row that takes several blocks are those of a scan", () => {
+    const values = Float32Array.from({ length: 50_000 }, (_, i) => Math.round(1000 * Math.sin(i * i * 1e-3)) / 10);
+    values.set([Number.NaN, Number.NEGATIVE_INFINITY, 200], 30);
+    values[49_999] = 200;
+    for (const [from, width] of [
+      [0, 50_000],
+      [33, 16_384],
+      [1, 49_999],
+      [5, 7],
+    ]) {
+      for (const count of [1, 10])
+        expect(largestOf(values, from, width, count)).toEqual(largest(values, from, width, count));
+    }
   });
 
   test("ids and indices like numbers", () => {

@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import type { Backend } from "../../src/backend.ts";
 import type { Architecture, BaseConfig } from "../../src/model.ts";
 import type { Alteration } from "../../src/precision/altered.ts";
+import { DIFF_SEQUENCES } from "../../src/precision/diff.ts";
 import { Reference } from "../../src/precision/reference.ts";
 import { sampleWeights, type WeightSamples } from "../../src/precision/trust.ts";
 import { Runner } from "../../src/runner.ts";
@@ -27,8 +28,16 @@ export interface Opened extends AsyncDisposable {
   readonly checkpoint: Checkpoint;
 }
 
+/** What a runner needs for a diff. Two positions more than the dump needs: some damage counts wrong. */
+export function sizesFor({ manifest: { ids, prompt_len: prefillChunk } }: Reference) {
+  const contextLength = ids.length + 2;
+  const maxSequences = DIFF_SEQUENCES;
+  const kvTokens = maxSequences * (contextLength + 63); // whole pages for each
+  return { contextLength, maxSequences, kvTokens, prefillChunk };
+}
+
 /**
- * A reference model and its dump, on a backend. Two positions more than the dump needs: some damage counts wrong.
+ * A reference model and its dump, on a backend.
  * @param keep false: nothing of the dump stays in memory once it was forgotten, and what is read next takes its place.
  */
 export async function openPair(
@@ -46,8 +55,7 @@ export async function openPair(
   const config = damage.config?.(read) ?? read;
   const { ids, prompt_len } = reference.manifest;
   const samples = await sampleWeights(checkpoint, architecture, read, ids.slice(0, prompt_len));
-  const sizes = { contextLength: ids.length + 2, maxSequences: 1, prefillChunk: prompt_len };
-  const runner = await Runner.create({ architecture, config, checkpoint, backend, ...sizes });
+  const runner = await Runner.create({ architecture, config, checkpoint, backend, ...sizesFor(reference) });
   return {
     runner,
     reference,

@@ -20,7 +20,7 @@ import { openDirectory } from "../../weights/directory.ts";
 import { errorOf } from "../weights/memory.ts";
 import { MODELS } from "./rig.ts";
 
-const SIZES = { contextLength: 16, maxSequences: 1, prefillChunk: 8 };
+const SIZES = { contextLength: 16, maxSequences: 2, kvTokens: 128, prefillChunk: 8 };
 
 /** A model with INT8 weights, and INT8 activations if they are asked for. */
 async function openInt8(model: string, activations?: "int8"): Promise<OpenModel> {
