@@ -3,7 +3,7 @@ import { expect, test } from "vitest";
 import { createBackend } from "../src/devices.ts";
 import { inspect, type LoadOptions, load } from "../src/index.ts";
 import { openModel } from "../src/inspect.ts";
-import { diff } from "../src/precision/diff.ts";
+import { DIFF_SEQUENCES, diff } from "../src/precision/diff.ts";
 import { dump } from "../src/precision/dump.ts";
 import { Reference } from "../src/precision/reference.ts";
 import { NO_SAMPLES } from "../src/precision/trust.ts";
@@ -87,7 +87,8 @@ function model(): Uint8Array<ArrayBuffer> {
 async function runnerOn(device: "reference" | "cpu", bytes: Uint8Array<ArrayBuffer>): Promise<Runner> {
   const open = await openModel({ kind: "blobs", blobs: new Map([["m.gguf", new Blob([bytes])]]) });
   const { backend } = await createBackend(device, { threads: 2 });
-  return Runner.create({ ...open, backend, contextLength: 32, maxSequences: 1, prefillChunk: 16 });
+  const sizes = { contextLength: 32, maxSequences: DIFF_SEQUENCES, kvTokens: DIFF_SEQUENCES * 64, prefillChunk: 16 };
+  return Runner.create({ ...open, backend, ...sizes });
 }
 
 test("a model of ten types, as stored: every tap of cpu is within the f32 gates of reference", async () => {

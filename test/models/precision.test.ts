@@ -16,6 +16,7 @@ import { NO_SAMPLES } from "../../src/precision/trust.ts";
 import { Runner } from "../../src/runner.ts";
 import { openDirectory } from "../../weights/directory.ts";
 import { quantizingReference } from "../kernels/quantized.ts";
+import { sizesFor } from "../precision/rig.ts";
 
 const data = fileURLToPath(new URL("../data/", import.meta.url));
 const shared = fileURLToPath(new URL("../../../shared/reference/", import.meta.url));
@@ -60,10 +61,8 @@ describe.each<Case>(CASES)("$name", ({ model, dumps, base, flips = false }) => {
   const runners: Record<string, Runner> = {};
 
   async function open(name: string, backend: Backend): Promise<Runner> {
-    const { ids, prompt_len } = torch.manifest;
     const { architecture, config, checkpoint } = await openModel({ kind: "path", path: model });
-    const sizes = { contextLength: ids.length + 1, maxSequences: 1, prefillChunk: prompt_len };
-    const runner = await Runner.create({ architecture, config, checkpoint, backend, ...sizes });
+    const runner = await Runner.create({ architecture, config, checkpoint, backend, ...sizesFor(torch) });
     await checkpoint.close();
     runners[name] = runner;
     return runner;
