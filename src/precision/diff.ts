@@ -1,6 +1,6 @@
 // diff: runs a model on a reference's ids, judges every tap, and finds the first operation that is wrong. Accumulated errors
 // say that something is wrong; replaying layers, then operations, from the reference's own inputs says what. A run that is in
-// order costs two forward passes, and an eighth of one for the second look at the prompt's end.
+// order costs two forward passes, side by side, and an eighth of one for the second look at the prompt's end.
 import { sizeOf } from "../backend.ts";
 import type { Part } from "../model.ts";
 import type { Replacements, Runner } from "../runner.ts";
