@@ -87,7 +87,7 @@ function model(): Uint8Array<ArrayBuffer> {
 async function runnerOn(device: "reference" | "cpu", bytes: Uint8Array<ArrayBuffer>): Promise<Runner> {
   const open = await openModel({ kind: "blobs", blobs: new Map([["m.gguf", new Blob([bytes])]]) });
   const { backend } = await createBackend(device, { threads: 2 });
-  return Runner.create({ ...open, backend, contextLength: 32, maxSequences: 1, prefillChunk: 16 });
+  return Runner.create({ ...open, backend, contextLength: 32, maxSequences: 2, kvTokens: 128, prefillChunk: 16 });
 }
 
 test("a model of ten types, as stored: every tap of cpu is within the f32 gates of reference", async () => {

@@ -9,7 +9,7 @@ import type { Backend } from "../../src/backend.ts";
 import { createBackend } from "../../src/devices.ts";
 import { openModel } from "../../src/inspect.ts";
 import type { Precision } from "../../src/options.ts";
-import { type DiffOptions, type DiffReport, diff } from "../../src/precision/diff.ts";
+import { DIFF_SEQUENCES, type DiffOptions, type DiffReport, diff } from "../../src/precision/diff.ts";
 import { dump } from "../../src/precision/dump.ts";
 import { Reference } from "../../src/precision/reference.ts";
 import { NO_SAMPLES } from "../../src/precision/trust.ts";
@@ -62,7 +62,10 @@ describe.each<Case>(CASES)("$name", ({ model, dumps, base, flips = false }) => {
   async function open(name: string, backend: Backend): Promise<Runner> {
     const { ids, prompt_len } = torch.manifest;
     const { architecture, config, checkpoint } = await openModel({ kind: "path", path: model });
-    const sizes = { contextLength: ids.length + 1, maxSequences: 1, prefillChunk: prompt_len };
+    const contextLength = ids.length + 1;
+    const maxSequences = DIFF_SEQUENCES;
+    const kvTokens = maxSequences * (contextLength + 63); // whole pages for each
+    const sizes = { contextLength, maxSequences, kvTokens, prefillChunk: prompt_len };
     const runner = await Runner.create({ architecture, config, checkpoint, backend, ...sizes });
     await checkpoint.close();
     runners[name] = runner;

@@ -4,7 +4,7 @@ import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import type { DeviceName } from "../../src/options.ts";
-import { type DiffReport, diff } from "../../src/precision/diff.ts";
+import { DIFF_SEQUENCES, type DiffReport, diff } from "../../src/precision/diff.ts";
 import { dump } from "../../src/precision/dump.ts";
 import { Reference } from "../../src/precision/reference.ts";
 import { openSession, type Session } from "../../src/precision/session.ts";
@@ -34,7 +34,8 @@ const CASES = [...referenceCases(), ...(hasShared ? PACKED : [])];
 
 function open({ model }: Case, device: DeviceName, { prompt_len, ids }: Reference["manifest"]): Promise<Session> {
   const source = { kind: "path", path: model } as const;
-  return openSession({ source, device, promptLength: prompt_len, length: ids.length, sample: { ids } });
+  const sizes = { promptLength: prompt_len, length: ids.length, sequences: DIFF_SEQUENCES };
+  return openSession({ source, device, ...sizes, sample: { ids } });
 }
 
 async function compare(one: Case, device: DeviceName, reference: Reference): Promise<void> {
