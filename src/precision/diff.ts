@@ -1,7 +1,8 @@
 // diff: runs a model on a reference's ids, judges every tap, and finds the first operation that is wrong. Accumulated errors
 // say that something is wrong; replaying layers, then operations, from the reference's own inputs says what. A run that is in
-// order costs two forward passes, and an eighth of one for the second look at the prompt's end.
+// order costs two forward passes, side by side, and an eighth of one for the second look at the prompt's end.
 import { sizeOf } from "../backend.ts";
+import { assert } from "../errors.ts";
 import type { Part } from "../model.ts";
 import type { Replacements, Runner } from "../runner.ts";
 import type { BlockModel } from "./block.ts";
@@ -122,7 +123,7 @@ export interface RoutingReport {
 /** A runner has one for the device's own run, and one for replays beside it. */
 export const DIFF_SEQUENCES = 2;
 
-/** The runner needs room for as many sequences of the dump's ids as DIFF_SEQUENCES, and for its prompt in one step. */
+/** The runner needs room for DIFF_SEQUENCES of the dump's ids (one if not `isolated`), and for its prompt in one step. */
 export async function diff(runner: Runner, reference: Reference, options: DiffOptions): Promise<DiffReport> {
   const {
     computeClass = naturalClass(reference),
@@ -131,6 +132,9 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     observe,
   } = options;
   const { manifest } = reference;
+  const pages = runner.totalPages / runner.pagesPerSequence;
+  const room = runner.maxSequences >= DIFF_SEQUENCES && (!runner.hasFullLayers || pages >= DIFF_SEQUENCES);
+  assert(room || !everything, "diff: the runner has no room for its sequences");
   // Layers are replayed beside the device's own run of them, which are twice as many rows.
   const { layersAtOnce = layersToShow(runner, (everything ? 2 : 1) * manifest.prompt_len) } = options;
   const empty = {
