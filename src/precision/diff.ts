@@ -158,48 +158,23 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
 
   const own = new OwnRun(runner, reference, { computeClass, forceRouting, floor: options.floor, observe });
   const isolation = emptyIsolation();
-  const isolating = { computeClass, samples: options.samples, layersAtOnce, observe };
   const tapped = new Set(reference.tappedSteps);
-  const layerCount = runner.config.numHiddenLayers;
+  const isolate = (replay: Replay) => {
+    const isolating = { computeClass, samples: options.samples, layersAtOnce, observe };
+    return tapped.has(replay.step) ? new StepIsolation(replay, own, isolating, isolation) : undefined;
+  };
   const steps = manifest.ids.length - manifest.prompt_len + 1;
   const replays = Array.from({ length: steps }, (_, step) =>
     Replay.open(runner, reference, step, everything ? DIFF_SEQUENCES - 1 : 0),
   );
-  for (const [step, replay] of replays.entries()) {
-    const layers = everything && tapped.has(step) ? new StepIsolation(replay, own, isolating, isolation) : undefined;
-    const observed = [own.observed(step), ...(layers === undefined ? [] : [replay.observed(layers.layers)])];
-    const prepare = async (part: Part) => {
-      // No device sees a choice of experts that was not looked at.
-      if (!(await trust.upTo(step, part.to)) || own.misshapen !== undefined) return false;
-      await own.prepare(step, part);
-      if (layers !== undefined) await replay.prepare(layers.layers, part);
-      return true;
-    };
-    await watchSteps(runner, observed, { layersAtOnce, prepare }, async ([mine, replayed], part) => {
-      const pairs = await own.pairs(step, mine);
-      if (own.misshapen !== undefined) return;
-      const isolated = (await layers?.pairs(replayed)) ?? [];
-      // What comes after the next layers is read while these are measured, and hashed before it is looked at.
-      const last = part.to === layerCount;
-      const to = Math.min((last ? 0 : part.to) + 2 * layersAtOnce, layerCount);
-      await Promise.all([
-        trust.ahead(last ? step + 1 : step, to),
-        measureAll([...pairs, ...isolated], storedAs(computeClass)),
-      ]);
-      await own.see(step, mine, pairs);
-      await layers?.see(replayed, isolated);
-      if (step === 0 || layers !== undefined) await replay.keepEnds(part);
-      reference.forget();
-    });
-    if (trust.reason !== undefined || own.misshapen !== undefined) break;
-    await layers?.finish();
-  }
+  const beside = everything ? isolate : () => undefined;
+  await visitLayers(runner, reference, { own, trust, replays, isolate: beside, layersAtOnce, computeClass });
   await trust.all();
   const reason = trust.reason ?? own.misshapen;
   if (reason !== undefined) return { ...empty, verdict: "not-comparable", reason };
   const taps = [...own.taps.values()];
   const unobserved = [
-    ...holes(reference, own.asked, layerCount),
+    ...holes(reference, own.asked, runner.config.numHiddenLayers),
     ...manifest.order.filter((full) => !own.taps.has(full) && !own.otherKeys.has(full)),
   ];
   if (taps.length === 0)
@@ -215,8 +190,9 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const notes = [...reference.notes, ...partial, ...near];
   if (!everything && failing.length === 0) isolation.unstable = (await replays[0].end(computeClass)).unstable;
   else if (!everything) {
-    for (const replay of replays.filter(({ step }) => tapped.has(step))) {
-      const layers = new StepIsolation(replay, own, isolating, isolation);
+    for (const replay of replays) {
+      const layers = isolate(replay);
+      if (layers === undefined) continue;
       await replay.watch({ ...layers.layers, layersAtOnce }, async (traced, part) => {
         const pairs = await layers.pairs(traced);
         await measureAll(pairs, storedAs(computeClass));
@@ -256,27 +232,16 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const window = `${own.otherKeys.get(caches[0])}: src/models/${runner.config.modelType}.ts gives that layer another window`;
   const sameConfig = manifest.config !== undefined && options.configJson !== undefined;
   if (caches.length > 0 && sameConfig) notes.push(`${window} than config.json, which is the same for both`);
-  const nonFinite = [...failing, ...isolated.values()].some((tap) => tap.verdict === "non-finite");
-  let verdict: Verdict = "pass";
-  let why: string | undefined;
-  if (nonFinite) verdict = "non-finite";
-  else if (caches.length > 0 && !sameConfig) {
-    verdict = "not-comparable";
-    why = `${window}, or the dump is of another config, which it does not say`;
-  } else if (again?.reason !== undefined) {
-    verdict = "not-comparable";
-    why = again.reason;
-  } else if (failing.length > 0 || guilty.length > 0 || logits?.pass === false) verdict = "fail";
-  else if (unobserved.length > 0) {
-    verdict = "incomplete";
-    why = `${unobserved.length} planned taps were not compared, first ${unobserved[0]}`;
-  } else if (isolation.unstable !== null) {
-    verdict = "non-deterministic";
-    why = `${isolation.unstable} had other bits in a second run of the same input`;
-  }
+  const unlike = `${window}, or the dump is of another config, which it does not say`;
+  const judgement = verdictOf({
+    nonFinite: [...failing, ...isolated.values()].some((tap) => tap.verdict === "non-finite"),
+    doubt: caches.length > 0 && !sameConfig ? unlike : again?.reason,
+    wrong: failing.length > 0 || guilty.length > 0 || logits?.pass === false,
+    unobserved,
+    unstable: isolation.unstable,
+  });
   return {
-    verdict,
-    reason: why,
+    ...judgement,
     firstGuilty: firstGuilty ?? failing[0]?.key ?? null,
     where: again?.where ?? null,
     guilty,
@@ -292,6 +257,80 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     unobserved,
     computeClass,
   };
+}
+
+interface Visit {
+  readonly own: OwnRun;
+  readonly trust: Trust;
+  /** Of each step. */
+  readonly replays: readonly Replay[];
+  /** Undefined for a step that is not replayed. */
+  readonly isolate: (replay: Replay) => StepIsolation | undefined;
+  readonly layersAtOnce: number;
+  readonly computeClass: ComputeClass;
+}
+
+/**
+ * The device's own run and the replay of its layers, some layers of both at a time, so that what a dump has of them is read once.
+ * Ends early where the dump is not to be trusted, or of another model.
+ */
+async function visitLayers(runner: Runner, reference: Reference, visit: Visit): Promise<void> {
+  const { own, trust, replays, isolate, layersAtOnce, computeClass } = visit;
+  const layerCount = runner.config.numHiddenLayers;
+  for (const [step, replay] of replays.entries()) {
+    const layers = isolate(replay);
+    const observed = [own.observed(step), ...(layers === undefined ? [] : [replay.observed(layers.layers)])];
+    const prepare = async (part: Part) => {
+      // No device sees a choice of experts that was not looked at.
+      if (!(await trust.upTo(step, part.to)) || own.misshapen !== undefined) return false;
+      await own.prepare(step, part);
+      if (layers !== undefined) await replay.prepare(layers.layers, part);
+      return true;
+    };
+    await watchSteps(runner, observed, { layersAtOnce, prepare }, async ([mine, replayed], part) => {
+      const pairs = await own.pairs(step, mine);
+      if (own.misshapen !== undefined) return;
+      const isolated = (await layers?.pairs(replayed)) ?? [];
+      // What comes after the next layers is read while these are measured, and hashed before it is looked at.
+      const last = part.to === layerCount;
+      const to = Math.min((last ? 0 : part.to) + 2 * layersAtOnce, layerCount);
+      await Promise.all([
+        trust.ahead(last ? step + 1 : step, to),
+        measureAll([...pairs, ...isolated], storedAs(computeClass)),
+      ]);
+      await own.see(step, mine, pairs);
+      await layers?.see(replayed, isolated);
+      if (step === 0 || layers !== undefined) await replay.keepEnds(part);
+      reference.forget();
+    });
+    if (trust.reason !== undefined || own.misshapen !== undefined) break;
+    await layers?.finish();
+  }
+}
+
+interface Findings {
+  readonly nonFinite: boolean;
+  /** Why the dump may be of another model. */
+  readonly doubt?: string;
+  readonly wrong: boolean;
+  readonly unobserved: readonly string[];
+  readonly unstable: string | null;
+}
+
+function verdictOf(found: Findings): { verdict: Verdict; reason?: string } {
+  const { nonFinite, doubt, wrong, unobserved, unstable } = found;
+  if (nonFinite) return { verdict: "non-finite" };
+  if (doubt !== undefined) return { verdict: "not-comparable", reason: doubt };
+  if (wrong) return { verdict: "fail" };
+  if (unobserved.length > 0) {
+    const reason = `${unobserved.length} planned taps were not compared, first ${unobserved[0]}`;
+    return { verdict: "incomplete", reason };
+  }
+  if (unstable !== null) {
+    const reason = `${unstable} had other bits in a second run of the same input`;
+    return { verdict: "non-deterministic", reason };
+  }
+  return { verdict: "pass" };
 }
 
 /** The model is another one where its config says so. The first layers of a model are compared with as many of it. */
