@@ -233,7 +233,7 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
   const sameConfig = manifest.config !== undefined && options.configJson !== undefined;
   if (caches.length > 0 && sameConfig) notes.push(`${window} than config.json, which is the same for both`);
   const unlike = `${window}, or the dump is of another config, which it does not say`;
-  const judgement = verdictOf({
+  const { verdict, reason: why } = verdictOf({
     nonFinite: [...failing, ...isolated.values()].some((tap) => tap.verdict === "non-finite"),
     doubt: caches.length > 0 && !sameConfig ? unlike : again?.reason,
     wrong: failing.length > 0 || guilty.length > 0 || logits?.pass === false,
@@ -241,7 +241,8 @@ export async function diff(runner: Runner, reference: Reference, options: DiffOp
     unstable: isolation.unstable,
   });
   return {
-    ...judgement,
+    verdict,
+    reason: why,
     firstGuilty: firstGuilty ?? failing[0]?.key ?? null,
     where: again?.where ?? null,
     guilty,
