@@ -10,7 +10,7 @@ export interface Kernels {
   run(program: number): number;
   /** A helper thread's life. */
   help(): void;
-  /** A dot product whose result says how the machine reads bytes of the second operand (kernels/wasm/integer-rows.ts). */
+  /** A dot product whose result says how the machine reads bytes of the second operand; 0 without one (kernels/wasm/integer-rows.ts). */
   dotOfBytes(): number;
   /** 2^-24 where multiply-add rounds once (kernels/wasm/math.ts). */
   maddRest(): number;

@@ -75,7 +75,7 @@ const SPINS = 20_000;
 /** The values of FP4 (E2M1) by code. */
 const FP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6];
 
-/** 4 · 255 · 127: what `dotOfBytes` gives where the relaxed dot product reads its second operand as unsigned bytes. Without one, 0. */
+/** 4 · 255 · 127: what `dotOfBytes` gives where the relaxed dot product reads its second operand as unsigned bytes. */
 const UNSIGNED_DOT = 129_540;
 
 /** Of e^x in f32: where it becomes 0, log2(e), ln 2 in two parts, a polynomial, highest power first (Cephes' expf), an upper limit. */

@@ -17,7 +17,7 @@ export function dot(w: v128, x: v128, c: v128): v128 {
   return c; // never used: a module without relaxed SIMD is never wide
 }
 
-/** Four bytes 255 times four bytes 127, summed: 129,540 where the second operand is unsigned and nothing saturates. */
+/** Four bytes 255 times four bytes 127, summed: 129,540 where the second operand is unsigned and nothing saturates, 0 without relaxed SIMD. */
 export function dotOfBytes(): i32 {
   return i32x4.extract_lane(dot(i8x16.splat(-1), i8x16.splat(127), i32x4.splat(0)), 0);
 }

@@ -12,8 +12,8 @@ import { type Bisection, bisect, checkLayers } from "../precision/bisect.ts";
 import { bisectPage, scaleOf, textBar } from "../precision/bisect-chart.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { Reference } from "../precision/reference.ts";
-import { printJson, readIds, report } from "./common.ts";
-import { verdictOf } from "./diff.ts";
+import { printJson, readIds } from "./common.ts";
+import { endUncompared } from "./diff.ts";
 import { type OpenSide, openSides, readSideOptions } from "./sides.ts";
 
 interface Flags {
@@ -66,13 +66,8 @@ async function run(model: string, flags: Flags): Promise<void> {
   try {
     await compare(model, flags);
   } catch (error) {
-    const verdict = verdictOf(error, flags.reference);
-    if (verdict === undefined) throw error;
-    report(error);
     const { good, bad } = flags;
-    const reason = (error as Error).message;
-    if (flags.json) printJson({ model, good, bad, ...NOTHING, verdict, reason });
-    process.exitCode = EXIT_CODES[verdict];
+    endUncompared(error, flags, (verdict, reason) => ({ model, good, bad, ...NOTHING, verdict, reason }));
   }
 }
 

@@ -92,12 +92,9 @@ async function run(argument: string | undefined, flags: Flags): Promise<void> {
   try {
     await compare(model, flags);
   } catch (error) {
-    const verdict = verdictOf(error, flags.reference);
-    if (verdict === undefined) throw error;
-    report(error);
-    if (flags.json)
-      printJson({ model, ...sidesOf(flags), ...nothingCompared(flags, verdict, (error as Error).message) });
-    process.exitCode = EXIT_CODES[verdict];
+    endUncompared(error, flags, (verdict, reason) => {
+      return { model, ...sidesOf(flags), ...nothingCompared(flags, verdict, reason) };
+    });
   }
 }
 
@@ -150,8 +147,23 @@ function nothingCompared({ fusion, class: asked }: Flags, verdict: Verdict, reas
   };
 }
 
+/** Ends a command that could compare nothing, with what `json` says of it; any other error is thrown again. */
+export function endUncompared(
+  error: unknown,
+  flags: { readonly reference?: string; readonly json?: boolean },
+  json: (verdict: Uncompared, reason: string) => object,
+): void {
+  const verdict = verdictOf(error, flags.reference);
+  if (verdict === undefined) throw error;
+  report(error);
+  if (flags.json) printJson(json(verdict, (error as Error).message));
+  process.exitCode = EXIT_CODES[verdict];
+}
+
+type Uncompared = "incomplete" | "not-comparable";
+
 /** Of a command that could not begin to compare. Undefined: that is no verdict but an error. */
-export function verdictOf(error: unknown, reference?: string): "incomplete" | "not-comparable" | undefined {
+function verdictOf(error: unknown, reference?: string): Uncompared | undefined {
   if (error instanceof DeviceError && error.code === "DEVICE_UNAVAILABLE") return "incomplete";
   return isUnreadable(error, reference) ? "not-comparable" : undefined;
 }

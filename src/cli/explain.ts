@@ -12,8 +12,8 @@ import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gat
 import { Reference } from "../precision/reference.ts";
 import type { WithModel } from "../precision/second-look.ts";
 import { openSession } from "../precision/session.ts";
-import { kvCacheOption, printJson, report, v8FlagsOption } from "./common.ts";
-import { sizesOf, verdictOf } from "./diff.ts";
+import { kvCacheOption, printJson, v8FlagsOption } from "./common.ts";
+import { endUncompared, sizesOf } from "./diff.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -62,13 +62,10 @@ async function run(model: string, flags: Flags): Promise<void> {
     else process.stdout.write(text(compared, { ...found, notes }));
     process.exitCode = EXIT_CODES[verdict];
   } catch (error) {
-    const verdict = verdictOf(error, flags.reference);
-    if (verdict === undefined) throw error;
-    report(error);
     const { reference, device } = flags;
-    const reason = (error as Error).message;
-    if (flags.json) printJson({ model, reference, device, verdict, reason, guilty: [], ...NOTHING });
-    process.exitCode = EXIT_CODES[verdict];
+    endUncompared(error, flags, (verdict, reason) => {
+      return { model, reference, device, verdict, reason, guilty: [], ...NOTHING };
+    });
   }
 }
 

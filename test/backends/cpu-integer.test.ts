@@ -270,16 +270,23 @@ describe.each(PRECISIONS)("%s products", (precision) => {
     },
   );
 
-  test.each(["int8", "mxfp4"] as const)("fused ops of %s are their base ops, bit for bit", async (format) => {
+  test.each([
+    ["int8", "int8"],
+    ["mxfp4", "mxfp4"],
+    ["int8", "mxfp4"], // one x, read as bytes and as halves
+    ["mxfp4", "int8"],
+  ] as const)("fused ops of %s, and of %s beside it, are their base ops, bit for bit", async (format, other) => {
     const [inner, width] = [96, 64];
     const glu = { activation: "swiglu_oai" } as const;
     const norm = { eps: 1e-6 };
     for (const rows of [1, 5, 33]) {
       await onAll(backends, async (rig) => {
         const { random } = rig;
-        const matrix = async (outs: number, columns: number) => (await rig.weight(format, [outs, columns])).weight;
-        const [gate, up, down] = [await matrix(width, inner), await matrix(width, inner), await matrix(45, width)];
-        const next = await matrix(45, inner);
+        const matrix = async (of: typeof format, outs: number, columns: number) =>
+          (await rig.weight(of, [outs, columns])).weight;
+        const [gate, up] = [await matrix(format, width, inner), await matrix(other, width, inner)];
+        const [next, beside] = [await matrix(format, 45, inner), await matrix(other, 45, inner)];
+        const down = await matrix(other, 45, width);
         const [scale, bias] = [
           (await rig.given([inner], random.floats(inner))).weight,
           (await rig.given([45], random.floats(45))).weight,
@@ -298,6 +305,7 @@ describe.each(PRECISIONS)("%s products", (precision) => {
             // These read integers that the op before them made.
             fromHidden: fused.linear(hidden, down),
             fromNormed: fused.linear(normed, next),
+            besideNormed: fused.linear(normed, beside),
             fromAdded: fused.linear(added, next, bias),
             token: fused.linearArgmax(added, next, bias),
           };
@@ -310,6 +318,7 @@ describe.each(PRECISIONS)("%s products", (precision) => {
             hidden: ops.glu(ops.linear(x, gate), ops.linear(x, up), glu),
             fromHidden: ops.linear(hidden, down),
             fromNormed: ops.linear(normed, next),
+            besideNormed: ops.linear(normed, beside),
             fromAdded: ops.linear(added, next, bias),
           })),
         );
