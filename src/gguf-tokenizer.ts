@@ -56,16 +56,19 @@ const PRES: Readonly<Record<string, Pre>> = {
   "gpt-4o": O200K,
 };
 
-/** The files that a checkpoint's folder would have, by name; each is made when it is asked for, and may throw TOK_*. */
-export function tokenizerFiles(metadata: Metadata, file: string): Record<string, () => string> {
+/**
+ * What the files of a checkpoint's folder would hold, by name: text, or the value of a file of JSON. Each is made when it is asked
+ * for, and may throw TOK_*.
+ */
+export function tokenizerFiles(metadata: Metadata, file: string): Record<string, () => string | object> {
   const template = metadata.get("tokenizer.chat_template");
   const model = metadata.get("tokenizer.ggml.model");
   return {
     ...(model !== undefined &&
       model !== "none" &&
       model !== "no_vocab" && {
-        "tokenizer.json": () => JSON.stringify(new Vocabulary(metadata, file).tokenizer()),
-        "tokenizer_config.json": () => JSON.stringify(new Vocabulary(metadata, file).config()),
+        "tokenizer.json": () => new Vocabulary(metadata, file).tokenizer(),
+        "tokenizer_config.json": () => new Vocabulary(metadata, file).config(),
       }),
     ...(typeof template === "string" && { "chat_template.jinja": () => template }),
   };
@@ -153,7 +156,7 @@ class Vocabulary {
         fuse_unk: true,
         byte_fallback: true,
         vocab,
-        merges: this.#mergesOf(new Map(Object.entries(vocab))),
+        merges: this.#mergesOf(vocab),
       },
     };
   }
@@ -179,7 +182,7 @@ class Vocabulary {
   }
 
   /** What text can become by merging. Control tokens cannot, so that nobody writes them. */
-  #vocab(): Record<string, number> {
+  #vocab(): ReadonlyMap<string, number> {
     const ids = new Map<string, number>();
     for (const [id, token] of this.#tokens.entries()) {
       if (this.#kinds[id] === KIND.control || this.#kinds[id] === KIND.unused) continue;
@@ -187,7 +190,7 @@ class Vocabulary {
       if (other !== undefined) this.#fail("TOK_VOCAB", "tokens", `${quote(token, 40)} has the ids ${other} and ${id}`);
       ids.set(token, id);
     }
-    return Object.fromEntries(ids);
+    return ids;
   }
 
   #added(): object[] {

@@ -158,8 +158,8 @@ export async function openGguf(files: ModelFiles, name: string): Promise<GgufMod
     const config = { ...gguf.config(conversion), rope_scaling: await ropeScaling(gguf, file) };
     const label = `${files.label}/${name}`;
     const tensors = convertTensors(file, header, conversion, gguf);
-    const texts = { "config.json": () => configText(config), ...tokenizerFiles(header.metadata, name) };
-    return { files: textFiles(label, texts), checkpoint: makeCheckpoint(label, tensors, () => file.close()) };
+    const contents = { "config.json": () => configText(config), ...tokenizerFiles(header.metadata, name) };
+    return { files: madeFiles(label, contents), checkpoint: makeCheckpoint(label, tensors, () => file.close()) };
   } catch (error) {
     await file.close();
     throw error;
@@ -438,15 +438,22 @@ function slices({ name, type, shape, byteOffset, byteLength }: GgufTensor): Gguf
 
 // ---------------------------------------------------------------------------------------------- files
 
-/** Files whose content is made when they are opened. */
-function textFiles(label: string, texts: Readonly<Record<string, () => string>>): ModelFiles {
+/** Files whose content, text or the value of a file of JSON, is made when they are opened. */
+function madeFiles(label: string, contents: Readonly<Record<string, () => string | object>>): ModelFiles {
+  const content = (name: string) => (Object.hasOwn(contents, name) ? contents[name]() : undefined);
+  const text = (made: string | object) =>
+    typeof made === "string" ? made : JSON.stringify(made, (_, v) => (v instanceof Map ? Object.fromEntries(v) : v));
   return {
     label,
-    has: async (name) => Object.hasOwn(texts, name),
-    list: async () => Object.keys(texts),
+    has: async (name) => Object.hasOwn(contents, name),
+    list: async () => Object.keys(contents),
     open(name) {
-      const content = Object.hasOwn(texts, name) ? [[name, new Blob([texts[name]()])] as const] : [];
-      return openBlobs(new Map(content), label).open(name);
+      const made = content(name);
+      return openBlobs(new Map(made === undefined ? [] : [[name, new Blob([text(made)])]]), label).open(name);
+    },
+    json(name) {
+      const made = content(name);
+      return typeof made === "string" ? undefined : made;
     },
   };
 }

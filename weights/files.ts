@@ -23,6 +23,11 @@ export interface ModelFiles {
   open(name: string): Promise<ModelFile>;
   /** Names of all files, where they can be listed (not on the web). */
   list?(): Promise<readonly string[]>;
+  /**
+   * What a file of JSON says, where the value is there and its text would have to be made; undefined: open the file. Objects of
+   * many keys are Maps. Throws what making it throws.
+   */
+  json?(name: string): unknown;
 }
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is refused

@@ -34,6 +34,8 @@ export async function readJson(
   name: string,
   limits: TextLimits & { maxDepth: number },
 ): Promise<unknown> {
+  const made = files.json?.(name);
+  if (made !== undefined) return made;
   const text = await readText(files, name, limits);
   if (depthOf(text) > limits.maxDepth) {
     const message = `${name}: nested more than ${limits.maxDepth} deep`;

@@ -73,17 +73,19 @@ function checkTruncation(root: Fields): void {
 }
 
 function readVocab(model: Fields, vocabSize: number, tokens: (string | undefined)[]): Map<string, number> {
-  const entries = model.object("vocab").entries();
+  const given = model.get("vocab"); // in a file an object, see ModelFiles.json
+  const entries: [string, unknown][] = given instanceof Map ? [...given] : model.object("vocab").entries();
   const limit = Math.min(vocabSize, MAX_VOCAB);
   if (entries.length > limit)
     refuse("TOK_VOCAB", "model.vocab", `${entries.length} tokens, but the model has ${limit} rows`);
   const vocab = new Map<string, number>();
+  const fail = (token: string, reason: string) =>
+    refuse("TOK_VOCAB", `model.vocab[${JSON.stringify(token.slice(0, 40))}]`, reason);
   for (const [token, id] of entries) {
-    const at = `model.vocab[${JSON.stringify(token.slice(0, 40))}]`;
-    if (!isId(id, limit))
-      refuse("TOK_VOCAB", at, `expected an id from 0 to ${limit - 1}, got ${String(id).slice(0, 40)}`);
-    if (tokens[id] !== undefined)
-      refuse("TOK_VOCAB", at, `id ${id} belongs to ${JSON.stringify(tokens[id].slice(0, 40))} too`);
+    if (!isId(id, limit)) {
+      return fail(token, `expected an id from 0 to ${limit - 1}, got ${String(id).slice(0, 40)}`);
+    }
+    if (tokens[id] !== undefined) fail(token, `id ${id} belongs to ${JSON.stringify(tokens[id].slice(0, 40))} too`);
     vocab.set(token, id);
     tokens[id] = token;
   }
