@@ -22,6 +22,19 @@ test("allowV8Flags: vectors of 256 bits where V8 is known, only when allowed, wi
   expect(allowed.logits).toEqual(usual.logits);
 });
 
+// V8 ends the process when it meets what it cannot join, and when it compiles which function depends on how often that ran.
+test.runIf(canPair()).each(["--wasm-inlining", "--no-wasm-inlining"])(
+  "V8 can join the vectors of every kernel: %s",
+  (inlining) => {
+    const flags = ["--experimental-wasm-revectorize", "--no-liftoff", "--no-wasm-lazy-compilation", inlining];
+    for (const name of ["threads-relaxed", "single-relaxed"]) {
+      const file = fileURLToPath(new URL(`../backends/cpu/kernels.${name}.wasm`, import.meta.url));
+      const compile = `new WebAssembly.Module(require("node:fs").readFileSync(${JSON.stringify(file)}))`;
+      expect(spawnSync(process.execPath, [...flags, "-e", compile]), name).toMatchObject({ status: 0, signal: null });
+    }
+  },
+);
+
 test.each([1, "yes", null])("allowV8Flags: %j is refused", async (allowV8Flags) => {
   const error = await load(MODEL, { allowV8Flags } as unknown as LoadOptions).catch((caught) => caught);
   expect(error).toBeInstanceOf(OptionError);

@@ -52,7 +52,7 @@ interface Append {
 }
 
 /** How many threads there are, and how they lay out rows of x as integers (kernels/wasm/layout.ts). */
-export type Threads = Pick<Pool, "threads" | "wide" | "pairs" | "recordBytes" | "w8a8RowBytes">;
+export type Threads = Pick<Pool, "threads" | "wide" | "fp4InBytes" | "recordBytes" | "w8a8RowBytes">;
 
 export class CpuOps implements BaseOps, FusedOps {
   readonly list: Op[] = [];
@@ -96,7 +96,7 @@ export class CpuOps implements BaseOps, FusedOps {
   /** The format of a weight as a product with `rows` rows of x at a time takes it. */
   #productCode(weight: CpuWeight, rows: number): number {
     if (weight.activations !== undefined) return L.W8A8;
-    return rows === 1 && weight.storedAs === "mxfp4" && this.#pool.pairs ? L.MXFP4_BYTES : weight.code;
+    return rows === 1 && weight.storedAs === "mxfp4" && this.#pool.fp4InBytes ? L.MXFP4_BYTES : weight.code;
   }
 
   /** x as products with a weight read it: itself, or its rows as integers, made once for all who read them. */

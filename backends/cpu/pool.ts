@@ -95,8 +95,8 @@ export class Pool {
   readonly threads: number;
   /** Whether integers are multiplied as bytes, else as halves (kernels/wasm/integer.ts). */
   readonly wide: boolean;
-  /** Where not wide, whether one row times MXFP4 is multiplied as bytes all the same. */
-  readonly pairs: boolean;
+  /** Where not wide, whether one row times MXFP4 is quicker in bytes all the same: not in two parts, where halves have 256 bits. */
+  readonly fp4InBytes: boolean;
   readonly #parts: number;
   /** Settles when all helpers wait for their first run; before that, a run does without them. */
   readonly ready: Promise<void>;
@@ -124,12 +124,13 @@ export class Pool {
     this.#kernels = instance.exports as unknown as Kernels;
     const dot = this.#kernels.dotOfBytes();
     this.wide = !options.halves && dot === UNSIGNED_DOT;
-    this.pairs = !this.wide && dot !== 0 && options.parts < 3;
+    // No x64 machine has registers of 256 bits and no fused multiply-add, and next to none the reverse.
+    const paired = options.paired === true && this.#kernels.maddRest() === 2 ** -24;
+    this.fp4InBytes = !this.wide && dot !== 0 && options.parts <= (paired ? 1 : 2);
     this.#parts = options.parts;
     words[CONTROL_PARTS / 4] = options.parts;
     words[CONTROL_WIDE / 4] = this.wide ? 1 : 0;
-    // No x64 machine has registers of 256 bits and no fused multiply-add, and next to none the reverse.
-    words[CONTROL_PAIRED / 4] = options.paired && this.#kernels.maddRest() === 2 ** -24 ? 1 : 0;
+    words[CONTROL_PAIRED / 4] = paired ? 1 : 0;
     words[CONTROL_STREAMS / 4] = 1;
     this.#kernels.join(this.#control, 0, this.threads);
     this.ready = this.#start(module);

@@ -5,8 +5,8 @@
 //
 // `wide` kernels need a machine whose relaxed dot product takes its second operand as unsigned bytes (probed by the host, see
 // backends/cpu/module.ts): weights are stored with 128 added, and the record says what that adds to the sums. `narrow` kernels
-// are for all others and work in halves, but for one row of x times MXFP4, whose bytes are small enough for any machine.
-import { halves1, halves1of3, halves4, halves4x16 } from "./integer-halves";
+// are for all others and work in halves; one row of x times MXFP4, whose bytes are small enough for any machine, may do without.
+import { dot2, halves1, halves1of3, halves4, halves4x16 } from "./integer-halves";
 import { dot, flush1, flush2, row1, row2, row3, rows3, rows4, rows4x16 } from "./integer-rows";
 import {
   GROUP_COLUMNS,
@@ -14,7 +14,7 @@ import {
   MXFP4,
   MXFP4_BYTES,
   Q8_0,
-  RECORD_FP4_PAIRS,
+  RECORD_FP4_HALF_SUMS,
   RECORD_FP4_SUMS,
   RECORD_INT8_SUMS,
   RECORD_PARTS,
@@ -32,7 +32,7 @@ import {
 } from "./layout";
 import { inBytes, recordBytes } from "./quantize";
 import { paired, parts, scratch, tables, wide } from "./threads";
-import { firstPairs, lookup, secondPairs } from "./weights";
+import { lookup } from "./weights";
 
 /** Bytes of 32 rows × 32 columns, and of the 32 scales before them, f32 or halves. */
 const INT8_BLOCK: usize = TILE * GROUP_COLUMNS;
@@ -40,8 +40,9 @@ const INT8_SCALES: usize = 4 * TILE;
 const Q8_0_SCALES: usize = 2 * TILE;
 const FP4_BLOCK: usize = (TILE * GROUP_COLUMNS) / 2;
 const FP4_SCALES: usize = TILE;
-/** Of 8 output rows, which lie together. */
+/** Wide: of 8 output rows, which lie together; else of 16. */
 const FP4_QUARTER: usize = FP4_BLOCK / 4;
+const FP4_HALF: usize = FP4_BLOCK / 2;
 const PANEL_ROW: usize = 4 * TILE;
 
 // --- Wide, MXFP4, one row of x: values are looked up as 12 + twice the value, which are bytes from 0 to 24.
@@ -143,87 +144,141 @@ function fp4Row2(tile: usize, blocks: i32, x: usize, totals: usize): void {
   }
 }
 
-// --- Not wide, one row of x: the same bytes, which no machine's dot product saturates for. Two products at a time are summed up in 16 bits.
-// With what 12 adds, the sum over a block is at most 24,576; what overflows on the way comes back.
+// --- Not wide, one row of x. In bytes, which no machine's dot product saturates for: two products at a time are summed up in 16 bits, a
+// row in each lane. With what 12 adds, the sum over 16 columns is at most 24,576; what overflows on the way comes back.
 
 /** c + Σ of two products in each half. */
 function dotPairs(w: v128, x: v128, c: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) return i16x8.add(i16x8.relaxed_dot_i8x16_i7x16_s(x, w), c);
-  return c; // never used: see Pool.pairs
-}
-/** Sums of halves 0 + 1, 2 + 3, … */
-function whole(pairs: v128): v128 {
-  return i32x4.extadd_pairwise_i16x8_s(pairs);
+  return c; // never used: see Pool.fp4InBytes
 }
 
-function fp4Pairs1(tile: usize, blocks: i32, x: usize, totals: usize): void {
+/** a + b, of rows 0 … 3 and of rows 4 … 7. */
+function lowSums(a: v128, b: v128): v128 {
+  return i32x4.add(i32x4.extend_low_i16x8_s(a), i32x4.extend_low_i16x8_s(b));
+}
+function highSums(a: v128, b: v128): v128 {
+  return i32x4.add(i32x4.extend_high_i16x8_s(a), i32x4.extend_high_i16x8_s(b));
+}
+
+function fp4Bytes1(tile: usize, blocks: i32, x: usize, totals: usize): void {
   const record = recordBytes(true);
   const nibble = v128.load(tables, TABLE_NIBBLE);
   const values = v128.load(tables, TABLE_FP4_BIASED);
   for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
     const scale = halved(x);
     let p = tile + FP4_SCALES;
-    for (let half: usize = 0; half < PANEL_ROW; half += 64, p += FP4_QUARTER) {
-      let a0 = v128.load32_splat(x, RECORD_FP4_PAIRS);
-      let a1 = a0,
-        a2 = a0,
-        a3 = a0;
+    for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+      // Low and high nibbles of rows 0 … 7 and of rows 8 … 15.
+      let a0 = v128.load16_splat(x, RECORD_FP4_HALF_SUMS);
+      let a1 = v128.load16_splat(x, RECORD_FP4_HALF_SUMS + 4);
+      let a2 = a0,
+        a3 = a1;
       let from = x;
-      for (const end = p + FP4_QUARTER; p < end; p += 32, from += 4) {
-        const s = v128.load32_splat(from, RECORD_PARTS);
-        const t = v128.load32_splat(from, RECORD_PARTS + 16);
+      for (const end = p + FP4_HALF; p < end; p += 32, from += 2) {
+        const s = v128.load16_splat(from, RECORD_PARTS);
+        const t = v128.load16_splat(from, RECORD_PARTS + 16);
         let v = v128.load(p);
         a0 = dotPairs(lookup(values, v128.and(v, nibble)), s, a0);
-        a0 = dotPairs(lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), t, a0);
-        v = v128.load(p, 16);
-        a1 = dotPairs(lookup(values, v128.and(v, nibble)), s, a1);
         a1 = dotPairs(lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), t, a1);
-        v = v128.load(p, 128);
+        v = v128.load(p, 16);
         a2 = dotPairs(lookup(values, v128.and(v, nibble)), s, a2);
-        a2 = dotPairs(lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), t, a2);
-        v = v128.load(p, 144);
-        a3 = dotPairs(lookup(values, v128.and(v, nibble)), s, a3);
         a3 = dotPairs(lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), t, a3);
       }
       const at = tile + (half >> 2);
-      flush1(totals + half, whole(a0), whole(a1), scale, lowScales(at), highScales(at));
-      flush1(totals + half + 32, whole(a2), whole(a3), scale, lowScales(at + 8), highScales(at + 8));
+      flush1(totals + half, lowSums(a0, a1), highSums(a0, a1), scale, lowScales(at), highScales(at));
+      flush1(totals + half + 32, lowSums(a2, a3), highSums(a2, a3), scale, lowScales(at + 8), highScales(at + 8));
     }
   }
 }
 
-function fp4Pairs2(tile: usize, blocks: i32, x: usize, totals: usize): void {
+/** Of 8 rows; a and b are the parts of x. */
+function flushParts(to: usize, a0: v128, a1: v128, b0: v128, b1: v128, x: v128, scales: usize): void {
+  const a = lowSums(a0, a1);
+  const b = lowSums(b0, b1);
+  flush2(to, a, b, highSums(a0, a1), highSums(b0, b1), x, lowScales(scales), highScales(scales));
+}
+
+function fp4Bytes2(tile: usize, blocks: i32, x: usize, totals: usize): void {
   const record = recordBytes(true);
   const nibble = v128.load(tables, TABLE_NIBBLE);
   const values = v128.load(tables, TABLE_FP4_BIASED);
   for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
     const scale = halved(x);
     let p = tile + FP4_SCALES;
-    for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
-      let a0 = v128.load32_splat(x, RECORD_FP4_PAIRS);
-      let b0 = v128.load32_splat(x, RECORD_FP4_PAIRS + 4);
-      let a1 = a0,
-        b1 = b0;
+    for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+      let a0 = v128.load16_splat(x, RECORD_FP4_HALF_SUMS);
+      let a1 = v128.load16_splat(x, RECORD_FP4_HALF_SUMS + 4);
+      let b0 = v128.load16_splat(x, RECORD_FP4_HALF_SUMS + 2);
+      let b1 = v128.load16_splat(x, RECORD_FP4_HALF_SUMS + 6);
+      let a2 = a0,
+        a3 = a1,
+        b2 = b0,
+        b3 = b1;
       let from = x;
-      for (const end = p + FP4_QUARTER; p < end; p += 32, from += 4) {
+      for (const end = p + FP4_HALF; p < end; p += 32, from += 2) {
+        const v = v128.load(p);
+        const u = v128.load(p, 16);
+        let low = lookup(values, v128.and(v, nibble));
+        let high = lookup(values, v128.and(u, nibble));
+        let s = v128.load16_splat(from, RECORD_PARTS);
+        let t = v128.load16_splat(from, RECORD_PARTS + 32);
+        a0 = dotPairs(low, s, a0);
+        b0 = dotPairs(low, t, b0);
+        a2 = dotPairs(high, s, a2);
+        b2 = dotPairs(high, t, b2);
+        low = lookup(values, v128.and(i16x8.shr_u(v, 4), nibble));
+        high = lookup(values, v128.and(i16x8.shr_u(u, 4), nibble));
+        s = v128.load16_splat(from, RECORD_PARTS + 16);
+        t = v128.load16_splat(from, RECORD_PARTS + 48);
+        a1 = dotPairs(low, s, a1);
+        b1 = dotPairs(low, t, b1);
+        a3 = dotPairs(high, s, a3);
+        b3 = dotPairs(high, t, b3);
+      }
+      const at = tile + (half >> 2);
+      flushParts(totals + half, a0, a1, b0, b1, scale, at);
+      flushParts(totals + half + 32, a2, a3, b2, b3, scale, at + 8);
+    }
+  }
+}
+
+// In halves: V8 joins what follows the look-ups to 256 bits, which it does not join themselves.
+
+function fp4Halves(tile: usize, blocks: i32, x: usize, totals: usize): void {
+  const record = recordBytes(false);
+  const nibble = v128.load(tables, TABLE_NIBBLE);
+  const values = v128.load(tables, TABLE_FP4_TWICE);
+  for (; blocks > 0; blocks--, x += record, tile += FP4_SCALES + FP4_BLOCK) {
+    const scale = halved(x);
+    let p = tile + FP4_SCALES;
+    for (let half: usize = 0; half < PANEL_ROW; half += 64) {
+      let a0 = i32x4.splat(0);
+      let a1 = a0,
+        a2 = a0,
+        a3 = a0;
+      let from = x;
+      for (const end = p + FP4_HALF; p < end; p += 32, from += 4) {
         const s = v128.load32_splat(from, RECORD_PARTS);
         const t = v128.load32_splat(from, RECORD_PARTS + 32);
-        // The high nibbles are 16 columns further.
-        const s16 = v128.load32_splat(from, RECORD_PARTS + 16);
-        const t16 = v128.load32_splat(from, RECORD_PARTS + 48);
         let v = v128.load(p);
         let low = lookup(values, v128.and(v, nibble));
         let high = lookup(values, v128.and(i16x8.shr_u(v, 4), nibble));
-        a0 = dotPairs(high, s16, dotPairs(low, s, a0));
-        b0 = dotPairs(high, t16, dotPairs(low, t, b0));
+        a0 = dot2(i16x8.extend_low_i8x16_s(low), s, a0);
+        a1 = dot2(i16x8.extend_high_i8x16_s(low), s, a1);
+        a0 = dot2(i16x8.extend_low_i8x16_s(high), t, a0);
+        a1 = dot2(i16x8.extend_high_i8x16_s(high), t, a1);
         v = v128.load(p, 16);
         low = lookup(values, v128.and(v, nibble));
         high = lookup(values, v128.and(i16x8.shr_u(v, 4), nibble));
-        a1 = dotPairs(high, s16, dotPairs(low, s, a1));
-        b1 = dotPairs(high, t16, dotPairs(low, t, b1));
+        a2 = dot2(i16x8.extend_low_i8x16_s(low), s, a2);
+        a3 = dot2(i16x8.extend_high_i8x16_s(low), s, a3);
+        a2 = dot2(i16x8.extend_low_i8x16_s(high), t, a2);
+        a3 = dot2(i16x8.extend_high_i8x16_s(high), t, a3);
       }
-      const at = tile + (quarter >> 2);
-      flush2(totals + quarter, whole(a0), whole(b0), whole(a1), whole(b1), scale, lowScales(at), highScales(at));
+      const at = tile + (half >> 2);
+      flush1(totals + half, a0, a1, scale, lowScales(at), highScales(at));
+      flush1(totals + half + 32, a2, a3, scale, lowScales(at + 8), highScales(at + 8));
     }
   }
 }
@@ -235,29 +290,26 @@ function unpackFp4(from: usize, blocks: i32, to: usize): void {
   const nibble = v128.load(tables, TABLE_NIBBLE);
   const values = v128.load(tables + (wide ? TABLE_FP4_BIASED : TABLE_FP4_TWICE));
   const half = f32x4.splat(0.5);
+  // Of INT8, from 8 rows of 4 columns to the next 4 columns; else from 16 rows of 2 columns to the next 2.
+  const step: usize = wide ? 64 : 32;
   for (; blocks > 0; blocks--, from += FP4_SCALES + FP4_BLOCK, to += INT8_SCALES + INT8_BLOCK) {
     let p = from + FP4_SCALES;
     for (let quarter: usize = 0; quarter < PANEL_ROW; quarter += 32) {
       const scales = from + (quarter >> 2);
       v128.store(to + quarter, f32x4.mul(lowScales(scales), half));
       v128.store(to + quarter, f32x4.mul(highScales(scales), half), 16);
-      let at = to + INT8_SCALES + ((quarter & 64) << 3) + ((quarter & 32) >> (wide ? 0 : 1));
-      for (const end = at + 256; at < end; at += 64, p += 32) {
+      let at = to + INT8_SCALES + ((quarter & 64) << 3) + ((quarter & 32) << (wide ? 0 : 2));
+      for (const end = at + 4 * step; at < end; at += step, p += 32) {
         const v = v128.load(p);
         const u = v128.load(p, 16);
-        putEight(lookup(values, v128.and(v, nibble)), lookup(values, v128.and(u, nibble)), at);
-        // The high nibbles are 16 columns further: four steps.
-        const next = v128.and(i16x8.shr_u(v, 4), nibble);
-        putEight(lookup(values, next), lookup(values, v128.and(i16x8.shr_u(u, 4), nibble)), at + 256);
+        v128.store(at, lookup(values, v128.and(v, nibble)));
+        v128.store(at, lookup(values, v128.and(u, nibble)), 16);
+        // The high nibbles are 16 columns further.
+        v128.store(at, lookup(values, v128.and(i16x8.shr_u(v, 4), nibble)), 256);
+        v128.store(at, lookup(values, v128.and(i16x8.shr_u(u, 4), nibble)), 272);
       }
     }
   }
-}
-
-/** Four columns of eight rows, as INT8 has them (weights.ts). */
-function putEight(v: v128, u: v128, to: usize): void {
-  v128.store(to, wide ? v : firstPairs(v, u));
-  v128.store(to + (wide ? 16 : 32), wide ? u : secondPairs(v, u));
 }
 
 /** All rows at `pointers`, plus `offset`, times some blocks of a tile: adds to totals f32 [rows, 32]. Scale: f32, or u16 for halves. */
@@ -356,13 +408,14 @@ function blocksProduct(
   tile += <usize>from * (FP4_SCALES + FP4_BLOCK);
   if (format === MXFP4_BYTES) {
     const x = <usize>load<u32>(pointers) + offset;
-    if (parts === 1) fp4Pairs1(tile, count, x, totals);
-    else fp4Pairs2(tile, count, x, totals);
+    if (parts === 1) fp4Bytes1(tile, count, x, totals);
+    else fp4Bytes2(tile, count, x, totals);
     return;
   }
-  if (rows === 1 && parts < 3 && wide) {
+  if (rows === 1 && parts < 3) {
     const x = <usize>load<u32>(pointers) + offset;
-    if (parts === 1) fp4Row1(tile, count, x, totals);
+    if (!wide) fp4Halves(tile, count, x, totals);
+    else if (parts === 1) fp4Row1(tile, count, x, totals);
     else fp4Row2(tile, count, x, totals);
     return;
   }

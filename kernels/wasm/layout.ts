@@ -139,8 +139,8 @@ export const STREAM_FP4_COLUMNS = 64;
 // planes are 32 halves of up to two parts; for MXFP4_BYTES they are bytes, too.
 export const GROUP_COLUMNS = 32;
 export const RECORD_INT8_SUMS = 4;
-/** For MXFP4_BYTES: what 12 adds to the sums of columns 0 and 1, and to those of 2 and 3, of each four (i16 [3, 2]). */
-export const RECORD_FP4_PAIRS = 4;
+/** For MXFP4_BYTES: what 12 adds to the sums of columns 0 … 15, and to those of 16 … 31, of each of two parts (i16 [2, 2]). */
+export const RECORD_FP4_HALF_SUMS = 4;
 export const RECORD_FP4_SUMS = 16;
 export const RECORD_PARTS = 32;
 

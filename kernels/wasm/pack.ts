@@ -21,6 +21,20 @@ function load16(from: usize, row: i32, rows: i32, rowBytes: usize): v128 {
   return row < rows ? v128.load(from + <usize>row * rowBytes) : i32x4.splat(0);
 }
 
+/** Each 64 bytes, 16 rows of 4 columns: columns 0 and 1 of all, then 2 and 3. */
+function pairColumns(at: usize, end: usize): void {
+  for (; at < end; at += 64) {
+    const a = v128.load(at);
+    const b = v128.load(at, 16);
+    const c = v128.load(at, 32);
+    const d = v128.load(at, 48);
+    v128.store(at, firstPairs(a, b));
+    v128.store(at, firstPairs(c, d), 16);
+    v128.store(at, secondPairs(a, b), 32);
+    v128.store(at, secondPairs(c, d), 48);
+  }
+}
+
 /** 32 rows × 32 columns of bytes. */
 function packInt8Block(from: usize, rowBytes: usize, rows: i32, to: usize): void {
   const bias = i8x16.splat(wide ? -128 : 0);
@@ -35,18 +49,7 @@ function packInt8Block(from: usize, rowBytes: usize, rows: i32, to: usize): void
       transpose4(v128.xor(a, bias), v128.xor(b, bias), v128.xor(c, bias), v128.xor(d, bias), at + 256 * part, 64);
     }
   }
-  if (wide) return;
-  // Of 16 rows of 4 columns: columns 0 and 1 of all, then 2 and 3.
-  for (const end = to + TILE * GROUP_COLUMNS; to < end; to += 64) {
-    const a = v128.load(to);
-    const b = v128.load(to, 16);
-    const c = v128.load(to, 32);
-    const d = v128.load(to, 48);
-    v128.store(to, firstPairs(a, b));
-    v128.store(to, firstPairs(c, d), 16);
-    v128.store(to, secondPairs(a, b), 32);
-    v128.store(to, secondPairs(c, d), 48);
-  }
+  if (!wide) pairColumns(to, to + TILE * GROUP_COLUMNS);
 }
 
 /** Codes of elements 2j and 2j + 1 in byte j → of j and j + 16. */
@@ -71,8 +74,10 @@ function packFp4Block(from: usize, rowBytes: usize, rows: i32, planes: bool, to:
       c = regroup(c, nibble);
       d = regroup(d, nibble);
     }
-    transpose4(a, b, c, d, to + <usize>((r >> 3) * 128 + (r & 4) * 4), 32);
+    if (wide) transpose4(a, b, c, d, to + <usize>((r >> 3) * 128 + (r & 4) * 4), 32);
+    else transpose4(a, b, c, d, to + <usize>((r >> 4) * 256 + (r & 12) * 4), 64);
   }
+  if (!wide) pairColumns(to, to + TILE * (GROUP_COLUMNS / 2));
 }
 
 function packInt8(data: usize, scales: usize, rows: i32, columns: i32, group: i32, to: usize): void {

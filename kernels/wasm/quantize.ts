@@ -4,7 +4,7 @@
 import {
   GROUP_COLUMNS,
   MXFP4_BYTES,
-  RECORD_FP4_PAIRS,
+  RECORD_FP4_HALF_SUMS,
   RECORD_FP4_SUMS,
   RECORD_INT8_SUMS,
   RECORD_PARTS,
@@ -66,12 +66,20 @@ export function putHalves(a: v128, b: v128, to: usize): void {
   v128.store(to, i16x8.narrow_i32x4_s(a, b));
 }
 
-/** Lanes 0 + 1 and 2 + 3 of a, of b and of c, as halves. */
-function pairSums(a: v128, b: v128, c: v128): v128 {
+/** The sums of a's lanes, of b's and of c's; the last lane repeats one. */
+function sumsOf(a: v128, b: v128, c: v128): v128 {
   const ab = i32x4.add(v128.shuffle<i32>(a, b, 0, 2, 4, 6), v128.shuffle<i32>(a, b, 1, 3, 5, 7));
   const cc = i32x4.add(v128.shuffle<i32>(c, c, 0, 2, 0, 2), v128.shuffle<i32>(c, c, 1, 3, 1, 3));
-  return i16x8.narrow_i32x4_s(ab, cc);
+  return i32x4.extadd_pairwise_i16x8_s(i16x8.narrow_i32x4_s(ab, cc)); // sums of 32 bytes fit a half
 }
+
+/** −12 times the sum of the lanes. */
+function minus12(v: v128): i32 {
+  v = i32x4.add(v, v128.shuffle<i32>(v, v, 2, 3, 0, 1));
+  return -12 * (i32x4.extract_lane(v, 0) + i32x4.extract_lane(v, 1));
+}
+
+// `factor` goes from values to integers. It is no vector: where V8 joins vectors (Node 26), it crashes on an argument that both use.
 
 /** x f32 [32] → its record. */
 export function quantizeBlock(x: usize, record: usize, bytes: bool): void {
@@ -89,13 +97,14 @@ export function quantizeBlock(x: usize, record: usize, bytes: bool): void {
   }
   const top = largest(parts);
   const scale = peak < TINY ? <f32>0 : peak / top;
-  const inverse = f32x4.splat(peak < TINY ? <f32>0 : top / peak);
+  const factor = peak < TINY ? <f32>0 : top / peak;
   store<f32>(record, scale);
-  if (bytes) blockInBytes(x, inverse, record);
-  else blockInHalves(x, inverse, record + RECORD_PARTS);
+  if (bytes) blockInBytes(x, factor, record);
+  else blockInHalves(x, factor, record + RECORD_PARTS);
 }
 
-function blockInHalves(x: usize, inverse: v128, to: usize): void {
+function blockInHalves(x: usize, factor: f32, to: usize): void {
+  const inverse = f32x4.splat(factor);
   for (const end = to + 2 * GROUP_COLUMNS; to < end; x += 32, to += 16) {
     let q = rounded(x, inverse);
     let r = rounded(x + 16, inverse);
@@ -108,14 +117,21 @@ function blockInHalves(x: usize, inverse: v128, to: usize): void {
   }
 }
 
-function blockInBytes(x: usize, inverse: v128, record: usize): void {
-  // Lane j: of columns j, j + 4, …, which fits a half.
+function blockInBytes(x: usize, factor: f32, record: usize): void {
+  const inverse = f32x4.splat(factor);
   const zero = i32x4.splat(0);
   let sumA = zero,
     sumB = zero,
-    sumC = zero;
+    sumC = zero,
+    lowA = zero,
+    lowB = zero;
   let to = record + RECORD_PARTS;
+  const middle = to + GROUP_COLUMNS / 2;
   for (const end = to + GROUP_COLUMNS; to < end; x += 32, to += 8) {
+    if (to === middle) {
+      lowA = sumA;
+      lowB = sumB;
+    }
     let q = rounded(x, inverse);
     let r = rounded(x + 16, inverse);
     if (parts === 3) {
@@ -133,15 +149,17 @@ function blockInBytes(x: usize, inverse: v128, record: usize): void {
     putBytes(q, r, to);
     sumA = i32x4.add(sumA, i32x4.add(q, r));
   }
-  const pairs = pairSums(sumA, sumB, sumC);
-  const sums = i32x4.extadd_pairwise_i16x8_s(pairs);
-  // Four words are stored for three: the fourth is the next thing to be stored, or unused.
-  if (!wide) {
-    v128.store(record, i16x8.mul(pairs, i16x8.splat(-12)), RECORD_FP4_PAIRS);
+  if (wide) {
+    // Four words are stored for three: the fourth is the next thing to be stored, or unused.
+    const sums = sumsOf(sumA, sumB, sumC);
+    v128.store(record, i32x4.neg(i32x4.shl(sums, 7)), RECORD_INT8_SUMS);
+    v128.store(record, i32x4.mul(sums, i32x4.splat(-12)), RECORD_FP4_SUMS);
     return;
   }
-  v128.store(record, i32x4.neg(i32x4.shl(sums, 7)), RECORD_INT8_SUMS);
-  v128.store(record, i32x4.mul(sums, i32x4.splat(-12)), RECORD_FP4_SUMS);
+  store<i16>(record, minus12(lowA), RECORD_FP4_HALF_SUMS);
+  store<i16>(record, minus12(lowB), RECORD_FP4_HALF_SUMS + 2);
+  store<i16>(record, minus12(i32x4.sub(sumA, lowA)), RECORD_FP4_HALF_SUMS + 4);
+  store<i16>(record, minus12(i32x4.sub(sumB, lowB)), RECORD_FP4_HALF_SUMS + 6);
 }
 
 /** x f32 [columns] → its records; columns are a multiple of 32. */

@@ -7,8 +7,8 @@
 // 4 columns; in each, 4 vectors of 4 rows whose lane is one row's 4 bytes, as dot products take them; 128 is added. All that where
 // `wide`; else a half is 16 steps of 2 columns; in each, the 2 bytes of one row after the other.
 // Q8_0: the same, a block in each group; scales lie as a column of F16 does.
-// MXFP4: blocks of 32 columns: 32 scales E8M0, then 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows.
-// Low nibbles are columns 0 … 15 of the block, high nibbles 16 … 31.
+// MXFP4: blocks of 32 columns: 32 scales E8M0, then nibbles, the low ones of columns 0 … 15 of the block, the high ones of 16 … 31. Where
+// `wide`, 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows. Else two halves of 16 rows, as of INT8.
 import {
   BF16,
   F16,
@@ -62,7 +62,8 @@ function placeInBlock(format: i32, r: i32, k: i32): i32 {
     if (wide) return ((r & 16) << 5) + ((k & 28) << 4) + ((r & 15) << 2) + (k & 3);
     return ((r & 16) << 5) + ((k & 30) << 4) + ((r & 15) << 1) + (k & 1);
   }
-  return ((r & 24) << 4) + ((k & 12) << 3) + ((r & 7) << 2) + (k & 3);
+  if (wide) return ((r & 24) << 4) + ((k & 12) << 3) + ((r & 7) << 2) + (k & 3);
+  return ((r & 16) << 4) + ((k & 14) << 4) + ((r & 15) << 1) + (k & 1);
 }
 
 /** A finite half as f32, subnormals included. */
