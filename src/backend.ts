@@ -32,10 +32,12 @@ export type WeightFormat = "f32" | "f16" | "bf16" | "int8" | "mxfp4";
  * How a file interleaves the values of 32 columns with their scale, for backends that take such blocks apart while they
  * pack. Rows of columns / 32 blocks, row-major like the planes; unpacked, they are exactly the planes of the format.
  * - `q8_0`, of `int8` with group 32: 34 bytes = scale f16, little endian (the plane has it as f32); 32 values i8.
- * - `mxfp4`, of `mxfp4`: 17 bytes = scale E8M0; 16 bytes of codes: low nibbles are elements 0 … 15, high nibbles
- *   16 … 31 (the plane pairs neighbours instead).
+ * - `q4_0`, of `int8` with group 32: 18 bytes = scale f16; 16 bytes of codes, values plus 8: low nibbles are elements 0 … 15,
+ *   high nibbles 16 … 31.
+ * - `mxfp4`, of `mxfp4`: 17 bytes = scale E8M0; 16 bytes of codes in the same order (the plane pairs neighbours
+ *   instead).
  */
-export type BlockEncoding = "q8_0" | "mxfp4";
+export type BlockEncoding = "q8_0" | "q4_0" | "mxfp4";
 
 /** `data` and `scales` are what a format consists of; `blocks` is another view of both, which only some sources have. */
 export type WeightPlane = "data" | "scales" | "blocks";

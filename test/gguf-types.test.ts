@@ -143,8 +143,10 @@ test("load keeps block types that have no packed format in BF16, and says so; pr
     rounded: true,
     bytes: 2 * WIDTH ** 2,
   });
-  expect(summary.widened.find(({ stored }) => stored === "Q4_0")).toMatchObject({ format: "int8", rounded: false });
-  // The cpu backend keeps blocks of Q8_0 as they are.
-  expect(summary.widened.map(({ stored }) => stored)).not.toContain("Q8_0");
+  expect(summary.widened.find(({ stored }) => stored === "Q5_0")).toMatchObject({ format: "int8", rounded: false });
+  // The cpu backend keeps blocks of Q8_0 and Q4_0 as they are.
+  for (const kept of ["Q8_0", "Q4_0"]) expect(summary.widened.map(({ stored }) => stored)).not.toContain(kept);
+  const down = summary.tensors.find(({ stored }) => stored === "Q4_0");
+  expect(down).toMatchObject({ format: "int8", byteLength: (WIDTH ** 2 * 18) / 32 });
   expect(summary.tensors[0]).toMatchObject({ stored: "Q8_0", byteLength: (70 * WIDTH * 34) / 32 });
 });

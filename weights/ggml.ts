@@ -293,7 +293,7 @@ const TYPES = {
   F32: plain(0, 4, "f32"),
   F16: plain(1, 2, "f16"),
   BF16: plain(30, 2, "bf16"),
-  Q4_0: byWords(2, 18, unpackQ4_0),
+  Q4_0: { ...byWords(2, 18, unpackQ4_0), blocks: "q4_0" },
   Q4_1: shifted(3, { elements: 32, bytes: 20, d: 0, unpack: unpackQ4_1 }),
   Q5_0: symmetric(6, { elements: 32, bytes: 22, group: 32, d: 0, unpack: unpackQ5_0 }),
   Q5_1: shifted(7, { elements: 32, bytes: 24, d: 0, unpack: unpackQ5_1 }),
