@@ -1,6 +1,7 @@
 // A checkpoint with its linear layers in INT8 (compressed-tensors), or its gpt-oss experts in MXFP4, as other engines read it
 // too; and how far each weight moved. Reads and writes a few MiB at a time; knows no files.
-import { decodeRows, decodeWeight, rowsOf } from "../weights/decode.ts";
+import { decodeRows, rowsOf } from "../weights/decode.ts";
+import { decodeFinite, requireFinite } from "../weights/finite.ts";
 import { GGML_TYPES, type GgmlType } from "../weights/ggml.ts";
 import { MXFP4_BLOCK } from "../weights/mxfp4.ts";
 import { encodeBf16, quantized, quantizeInt8, quantizeMxfp4, rounded } from "../weights/quantize.ts";
@@ -67,7 +68,8 @@ interface Planned {
 
 /**
  * Writes model.safetensors of the quantised checkpoint, piece by piece, to `write`.
- * Throws OptionError OPTION_RANGE for a model or a group that does not fit the format, OPTION_CONFLICT for a group with MXFP4.
+ * Throws OptionError OPTION_RANGE for a model or a group that does not fit the format, OPTION_CONFLICT for a group with MXFP4;
+ * ModelFileError WEIGHT_NOT_FINITE, by then with a part written, for a tensor with a NaN or an infinity.
  */
 export async function quantize(
   model: OpenModel,
@@ -76,6 +78,7 @@ export async function quantize(
 ): Promise<QuantizeReport> {
   requireFit(model, options);
   const plan = planOf(model, options);
+  const { label } = model.checkpoint;
   const total = plan.length;
   const empty = new Uint8Array(0);
   const header = writeSafetensors(
@@ -96,10 +99,10 @@ export async function quantize(
     const before = bytesAfter;
     const { dtype: stored, byteLength: bytesBefore } = model.checkpoint.tensors.get(name)!;
     if (source !== undefined && why === undefined) {
-      const error = await convert(source, count, options);
+      const error = await convert(source, label, count, options);
       tensors.push({ name, bytesBefore, bytesAfter: bytesAfter - before, ...error });
     } else {
-      if (source !== undefined) await copy(source, entries[0].dtype, count);
+      if (source !== undefined) await copy(source, label, entries[0].dtype, count);
       const written = entries.length > 1 ? stored : entries.at(0)?.dtype;
       left.push({ name, stored, written, bytesBefore, bytesAfter: bytesAfter - before, why: why! });
     }
@@ -151,7 +154,7 @@ export function quantizedModel(model: OpenModel, to: "int8" | "mxfp4"): OpenMode
   const { checkpoint } = model;
   const source = (name: string, spec: TensorSpec): WeightSource => {
     const stored = checkpoint.source(name, spec);
-    return isLinear(name, spec) && fateOf(stored, to) === "made" ? quantized(stored, to) : stored;
+    return isLinear(name, spec) && fateOf(stored, to) === "made" ? quantized(stored, to, checkpoint.label) : stored;
   };
   return { ...model, checkpoint: { ...checkpoint, source } };
 }
@@ -193,7 +196,7 @@ export function compactModel(model: OpenModel): OpenModel {
     const types = (spec.from ?? [name]).flatMap((from) => checkpoint.tensors.get(from)?.dtype.split(", ") ?? []);
     const blocks = types.some((type) => Object.hasOwn(GGML_TYPES, type) && GGML_TYPES[type as GgmlType].elements > 1);
     const wide = stored.format === "f32" || (stored.format === "int8" && !isPacked(stored));
-    return blocks && wide && stored.shape.length > 1 ? rounded(stored) : stored;
+    return blocks && wide && stored.shape.length > 1 ? rounded(stored, checkpoint.label) : stored;
   };
   return { ...model, checkpoint: { ...checkpoint, source } };
 }
@@ -295,13 +298,15 @@ function copiedEntries({ name, shape, format }: WeightSource, stored: string): P
 
 async function copy(
   source: WeightSource,
+  file: string,
   dtype: SafetensorsEntry["dtype"],
   write: (bytes: Uint8Array) => Promise<void>,
 ): Promise<void> {
   if (dtype === "BF16" && source.format !== "bf16") {
-    for await (const values of chunks(source)) await write(new Uint8Array(encodeBf16(values).buffer));
+    for await (const values of chunks(source, file)) await write(new Uint8Array(encodeBf16(values).buffer));
     return;
   }
+  await requireFinite(source, file);
   for (const plane of ["data", "scales"] as const) {
     const size = source.byteLength(plane);
     for (let at = 0; at < size; at += 4 * CHUNK)
@@ -312,12 +317,13 @@ async function copy(
 /** Writes the data as they come, and the scales, which are small, after them. */
 async function convert(
   source: WeightSource,
+  file: string,
   write: (bytes: Uint8Array) => Promise<void>,
   { to, group = rowsOf(source.shape).columns }: QuantizeOptions,
 ): Promise<{ nmse: number; maxAbs: number }> {
   const scales: Uint8Array[] = [];
   let [wrong, all, maxAbs] = [0, 0, 0];
-  for await (const values of chunks(source)) {
+  for await (const values of chunks(source, file)) {
     const [data, part] = to === "mxfp4" ? mxfp4Bytes(values) : int8Bytes(values, group);
     await write(data);
     scales.push(part);
@@ -342,12 +348,12 @@ function mxfp4Bytes(values: Float32Array): [data: Uint8Array, scales: Uint8Array
   return [blocks, scales];
 }
 
-/** Whole rows as f32, about CHUNK values at a time. */
-async function* chunks(source: WeightSource): AsyncGenerator<Float32Array<ArrayBuffer>> {
+/** Whole rows as f32, about CHUNK values at a time. Throws WEIGHT_NOT_FINITE. */
+async function* chunks(source: WeightSource, file: string): AsyncGenerator<Float32Array<ArrayBuffer>> {
   const { rows, columns } = rowsOf(source.shape);
   const step = Math.max(1, Math.floor(CHUNK / columns));
   for (let row = 0; row < rows; row += step) {
-    yield new Float32Array(await decodeWeight(source, row, Math.min(rows, row + step)));
+    yield new Float32Array(await decodeFinite(source, file, row, Math.min(rows, row + step)));
   }
 }
 

@@ -18,7 +18,7 @@ import { decodeWeight } from "../weights/decode.ts";
 import { decodeInt8 } from "../weights/int8.ts";
 import { decodeMxfp4 } from "../weights/mxfp4.ts";
 import { quantizeInt8, quantizeMxfp4 } from "../weights/quantize.ts";
-import { type SafetensorsEntry, writeSafetensors } from "../weights/safetensors.ts";
+import { parseHeader, type SafetensorsEntry, writeSafetensors } from "../weights/safetensors.ts";
 import { errorOf, join as joined } from "./weights/memory.ts";
 
 const models = fileURLToPath(new URL("./data/models/", import.meta.url));
@@ -247,6 +247,20 @@ test("what does not fit is refused before anything is written", async () => {
   expect(await refused({ to: "int8", group: 17 })).toEqual(["OPTION_RANGE", "group"]);
   expect(await refused({ to: "int8", group: 1 })).toEqual(["OPTION_RANGE", "group", 16]);
   expect(await refused({ to: "mxfp4", group: 32 })).toEqual(["OPTION_CONFLICT", "group"]);
+  await model.checkpoint.close();
+});
+
+test.each([
+  ["model.layers.1.mlp.up_proj.weight", "one to quantise"],
+  ["model.layers.1.input_layernorm.weight", "one to copy"],
+])("a NaN in %s, %s, is refused", async (tensor) => {
+  const bytes = new Uint8Array(readFileSync(`${models}mistral/model.safetensors`));
+  const { byteOffset } = parseHeader(bytes, bytes.length).tensors.get(tensor)!;
+  bytes.set([0xc0, 0x7f], byteOffset + 2 * 5); // BF16
+  const model = await openFiles(JSON.parse(readFileSync(`${models}mistral/config.json`, "utf8")), bytes);
+  const error = await errorOf(() => quantize(model, async () => {}, { to: "int8" }));
+  expect([error.code, error.file, error.tensor, error.actual]).toEqual(["WEIGHT_NOT_FINITE", "files", tensor, 5]);
+  expect(error.message).toContain("value 5 is NaN; get the file again");
   await model.checkpoint.close();
 });
 
