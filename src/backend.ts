@@ -59,6 +59,8 @@ export interface WeightSource {
   readonly activations?: "int8";
   /** The weight can be read as plane `blocks` too, in this encoding: one read in place of two, and nothing rearranged. */
   readonly blocks?: BlockEncoding;
+  /** The values are not those of the file but the nearest that `format` has: for whoever reports it, of no matter to backends. */
+  readonly rounded?: boolean;
   /**
    * Bytes of a plane; throws a typed error when the file is shorter. Ranges may be read in any order and in parallel.
    * @param into exactly `byteLength` bytes, possibly of shared memory, which are filled and returned. After an error they may

@@ -207,8 +207,7 @@ async function loadOpened(
   const { tensors: _, ...summary } = summarize(open, { contextLength, kvCache });
   const { files, architecture, config, checkpoint } = open;
   const line = widenedLine(summary);
-  const level = summary.widened.some(({ rounded }) => rounded) ? "warn" : "info";
-  if (line !== undefined) context.note({ kind: "log", level, message: line } satisfies HostNote);
+  if (line !== undefined) context.note({ kind: "log", ...line } satisfies HostNote);
   const [defaults, tokenizer] = await Promise.all([
     readDefaults(open),
     (await files.has("tokenizer.json")) ? loadTokenizer(files, { vocabSize: config.vocabSize }) : undefined,

@@ -1,6 +1,7 @@
 // The block formats of ggml: how many bytes a block of values takes, and how blocks are taken apart into one of the engine's
 // own formats without loss. Symmetric blocks become INT8 with a scale per group, those with a minimum f32. The values are those
-// of ggml-quants.c, bit for bit; its names are kept. Knows nothing of files or tensors.
+// of ggml-quants.c, bit for bit (but −0 in MXFP4 stays −0, which is 0 in ggml's table); its names are kept. Knows nothing of
+// files or tensors.
 import type { BlockEncoding, WeightFormat } from "../src/backend.ts";
 import type { Planes } from "./decode.ts";
 import { decodeF16 } from "./f16.ts";
