@@ -69,7 +69,10 @@ export interface PoolOptions {
   readonly paired?: boolean;
   /** For tests: how many tiles a thread reads in turn, 1 or STREAMS. Default: what the first steps find to be faster. */
   readonly streams?: number;
-  /** For tests: integer products as on a machine whose dot product takes no unsigned bytes. Default: what this machine has. */
+  /**
+   * For tests: integer products as on a machine whose dot product takes no unsigned bytes, or (false) as on one where it does, which
+   * is right on any machine for one row times 4-bit weights only. Default: what this machine has.
+   */
   readonly halves?: boolean;
   /** How long a thread waits for the others before the device counts as lost. Default 30 s. */
   readonly timeoutMs?: number;
@@ -129,7 +132,7 @@ export class Pool {
     const instance = new WebAssembly.Instance(module, { env: { memory: heap.memory } });
     this.#kernels = instance.exports as unknown as Kernels;
     const dot = this.#kernels.dotOfBytes();
-    this.wide = !options.halves && dot === UNSIGNED_DOT;
+    this.wide = options.halves === undefined ? dot === UNSIGNED_DOT : !options.halves;
     // No x64 machine has registers of 256 bits and no fused multiply-add, and next to none the reverse.
     const paired = options.paired === true && this.#kernels.maddRest() === 2 ** -24;
     this.#parts = options.parts;

@@ -228,6 +228,56 @@ describe.each(PRECISIONS)("%s products", (precision) => {
     },
   );
 
+  test.skipIf(precision === "exact").each(["mxfp4", "q4_0"] as const)(
+    "the largest values of %s, in every way in which they are multiplied, on any machine",
+    async (encoding) => {
+      const [outs, bytes] = [48, encoding === "mxfp4" ? 17 : 18];
+      const blocks = new Uint8Array(outs * bytes);
+      const random = new Random(5);
+      for (let row = 0; row < outs; row++) {
+        // All as large as can be, up or down, or some of each: sums of 16 bits have no room for more.
+        const [up, down] = encoding === "mxfp4" ? [0x77, 0xff] : [0xff, 0x00];
+        const code = () => [up, down, random.int(2) === 0 ? up : down, random.int(256)][row % 4];
+        blocks.fill(encoding === "mxfp4" ? 120 + (row % 8) : 0x2c, row * bytes, (row + 1) * bytes);
+        for (let i = bytes - 16; i < bytes; i++) blocks[row * bytes + i] = code();
+      }
+      const format = encoding === "mxfp4" ? "mxfp4" : "int8";
+      const source = { ...memorySource("test.largest", [outs, BLOCK], format, { blocks }, BLOCK), blocks: encoding };
+      const ways = [
+        ["simd", {}],
+        ["relaxed", { halves: true }],
+        ["relaxed", { halves: true, allowV8Flags: true }],
+        ["relaxed", { halves: false }],
+        ["relaxed", { halves: false, allowV8Flags: true }],
+      ] as const;
+      const rows = [random.floats(BLOCK), new Float32Array(BLOCK).fill(3), new Float32Array(BLOCK).fill(-5)];
+      rows[0].fill(9, 8, 24);
+      // More rows work in unpacked bytes, which such small integers do not saturate the dot product of x64 with, either.
+      const many = Float32Array.from({ length: 5 * BLOCK }, (_, i) => {
+        return i % BLOCK === 7 ? 1 : (256 * (random.int(121) - 60)) / LARGEST.high;
+      });
+      const results: (Float32Array | Int32Array)[][] = [];
+      for (const [variant, options] of ways) {
+        const backend = await createCpuBackend({ threads: 1, precision, variant, ...options });
+        const rig = new Rig(backend, 1);
+        const weight = await backend.loadWeight(source);
+        const products: (Float32Array | Int32Array)[] = [];
+        for (const row of rows) {
+          const x = rig.tensor([1, BLOCK], row);
+          products.push(await rig.once((ops) => ops.linear(x, weight)));
+        }
+        if (process.arch === "x64") {
+          const x = rig.tensor([5, BLOCK], many);
+          products.push(await rig.once((ops) => ops.linear(x, weight)));
+        }
+        results.push(products);
+        rig.close();
+        await backend.dispose();
+      }
+      for (const result of results) expect(result).toEqual(results[0]);
+    },
+  );
+
   test.each([1, 4, 20, 48, 96])("INT8 with a scale for %i columns", async (group) => {
     const [inner, width, rows] = [96 * 5, 40, 10];
     const random = new Random(group);
