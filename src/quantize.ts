@@ -7,7 +7,7 @@ import { encodeBf16, quantized, quantizeInt8, quantizeMxfp4, rounded } from "../
 import { type SafetensorsEntry, writeSafetensors } from "../weights/safetensors.ts";
 import type { WeightSource } from "./backend.ts";
 import { OptionError } from "./errors.ts";
-import type { OpenModel } from "./inspect.ts";
+import { type ModelSummary, type OpenModel, widenedLine } from "./inspect.ts";
 import type { TensorSpec } from "./model.ts";
 import type { DeviceName, Precision } from "./options.ts";
 
@@ -196,6 +196,15 @@ export function compactModel(model: OpenModel): OpenModel {
     return blocks && wide && stored.shape.length > 1 ? rounded(stored) : stored;
   };
   return { ...model, checkpoint: { ...checkpoint, source } };
+}
+
+/** What there is to say about weights that are kept in another format than the files have; undefined: there are none. */
+export function widenedNote(
+  summary: Pick<ModelSummary, "widened">,
+): { level: "warn" | "info"; message: string } | undefined {
+  const message = widenedLine(summary);
+  if (message === undefined) return undefined;
+  return { level: summary.widened.some(({ rounded }) => rounded) ? "warn" : "info", message };
 }
 
 /** Refuses what would give a checkpoint that says one thing and holds another, or one that is no use. */

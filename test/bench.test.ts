@@ -100,6 +100,7 @@ describe("bench", () => {
       loadMs: expect.any(Number),
       peakRssBytes: expect.any(Number),
       weightBytes: expect.any(Number),
+      widened: [],
       streamReadGBs: expect.any(Number),
       streamReadKind: expect.stringMatching(/^(argmax|one row) of /),
       results: expect.any(Array),
@@ -213,7 +214,14 @@ describe("bench", () => {
     const speeds = { tokensPerSecond: 5, min: 4, max: 6, tokensPerCpuSecond: 5, rooflineShare: 0.5 };
     const report: BenchReport = {
       ...{ device: "cpu", description: "two threads", threads: 2, node: "v26.0.0" },
-      ...{ loadMs: 1, peakRssBytes: 1, weightBytes: 1, streamReadGBs: 10, streamReadKind: "argmax of f32" },
+      ...{
+        loadMs: 1,
+        peakRssBytes: 1,
+        weightBytes: 1,
+        widened: [],
+        streamReadGBs: 10,
+        streamReadKind: "argmax of f32",
+      },
       results: [
         { ...result, ...speeds },
         { ...result, ...speeds, name: "prefill" },

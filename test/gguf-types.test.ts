@@ -1,5 +1,11 @@
 // One model with a weight of nearly every ggml type: the cpu backend, which packs what it can, gives what the reference gives.
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
+import { type BenchOptions, bench } from "../src/bench/measure.ts";
 import { createBackend } from "../src/devices.ts";
 import { inspect, type LoadOptions, load } from "../src/index.ts";
 import { openModel } from "../src/inspect.ts";
@@ -147,4 +153,38 @@ test("load keeps block types that have no packed format in BF16, and says so; pr
   // The cpu backend keeps blocks of Q8_0 as they are.
   expect(summary.widened.map(({ stored }) => stored)).not.toContain("Q8_0");
   expect(summary.tensors[0]).toMatchObject({ stored: "Q8_0", byteLength: (70 * WIDTH * 34) / 32 });
+});
+
+test("bench says what it computes in another format than the file has, once, and reports it", async () => {
+  const bytes = model();
+  const measured = async (options: Partial<BenchOptions>) => {
+    const lines: string[] = [];
+    const { widened } = await bench({
+      source: { kind: "blobs", blobs: new Map([["m.gguf", new Blob([bytes])]]) },
+      ...{ device: "cpu", threads: 1, prefill: [2], context: [], batch: [], decode: 1, repeat: 1, precision: "high" },
+      ...options,
+      probeBytes: 4 << 20,
+      logger: { warn: (line) => lines.push(`warn ${line}`), info: (line) => lines.push(line) },
+    });
+    return { lines, kept: widened.find(({ stored }) => stored === "Q4_K") };
+  };
+  // `error` loads the model again.
+  const high = await measured({ error: true, context: [0], batch: [1] });
+  expect(high.lines).toEqual([expect.stringMatching(/^warn weights: .*1 of Q4_K to bf16 rounded, 0\.0 to 0\.1 MiB/)]);
+  expect(high.kept).toMatchObject({ format: "bf16", rounded: true });
+  const exact = await measured({ precision: "exact" });
+  expect(exact.lines).toEqual([expect.stringMatching(/^weights: .*1 of Q4_K to f32 exactly/)]);
+  expect(exact.kept).toMatchObject({ format: "f32", rounded: false });
+});
+
+test("the command says it on stderr", () => {
+  const folder = mkdtempSync(join(tmpdir(), "vernier-"));
+  const file = join(folder, "m.gguf");
+  writeFileSync(file, model());
+  const main = fileURLToPath(new URL("../src/cli/main.ts", import.meta.url));
+  const flags = ["--device", "cpu", "--prefill", "2", "--context", "none", "--repeat", "1", "--json"];
+  const { stdout, stderr } = spawnSync(process.execPath, [main, "bench", file, ...flags], { encoding: "utf8" });
+  rmSync(folder, { recursive: true });
+  expect(stderr).toMatch(/^weights: .*1 of Q4_K to bf16 rounded, .*; precision "exact" keeps all values, in f32\n$/);
+  expect(JSON.parse(stdout).results).toHaveLength(1);
 });

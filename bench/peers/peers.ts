@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs, promisify } from "node:util";
 import { compare, exactLogits, median, type PrecisionError } from "../../src/bench/measure.ts";
 import { ModelFileError, OptionError, quote, VernierError } from "../../src/errors.ts";
-import { openModel } from "../../src/inspect.ts";
+import { type ModelSummary, openModel, widenedLine } from "../../src/inspect.ts";
 import { orExit, whole } from "../usage.ts";
 import { summary } from "./summary.ts";
 
@@ -76,6 +76,7 @@ interface Measured {
   readonly peakRssBytes: number;
   readonly release?: string;
   readonly streamReadGBs?: number;
+  readonly widened?: ModelSummary["widened"];
   readonly results: readonly {
     readonly name: string;
     readonly tokensPerSecond: number;
@@ -188,6 +189,8 @@ async function compareOn(file: File) {
     const far = `NMSE ${error?.nmse.toExponential(1)}, KL ${error?.kl.toExponential(1)}, same top token ${(100 * (error?.top1 ?? 0)).toFixed(1)} %`;
     lines.push(`logits, ${precision} against exact: ${far}\n`);
   }
+  const widened = widenedLine({ widened: measured.high[0].widened ?? [] });
+  if (widened !== undefined) lines.push(`${widened}\n`);
   const share = `${(100 * median(shares)).toFixed(0)} % of reading memory at ${reads.toFixed(1)} GB/s`;
   process.stdout.write(`\n${file.path}: load average ${median(loads).toFixed(1)}, decode ${share}\n${lines.join("")}`);
   return {

@@ -4,11 +4,11 @@ import { cpuUsage, resourceUsage } from "node:process";
 import { type KvType, kvPositionBytes } from "../backend.ts";
 import { createBackend, type DeviceInfo } from "../devices.ts";
 import { OptionError } from "../errors.ts";
-import { openModel, type Source } from "../inspect.ts";
-import type { DeviceName, Precision } from "../options.ts";
+import { type ModelSummary, openModel, type Source, summarize } from "../inspect.ts";
+import type { DeviceName, Logger, Precision } from "../options.ts";
 import { accumulatedGate } from "../precision/gates.ts";
 import { klDivergence, nmse, top1Agreement } from "../precision/metrics.ts";
-import { compactModel, keepsValues } from "../quantize.ts";
+import { compactModel, keepsValues, widenedNote } from "../quantize.ts";
 import { Runner } from "../runner.ts";
 import { createProbe, type Probe } from "./probe.ts";
 
@@ -42,6 +42,8 @@ export interface BenchOptions {
   readonly signal?: AbortSignal;
   /** Told before each round what is measured next. */
   readonly onProgress?: (what: string) => void;
+  /** Hears what `load` says of weights that are kept in another format than the files have. */
+  readonly logger?: Logger;
 }
 
 /** Tokens per second are those of all sequences together. */
@@ -79,6 +81,8 @@ export interface BenchReport {
   readonly peakRssBytes: number;
   /** On the device. */
   readonly weightBytes: number;
+  /** Weights that are computed in another format than the files have: what is measured is not the speed of theirs. */
+  readonly widened: ModelSummary["widened"];
   /** 10⁹ bytes per second, median over the rounds of the measurement. */
   readonly streamReadGBs: number;
   /** The way of reading that was the fastest here: see probe.ts. */
@@ -125,7 +129,10 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
   onProgress?.("load");
   const start = performance.now();
   const errorCase = options.error ? logitsCase(Math.max(0, ...context)) : undefined;
-  const { runner, device, threads } = await load(options, errorCase === undefined ? cases : [...cases, errorCase]);
+  const { runner, device, threads, widened } = await load(
+    options,
+    errorCase === undefined ? cases : [...cases, errorCase],
+  );
   const loadMs = performance.now() - start;
   let report: Omit<BenchReport, "error">;
   let own: Logits | undefined;
@@ -160,10 +167,11 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
         node: process.version,
         loadMs,
         peakRssBytes,
+        widened,
         weightBytes: [...runner.weights.values()].reduce((sum, { byteLength }) => sum + byteLength, 0),
         streamReadGBs,
         streamReadKind: probe.kind,
-        results: cases.map((one, i) => summarize(runner, one, results[i], streamReadGBs, options.precision)),
+        results: cases.map((one, i) => resultOf(runner, one, results[i], streamReadGBs, options.precision)),
       };
     } finally {
       await probe.dispose();
@@ -245,11 +253,14 @@ const LIMIT = 2 ** 20;
 async function load(
   options: Omit<BenchOptions, "prefill" | "decode" | "context" | "batch" | "repeat">,
   cases: readonly Case[],
-): Promise<{ runner: Runner; device: DeviceInfo["name"]; threads: number }> {
-  const { threads, precision, allowV8Flags } = options;
+): Promise<{ runner: Runner; device: DeviceInfo["name"]; threads: number; widened: ModelSummary["widened"] }> {
+  const { threads, precision, allowV8Flags, logger } = options;
   const opened = await openModel(options.source);
   const open = keepsValues(precision, options.device) ? opened : compactModel(opened);
   try {
+    const { widened } = summarize(open);
+    const note = widenedNote({ widened });
+    if (note !== undefined) logger?.[note.level]?.(note.message);
     const { backend, name } = await createBackend(options.device, { threads, precision, allowV8Flags });
     try {
       const contextLength = Math.max(...cases.map(({ context, tokens }) => context + tokens));
@@ -274,7 +285,7 @@ async function load(
         signal: options.signal,
       });
       const threads = "threads" in backend && typeof backend.threads === "number" ? backend.threads : 1;
-      return { runner, device: name, threads };
+      return { runner, device: name, threads, widened };
     } catch (error) {
       await backend.dispose();
       throw error;
@@ -460,7 +471,7 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-function summarize(
+function resultOf(
   runner: Runner,
   one: Case,
   took: readonly Took[],

@@ -8,7 +8,15 @@ import { chart, chartPage } from "../bench/chart.ts";
 import { type BenchReport, bench } from "../bench/measure.ts";
 import { OptionError } from "../errors.ts";
 import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
-import { interruptible, kvCacheOption, numbers, numbersOrNone, printJson, v8FlagsOption } from "./common.ts";
+import {
+  interruptible,
+  kvCacheOption,
+  numbers,
+  numbersOrNone,
+  printJson,
+  stderrLogger,
+  v8FlagsOption,
+} from "./common.ts";
 import { formatBytes } from "./progress.ts";
 
 interface Flags {
@@ -64,7 +72,7 @@ async function run(model: string, flags: Flags, signal: AbortSignal): Promise<vo
   const onProgress = json ? undefined : (what: string) => void process.stderr.write(`${what}\n`);
   if (file !== undefined) await checkChart(file);
   const source = model === "demo" ? ({ kind: "demo" } as const) : ({ kind: "path", path: model } as const);
-  const report = await bench({ source, ...rest, allowV8Flags, signal, onProgress });
+  const report = await bench({ source, ...rest, allowV8Flags, signal, onProgress, logger: stderrLogger() });
   if (json) printJson({ model, ...report });
   else process.stdout.write(table(report));
   // Last: what was measured is not lost with a file that cannot be written after all.

@@ -12,6 +12,7 @@ import {
   type GenerateOptions,
   KV_TYPES,
   type LoadOptions,
+  type Logger,
   PRECISIONS,
   type Precision,
 } from "../options.ts";
@@ -200,11 +201,16 @@ export async function readIds(value: string): Promise<number[]> {
 
 // ---------------------------------------------------------------------------------------------- running
 
-/** Loads with a progress bar; log lines go to stderr, those below warnings only with VERNIER_DEBUG. */
+/** Log lines go to stderr, those below warnings only with VERNIER_DEBUG. */
+export function stderrLogger(): Logger {
+  const say = (message: string) => void process.stderr.write(`${message}\n`);
+  return { ...(debugging() ? { debug: say, info: say } : {}), warn: say, error: say };
+}
+
+/** Loads with a progress bar. */
 export async function loadModel(source: string | undefined, flags: ModelFlags, signal: AbortSignal): Promise<Model> {
   const bar = new ProgressBar("loading");
-  const say = (message: string) => void process.stderr.write(`${message}\n`);
-  const logger = { ...(debugging() ? { debug: say, info: say } : {}), warn: say, error: say };
+  const logger = stderrLogger();
   try {
     return await load(source ?? "demo", { ...loadOptions(flags), signal, onProgress: bar.update, logger });
   } finally {
