@@ -28,7 +28,7 @@ import { median } from "../src/bench/measure.ts";
 import { createProbe } from "../src/bench/probe.ts";
 import { OptionError } from "../src/errors.ts";
 import { lower } from "../src/ops.ts";
-import { PRECISIONS } from "../src/options.ts";
+import { MAX_THREADS, PRECISIONS } from "../src/options.ts";
 import { Taps } from "../src/tap.ts";
 import { placed } from "../weights/files.ts";
 import { CPU, fastest, inTurn, WALL } from "./timing.ts";
@@ -49,7 +49,7 @@ const { options, description, only, list, clock } = await orExit("bench:kernels"
     },
   });
   const options: CpuOptions = {
-    threads: flags.threads === undefined ? undefined : whole("--threads", flags.threads, 1, 256),
+    threads: flags.threads === undefined ? undefined : whole("--threads", flags.threads, 1, MAX_THREADS),
     variant: choice("--variant", flags.variant, VARIANTS),
     precision: choice("--precision", flags.precision, PRECISIONS),
     allowV8Flags: flags["v8-flags"],

@@ -364,11 +364,22 @@ describe("the command", () => {
   });
 
   test.each([
-    ["--prefill", ["decode"]],
-    ["--context", ["prefill"]],
-  ])("%s none leaves those cases out", async (flag, names) => {
-    const { out } = await command(model, ...short, flag, "none", "--json");
+    [["--prefill", "none", "--decode", "2"], ["decode"]],
+    [["--context", "none", "--prefill", "4"], ["prefill"]],
+  ])("%j leaves the other cases out", async (flags, names) => {
+    const { out } = await command(model, "--threads", "2", "--repeat", "1", ...flags, "--json");
     expect(JSON.parse(out).results.map(({ name }: { name: string }) => name)).toEqual(names);
+  });
+
+  test.each([
+    ["--decode", "99"],
+    ["--batch", "8"],
+  ])("%s means nothing where nothing decodes", async (flag, value) => {
+    const { code, out, err } = await command(model, "--context", "none", flag, value);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(
+      new RegExp(`^error OPTION_CONFLICT: bench: ${flag} is for decoding, and --context none .*\\n$`),
+    );
   });
 
   test("--error: a line below the table", async () => {

@@ -92,7 +92,7 @@ function model(): Uint8Array<ArrayBuffer> {
 
 async function runnerOn(device: "reference" | "cpu", bytes: Uint8Array<ArrayBuffer>): Promise<Runner> {
   const open = await openModel({ kind: "blobs", blobs: new Map([["m.gguf", new Blob([bytes])]]) });
-  const { backend } = await createBackend(device, { threads: 2 });
+  const { backend } = await createBackend(device, device === "cpu" ? { threads: 2 } : {});
   const sizes = { contextLength: 32, maxSequences: DIFF_SEQUENCES, kvTokens: DIFF_SEQUENCES * 64, prefillChunk: 16 };
   return Runner.create({ ...open, backend, ...sizes });
 }
@@ -116,7 +116,7 @@ test("load keeps block types that have no packed format in BF16, and says so; pr
   async function loaded(options: LoadOptions) {
     const lines: string[] = [];
     const logger = { warn: (line: string) => lines.push(`warn ${line}`), info: (line: string) => lines.push(line) };
-    await using one = await load(files(), { threads: 2, logger, ...options });
+    await using one = await load(files(), { logger, ...options });
     const { data } = await one.logits(ids);
     return { data, formats: one.info.formats, lines: lines.filter((line) => /weights:|quantize:/.test(line)) };
   }

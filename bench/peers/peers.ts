@@ -11,6 +11,7 @@ import { parseArgs, promisify } from "node:util";
 import { compare, exactLogits, median, type PrecisionError } from "../../src/bench/measure.ts";
 import { ModelFileError, OptionError, quote, VernierError } from "../../src/errors.ts";
 import { type ModelSummary, openModel, widenedLine } from "../../src/inspect.ts";
+import { MAX_THREADS } from "../../src/options.ts";
 import { orExit, whole } from "../usage.ts";
 import { summary } from "./summary.ts";
 
@@ -20,7 +21,7 @@ const { files, threads, prefill, decode, rounds, version } = await orExit("bench
   const { positionals, values: flags } = parseArgs({
     allowPositionals: true,
     options: {
-      threads: { type: "string", default: String(Math.min(availableParallelism(), 256)) },
+      threads: { type: "string", default: String(Math.min(availableParallelism(), MAX_THREADS)) },
       prefill: { type: "string", default: "256" },
       decode: { type: "string", default: "64" },
       rounds: { type: "string", default: "5" },
@@ -33,7 +34,7 @@ const { files, threads, prefill, decode, rounds, version } = await orExit("bench
   for (const path of positionals) files.push({ path, vocabulary: await vocabularyOf(path) });
   return {
     files,
-    threads: String(whole("--threads", flags.threads, 1, 256)),
+    threads: String(whole("--threads", flags.threads, 1, MAX_THREADS)),
     prefill: String(whole("--prefill", flags.prefill, 1)),
     decode: String(whole("--decode", flags.decode, 1)),
     rounds: whole("--rounds", flags.rounds, 1),

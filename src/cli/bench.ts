@@ -15,6 +15,7 @@ import {
   numbersOrNone,
   printJson,
   stderrLogger,
+  v8FlagsAllowed,
   v8FlagsOption,
 } from "./common.ts";
 import { formatBytes } from "./progress.ts";
@@ -24,9 +25,9 @@ interface Flags {
   threads?: number;
   fusion: "on" | "off";
   prefill: number[];
-  decode: number;
+  decode?: number;
   context: number[];
-  batch: number[];
+  batch?: number[];
   precision: Precision;
   kvCache?: KvType;
   v8Flags: boolean;
@@ -36,6 +37,10 @@ interface Flags {
   chart?: string;
 }
 
+/** Without `--decode` and `--batch`, which are refused where nothing decodes. */
+const DECODE = 64;
+const BATCH = [1];
+
 export function benchCommand(): Command {
   return new Command("bench")
     .description("measure prefill, decode, loading and memory on this machine")
@@ -44,14 +49,14 @@ export function benchCommand(): Command {
     .option("--threads <n>", "CPU threads", Number)
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
     .option("--prefill <list>", "lengths of prompts, comma list, or none", numbersOrNone("--prefill"), [256])
-    .option("--decode <n>", "steps of one measurement of decoding", Number, 64)
+    .option("--decode <n>", `steps of one measurement of decoding (default: ${DECODE})`, Number)
     .option(
       "--context <list>",
       "tokens in the cache when decoding begins, comma list, or none: no decoding",
       numbersOrNone("--context"),
       [0],
     )
-    .option("--batch <list>", "sequences to decode at once, comma list", numbers("--batch"), [1])
+    .option("--batch <list>", `sequences to decode at once, comma list (default: ${BATCH})`, numbers("--batch"))
     .addOption(
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("high"),
     )
@@ -68,15 +73,33 @@ export function benchCommand(): Command {
 }
 
 async function run(model: string, flags: Flags, signal: AbortSignal): Promise<void> {
-  const { json, chart: file, v8Flags: allowV8Flags, ...rest } = flags;
+  const { json, chart: file, v8Flags, decode = DECODE, batch = BATCH, ...rest } = flags;
+  checkDecoding(flags);
   const onProgress = json ? undefined : (what: string) => void process.stderr.write(`${what}\n`);
   if (file !== undefined) await checkChart(file);
   const source = model === "demo" ? ({ kind: "demo" } as const) : ({ kind: "path", path: model } as const);
-  const report = await bench({ source, ...rest, allowV8Flags, signal, onProgress, logger: stderrLogger() });
+  const report = await bench({
+    source,
+    ...{ ...rest, decode, batch },
+    allowV8Flags: v8FlagsAllowed(flags),
+    signal,
+    onProgress,
+    logger: stderrLogger(),
+  });
   if (json) printJson({ model, ...report });
   else process.stdout.write(table(report));
   // Last: what was measured is not lost with a file that cannot be written after all.
   if (file !== undefined) await writeChart(file, drawingOf(file)(model, report));
+}
+
+/** Throws OptionError OPTION_CONFLICT for flags that `--context none` makes meaningless. */
+function checkDecoding({ context, decode, batch }: Flags): void {
+  if (context.length > 0) return;
+  for (const [field, actual] of Object.entries({ "--decode": decode, "--batch": batch })) {
+    if (actual === undefined) continue;
+    const message = `bench: ${field} is for decoding, and --context none leaves that out; leave out one of them`;
+    throw new OptionError("OPTION_CONFLICT", message, { field, actual });
+  }
 }
 
 // ---------------------------------------------------------------------------------------------- the chart

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { type Command, Option } from "commander";
 import type { KvType } from "../backend.ts";
+import { mayBeCpu } from "../devices.ts";
 import { escapeControl, OptionError, VernierError } from "../errors.ts";
 import type { Choice, GenerationResult, Piece } from "../generation.ts";
 import { load, type Model } from "../language-model.ts";
@@ -57,9 +58,13 @@ export function kvCacheOption(): Option {
   return new Option("--kv-cache <type>", "how keys and values are stored (default: f32)").choices(KV_TYPES);
 }
 
-/** The process is ours: see LoadOptions.allowV8Flags. */
 export function v8FlagsOption(): Option {
   return new Option("--no-v8-flags", "leave V8's flags alone: vectors of 128 bits, also where there are 256");
+}
+
+/** LoadOptions.allowV8Flags, where a device has it: the process is ours. */
+export function v8FlagsAllowed({ v8Flags, device }: Pick<ModelFlags, "v8Flags" | "device">): boolean {
+  return v8Flags && mayBeCpu(device);
 }
 
 export function loadOptions(flags: ModelFlags): LoadOptions {
@@ -71,7 +76,7 @@ export function loadOptions(flags: ModelFlags): LoadOptions {
     precision: flags.precision,
     quantize: flags.quantize,
     kvCache: flags.kvCache,
-    allowV8Flags: flags.v8Flags,
+    allowV8Flags: v8FlagsAllowed(flags),
   };
 }
 
