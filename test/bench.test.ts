@@ -23,10 +23,10 @@ import { rowValues, writeCheckpoint } from "../bench/random-model.ts";
 import { SHAPES } from "../bench/shapes.ts";
 import { fastest, inTurn } from "../bench/timing.ts";
 import { chart } from "../src/bench/chart.ts";
-import { type BenchOptions, type BenchReport, bench, median } from "../src/bench/measure.ts";
+import { type BenchOptions, type BenchReport, type BenchResult, bench, median } from "../src/bench/measure.ts";
 import { createProbe } from "../src/bench/probe.ts";
 import { createBackend } from "../src/devices.ts";
-import { OptionError } from "../src/errors.ts";
+import { InsufficientMemoryError, OptionError } from "../src/errors.ts";
 import { openModel } from "../src/inspect.ts";
 import { Runner } from "../src/runner.ts";
 import { decodeWeight } from "../weights/decode.ts";
@@ -163,11 +163,33 @@ describe("bench", () => {
     [{ repeat: 0 }, "OPTION_RANGE", "repeat"],
     [{ prefill: [], batch: [] }, "OPTION_MISSING", "--prefill"],
     [{ context: [200_000] }, "OPTION_RANGE", "131072"],
+    [
+      { prefill: [200_000] },
+      "OPTION_RANGE",
+      "--prefill 200000 needs 200000 positions, .* at most 131072; give shorter",
+    ],
   ] as const)("refuses %j", async (wrong, code, message) => {
     const error = await bench({ ...OPTIONS, ...wrong }).catch((caught) => caught);
     expect(error).toBeInstanceOf(OptionError);
     expect(error.code).toBe(code);
-    expect(error.message).toContain(message);
+    expect(error.message).toMatch(new RegExp(message));
+  });
+
+  test.each([
+    [{ prefill: [4, 131_073] }, "prefill", 131_073, "--prefill 131073 needs"],
+    [{ context: [0, 131_071] }, "context", 131_073, "--context 131071 with --decode 2 needs"],
+    [{ context: [0], decode: 131_080 }, "decode", 131_080, "--context 0 with --decode 131080 needs"],
+    [{ context: [131_010], error: true }, "error", 131_074, "--error, for 64 tokens behind --context 131010, needs"],
+  ])("names what adds up to more positions than there are: %j", async (wrong, field, actual, message) => {
+    const expected = { code: "OPTION_RANGE", field, limit: 131_072, actual };
+    await expect(bench({ ...OPTIONS, ...wrong })).rejects.toMatchObject(expected);
+    await expect(bench({ ...OPTIONS, ...wrong })).rejects.toThrow(`bench: ${message} ${actual} positions`);
+  });
+
+  test("too many sequences for the memory: fewer of them would help", async () => {
+    const error = await bench({ ...OPTIONS, batch: [1, 100_000] }).catch((caught) => caught);
+    expect(error).toBeInstanceOf(InsufficientMemoryError);
+    expect(error.message).toMatch(/, or fewer sequences than --batch 100000$/);
   });
 
   test.each([
@@ -224,7 +246,7 @@ describe("bench", () => {
       },
       results: [
         { ...result, ...speeds },
-        { ...result, ...speeds, name: "prefill" },
+        { ...result, ...speeds, name: "prefill", timeToFirstTokenMs: 12.34 },
       ],
       error: null,
     };
@@ -232,6 +254,11 @@ describe("bench", () => {
     expect(svg.match(/<rect x="190"/g)).toHaveLength(2);
     expect(svg).toContain("a&lt;b");
     expect(svg).not.toContain("a<b");
+    // How long a prompt takes to its first token is beside its bar.
+    expect(svg.match(/>5\.0( \(first token 12\.3 ms\))?<\/text>/g)).toEqual([
+      ">5.0</text>",
+      ">5.0 (first token 12.3 ms)</text>",
+    ]);
   });
 });
 
@@ -311,9 +338,31 @@ describe("the command", () => {
     const file = join(folder, "chart.svg");
     const { code, out, err } = await command(model, ...short, "--chart", file);
     expect(code).toBe(0);
-    expect(out).toMatch(/decode +2 +0 +1 +\d/);
+    expect(out).toMatch(/^ +tokens .* first token$/m);
+    expect(out).toMatch(/^prefill +4 +0 +1 .* \d+\.\d ms$/m);
+    expect(out).toMatch(/^decode +2 +0 +1 +\d.* %$/m);
     expect(err).toContain("1 of 1: prefill 4");
     expect(readFileSync(file, "utf8")).toMatch(/^<svg .*<\/svg>\n$/s);
+  });
+
+  test("the whole matrix, as --help gives it", async () => {
+    const { out: help } = await command("--help");
+    const flags = /vernier bench <model> (--prefill .*)$/m.exec(help)![1].split(" ");
+    const quick = ["--device", "cpu", "--threads", "2", "--decode", "1", "--repeat", "1"];
+    const { out } = await command(model, ...flags, ...quick, "--json");
+    const cases = JSON.parse(out).results.map(({ name, tokens, context, batch }: BenchResult) => {
+      return name === "prefill" ? tokens : `${context} × ${batch}`;
+    });
+    const decode = [0, 1024, 8192].flatMap((context) => [1, 2, 4, 8].map((batch) => `${context} × ${batch}`));
+    expect(cases).toEqual([32, 256, 1024, ...decode]);
+  });
+
+  test("docs/benchmarks.md describes every key of the line", async () => {
+    const { out } = await command(model, ...short, "--error", "--json");
+    const { results, error, ...report } = JSON.parse(out);
+    const text = readFileSync(join(root, "docs", "benchmarks.md"), "utf8");
+    const keys = [report, ...results, error].flatMap((one) => Object.keys(one));
+    expect(keys.filter((key) => !text.includes(`\`${key}\``))).toEqual([]);
   });
 
   test("a chart as a page of its own", async () => {

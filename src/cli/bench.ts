@@ -41,6 +41,9 @@ interface Flags {
 const DECODE = 64;
 const BATCH = [1];
 
+/** Too much for a default. */
+const MATRIX = "--prefill 32,256,1024 --context 0,1024,8192 --batch 1,2,4,8";
+
 export function benchCommand(): Command {
   return new Command("bench")
     .description("measure prefill, decode, loading and memory on this machine")
@@ -69,6 +72,7 @@ export function benchCommand(): Command {
     )
     .option("--json", "print one line of JSON and nothing else")
     .option("--chart <file>", "also draw the speeds, as .svg or as an .html page")
+    .addHelpText("after", `\nThe whole matrix takes minutes with most models:\n  vernier bench <model> ${MATRIX}`)
     .action((model: string, flags: Flags) => interruptible((signal) => run(model, flags, signal)));
 }
 
@@ -158,11 +162,12 @@ function table({
     `load ${(loadMs / 1000).toFixed(2)} s, weights ${formatBytes(weightBytes)}, peak memory ${formatBytes(peakRssBytes)}`,
     `memory reads at ${streamReadGBs.toFixed(1)} GB/s (${streamReadKind})`,
     "",
-    `${"".padEnd(8)}${["tokens", "context", "batch", "tokens/s", "min", "max", "roofline"].map((title) => title.padStart(10)).join("")}`,
-    ...results.map(({ name, tokens, context, batch, tokensPerSecond, min, max, rooflineShare }) => {
+    row("", ["tokens", "context", "batch", "tokens/s", "min", "max", "roofline", "first token"]),
+    ...results.map(({ name, tokens, context, batch, tokensPerSecond, min, max, rooflineShare, timeToFirstTokenMs }) => {
+      const speeds = [tokensPerSecond, min, max].map((speed) => speed.toFixed(1));
       const share = rooflineShare === null ? "" : `${(100 * rooflineShare).toFixed(0)} %`;
-      const cells = [tokens, context, batch, ...[tokensPerSecond, min, max].map((speed) => speed.toFixed(1)), share];
-      return `${name.padEnd(8)}${cells.map((cell) => String(cell).padStart(10)).join("")}`;
+      const first = timeToFirstTokenMs === undefined ? "" : `${timeToFirstTokenMs.toFixed(1)} ms`;
+      return row(name, [tokens, context, batch, ...speeds, share, first]);
     }),
   ];
   if (error !== null) {
@@ -171,4 +176,8 @@ function table({
     lines.push("", `${where}: ${far}, same top token ${(100 * error.top1).toFixed(1)} %`);
   }
   return `${lines.join("\n")}\n`;
+}
+
+function row(name: string, cells: readonly (string | number)[]): string {
+  return `${name.padEnd(8)}${cells.map((cell) => String(cell).padStart(12)).join("")}`.trimEnd();
 }
