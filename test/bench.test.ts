@@ -576,6 +576,67 @@ describe("bench:peers", () => {
   });
 });
 
+describe("bench:pairs", () => {
+  const pairs = (...args: string[]) => script("bench/pairs.ts", ...args);
+  const model = gguf("qwen3", "Q8_0");
+
+  test.each([
+    [[], "OPTION_MISSING: bench:pairs: give a model and at least two checkouts"],
+    [[model, "."], "OPTION_MISSING: bench:pairs: give a model and at least two checkouts"],
+    [["/no/such", root, root], 'FILE_MISSING: bench:pairs: "/no/such": there is no such file or folder'],
+    [[model, root, "/no/such"], 'OPTION_RANGE: bench:pairs: "/no/such" is no checkout'],
+    [[model, root, root, "--threads", "999"], "OPTION_RANGE: bench:pairs: --threads: .* from 1 to 256"],
+    [[model, root, root, "--precision", "x"], "OPTION_RANGE: bench:pairs: --precision: expected exact, high, fast"],
+    [[model, root, root, "--kv-cache", "x"], "OPTION_RANGE: bench:pairs: --kv-cache: expected f32, f16, int8"],
+    [[model, root, root, "--prefill", "8", "--batch", "2"], "OPTION_CONFLICT: bench:pairs: --batch is for decoding"],
+    [[model, root, root, "--bogus"], "ERR_PARSE_ARGS_UNKNOWN_OPTION: bench:pairs: "],
+  ])("%j is refused", async (args, message) => {
+    const { code, out, err } = await pairs(...args);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(new RegExp(`^error ${message}.*\n$`));
+  });
+
+  test("a checkout beside itself", async () => {
+    const { code, out, err } = await pairs(model, root, root, "--rounds", "2", "--batch", "2", "--kv-cache", "f16");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    const { rows, batch, kvCache } = JSON.parse(out.trimEnd().split("\n").at(-1)!);
+    expect({ batch, kvCache }).toEqual({ batch: 2, kvCache: "f16" });
+    expect(rows.map(({ checkout }: { checkout: string }) => checkout)).toEqual([root, root]);
+  });
+});
+
+describe("bench:diff", () => {
+  const diff = (...args: string[]) => script("bench/diff.ts", ...args);
+  const model = join(root, "test", "data", "models", "mistral");
+  const dump = join(model, "dump.f32");
+
+  test.each([
+    [[], "OPTION_MISSING: bench:diff: give a model and the base path of its dump"],
+    [[model], "OPTION_MISSING: bench:diff: give a model and the base path of its dump"],
+    [[model, "/no/such"], 'FILE_MISSING: bench:diff: "/no/such.json": there is no such file'],
+    [[model, dump, "--device", "gpu"], "OPTION_RANGE: bench:diff: --device: expected auto, cpu, .*"],
+    [
+      [model, dump, "--device", "reference", "--threads", "1"],
+      "OPTION_CONFLICT: bench:diff: --threads: only cpu has it",
+    ],
+    [[model, dump, "--rounds", "0"], "OPTION_RANGE: bench:diff: --rounds: .* from 1"],
+  ])("%j is refused", async (args, message) => {
+    const { code, out, err } = await diff(...args);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(new RegExp(`^error ${message}.*\n$`));
+  });
+
+  test("a comparison beside a plain run, also on a device without threads; what fails is said in one line", async () => {
+    const { code, out, err } = await diff(model, dump, "--device", "reference", "--rounds", "1");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    const { rows } = JSON.parse(out.trimEnd().split("\n").at(-1)!);
+    expect(rows).toEqual([expect.objectContaining({ model, ratio: expect.any(Number) })]);
+    const failed = await diff(model, dump, "--device", "webgpu", "--rounds", "1");
+    expect(failed.code).toBe(2);
+    expect(failed.err).toMatch(/^error COMMAND_FAILED: bench:diff: vernier generate: .*DEVICE_UNAVAILABLE.*\n$/);
+  });
+});
+
 describe("bench:model", () => {
   const model = (...args: string[]) => script("bench/make-model.ts", ...args);
   const taken = gguf("qwen3", "Q8_0");
