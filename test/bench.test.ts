@@ -489,12 +489,19 @@ describe("bench:kernels", () => {
       "addNorm 1 ×",
       "addNorm + qkv int8 1 ×",
       "addNorm + qkv int8/32 1 ×",
+      "addNorm + qkv mxfp4 1 ×",
+      "qkv f16 1 ×",
+      "gateUp f16 1 ×",
       "gateUp int8 1 ×",
       "gateUp int8/32 1 ×",
       "gateUp mxfp4 1 ×",
       "expertsUp mxfp4 1 ×",
       "expertsDown + addNorm mxfp4 1 ×",
+      "expertsUp f16 1 ×",
+      "expertsDown + addNorm f16 1 ×",
+      "linearArgmax f16 1 ×",
       "linearArgmax int8/32 1 ×",
+      ...["f32", "bf16", "f16", "int8", "int8/32", "mxfp4"].map((format) => `linear ${format} 8 × [4096, 4096]`),
     ]) {
       expect(names.filter((name) => name.startsWith(row), row)).toHaveLength(1);
     }
