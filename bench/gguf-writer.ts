@@ -12,7 +12,7 @@ import {
 } from "./random-model.ts";
 
 /** Of the matrices; experts are MXFP4 in all, vectors and routers F32. */
-export type GgufEncoding = "Q8_0" | "BF16";
+export type GgufEncoding = "Q8_0" | "Q4_0" | "BF16";
 
 export interface GgufModel extends RandomModel {
   readonly encoding: GgufEncoding;
@@ -142,7 +142,7 @@ type Value =
   | { readonly i32s: readonly number[] };
 
 /** `general.file_type`, which llama.cpp shows to people. */
-const FILE_TYPES: Record<GgufEncoding, number> = { Q8_0: 7, BF16: 32 };
+const FILE_TYPES: Record<GgufEncoding, number> = { Q4_0: 2, Q8_0: 7, BF16: 32 };
 
 function metadata(
   config: Readonly<Record<string, unknown>>,
@@ -210,7 +210,7 @@ function vocabulary(size: number, pre: string): Record<string, Value> {
 
 const ALIGNMENT = 32;
 const VALUE_CODES = { u32: 4, i32: 5, f32: 6, string: 8, array: 9 } as const;
-const TYPE_CODES: Readonly<Record<string, number>> = { F32: 0, Q8_0: 8, BF16: 30, MXFP4: 39 };
+const TYPE_CODES: Readonly<Record<string, number>> = { F32: 0, Q4_0: 2, Q8_0: 8, BF16: 30, MXFP4: 39 };
 
 function ggufHead(entries: Readonly<Record<string, Value>>, pieces: readonly Piece[]): Uint8Array {
   const out = new ByteWriter();

@@ -1,10 +1,10 @@
 // Writes a checkpoint of random weights in the shape of a model that people run: nothing to download, and as fast or slow as
 // the real one. The same seed gives the same values in all formats.
 //
-//   npm run bench:model -- <shape> <out> [--format safetensors|q8_0|bf16] [--layers n] [--seed n] [--force]
+//   npm run bench:model -- <shape> <out> [--format safetensors|q8_0|q4_0|bf16] [--layers n] [--seed n] [--force]
 //
 // <shape> is Qwen3-0.6B, Qwen3-4B, Mistral-7B or gpt-oss-20b, in any case. safetensors: <out> is a folder, BF16 with MXFP4 experts.
-// q8_0, bf16: <out> is a GGUF file, with MXFP4 experts as well. What is there already is written over only with --force.
+// q8_0, q4_0, bf16: <out> is a GGUF file, with MXFP4 experts as well. What is there already is written over only with --force.
 import { existsSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
@@ -14,7 +14,8 @@ import { writeCheckpoint } from "./random-model.ts";
 import { SHAPES, type ShapeName } from "./shapes.ts";
 import { choice, orExit, whole } from "./usage.ts";
 
-const FORMATS = ["safetensors", "q8_0", "bf16"] as const;
+const FORMATS = ["safetensors", "q8_0", "q4_0", "bf16"] as const;
+const ENCODINGS = { q8_0: "Q8_0", q4_0: "Q4_0", bf16: "BF16" } as const;
 const NAMES = Object.keys(SHAPES) as ShapeName[];
 
 await orExit("bench:model", () => {
@@ -43,8 +44,9 @@ await orExit("bench:model", () => {
     case "safetensors":
       return writeCheckpoint(out, { config, seed });
     case "q8_0":
+    case "q4_0":
     case "bf16":
-      return writeGguf(out, { config, seed, pre, encoding: format === "q8_0" ? "Q8_0" : "BF16" });
+      return writeGguf(out, { config, seed, pre, encoding: ENCODINGS[format] });
     default:
       return format satisfies never;
   }

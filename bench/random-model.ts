@@ -90,9 +90,11 @@ export function rowCodes(seed: number, name: string, row: number, codes: Uint8Ar
 // ---------------------------------------------------------------------------------------------- encodings
 
 /** f32 values → bytes of a row. */
-export type Encoding = "F32" | "BF16" | "Q8_0";
+export type Encoding = "F32" | "BF16" | "Q8_0" | "Q4_0";
 
+/** Of 32 values. */
 const Q8_0_BYTES = 34;
+const Q4_0_BYTES = 18;
 
 export function rowBytes(encoding: Encoding, columns: number): number {
   switch (encoding) {
@@ -102,6 +104,8 @@ export function rowBytes(encoding: Encoding, columns: number): number {
       return 2 * columns;
     case "Q8_0":
       return (columns / 32) * Q8_0_BYTES;
+    case "Q4_0":
+      return (columns / 32) * Q4_0_BYTES;
     default:
       return encoding satisfies never;
   }
@@ -122,6 +126,9 @@ export function encode(encoding: Encoding, values: Float32Array, into: Uint8Arra
     case "Q8_0":
       encodeQ8_0(values, into);
       return into;
+    case "Q4_0":
+      encodeQ4_0(values, into);
+      return into;
     default:
       return encoding satisfies never;
   }
@@ -130,19 +137,38 @@ export function encode(encoding: Encoding, values: Float32Array, into: Uint8Arra
 const float = new Float32Array(1);
 const floatBits = new Uint32Array(float.buffer);
 
+/** As f16; scales of such weights are never subnormal. */
+function scaleBits(scale: number): number {
+  float[0] = Math.abs(scale);
+  const bits = floatBits[0];
+  const sign = scale < 0 ? 0x8000 : 0;
+  return scale === 0 ? 0 : sign | ((bits + 0xfff + ((bits >>> 13) & 1) - (112 << 23)) >>> 13);
+}
+
 /** d as f16, then 32 × i8, as llama.cpp rounds them. */
 function encodeQ8_0(values: Float32Array, into: Uint8Array): void {
   for (let block = 0, at = 0; block < values.length; block += 32, at += Q8_0_BYTES) {
     let largest = 0;
     for (let i = 0; i < 32; i++) largest = Math.max(largest, Math.abs(values[block + i]));
-    float[0] = largest / 127;
     const inverse = largest === 0 ? 0 : 127 / largest;
-    // The scale as f16; those of such weights are never subnormal.
-    const bits = floatBits[0];
-    const half = largest === 0 ? 0 : (bits + 0xfff + ((bits >>> 13) & 1) - (112 << 23)) >>> 13;
+    const half = scaleBits(largest / 127);
     into[at] = half & 255;
     into[at + 1] = half >>> 8;
     for (let i = 0; i < 32; i++) into[at + 2 + i] = Math.round(values[block + i] * inverse);
+  }
+}
+
+/** d as f16, then 32 × 4 bits, the first 16 in low nibbles: the value of largest magnitude becomes −8, as llama.cpp has it. */
+function encodeQ4_0(values: Float32Array, into: Uint8Array): void {
+  for (let block = 0, at = 0; block < values.length; block += 32, at += Q4_0_BYTES) {
+    let largest = 0;
+    for (let i = 0; i < 32; i++) if (Math.abs(values[block + i]) > Math.abs(largest)) largest = values[block + i];
+    const inverse = largest === 0 ? 0 : -8 / largest;
+    const half = scaleBits(largest / -8);
+    into[at] = half & 255;
+    into[at + 1] = half >>> 8;
+    const code = (i: number) => Math.min(15, Math.floor(values[block + i] * inverse + 8.5));
+    for (let i = 0; i < 16; i++) into[at + 2 + i] = code(i) | (code(i + 16) << 4);
   }
 }
 

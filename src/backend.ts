@@ -32,10 +32,12 @@ export type WeightFormat = "f32" | "f16" | "bf16" | "int8" | "mxfp4";
  * How a file interleaves the values of 32 columns with their scale, for backends that take such blocks apart while they
  * pack. Rows of columns / 32 blocks, row-major like the planes; unpacked, they are exactly the planes of the format.
  * - `q8_0`, of `int8` with group 32: 34 bytes = scale f16, little endian (the plane has it as f32); 32 values i8.
- * - `mxfp4`, of `mxfp4`: 17 bytes = scale E8M0; 16 bytes of codes: low nibbles are elements 0 … 15, high nibbles
- *   16 … 31 (the plane pairs neighbours instead).
+ * - `q4_0`, of `int8` with group 32: 18 bytes = scale f16; 16 bytes of codes, values plus 8: low nibbles are elements 0 … 15,
+ *   high nibbles 16 … 31.
+ * - `mxfp4`, of `mxfp4`: 17 bytes = scale E8M0; 16 bytes of codes in the same order (the plane pairs neighbours
+ *   instead).
  */
-export type BlockEncoding = "q8_0" | "mxfp4";
+export type BlockEncoding = "q8_0" | "q4_0" | "mxfp4";
 
 /** `data` and `scales` are what a format consists of; `blocks` is another view of both, which only some sources have. */
 export type WeightPlane = "data" | "scales" | "blocks";
@@ -57,6 +59,8 @@ export interface WeightSource {
   readonly activations?: "int8";
   /** The weight can be read as plane `blocks` too, in this encoding: one read in place of two, and nothing rearranged. */
   readonly blocks?: BlockEncoding;
+  /** The values are not those of the file but the nearest that `format` has: for whoever reports it, of no matter to backends. */
+  readonly rounded?: boolean;
   /**
    * Bytes of a plane; throws a typed error when the file is shorter. Ranges may be read in any order and in parallel.
    * @param into exactly `byteLength` bytes, possibly of shared memory, which are filled and returned. After an error they may

@@ -116,13 +116,19 @@ class Vocabulary {
       const known = Object.keys(PRES).join(", ");
       return this.#fail("TOK_CONFIG", "pre", `${quote(String(name), 40)} is not supported, these are: ${known}`);
     }
-    const bytes = { type: "ByteLevel", add_prefix_space: false, use_regex: pre.pattern === undefined };
+    // Python's tokenizers has no default for these fields, not even as a decoder, which looks at none of them.
+    const bytes = {
+      type: "ByteLevel",
+      add_prefix_space: false,
+      trim_offsets: false,
+      use_regex: pre.pattern === undefined,
+    };
     const split = { type: "Split", pattern: { Regex: pre.pattern }, behavior: "Isolated", invert: false };
     return {
       addBos: pre.addBos ?? false,
       normalizer: pre.nfc ? { type: "NFC" } : null,
       pre_tokenizer: pre.pattern === undefined ? bytes : { type: "Sequence", pretokenizers: [split, bytes] },
-      decoder: { type: "ByteLevel" },
+      decoder: bytes,
       model: {
         type: "BPE",
         ignore_merges: pre.ignoreMerges ?? false,
@@ -181,11 +187,14 @@ class Vocabulary {
     return merges.map(({ pair }) => pair);
   }
 
-  /** What text can become by merging. Control tokens cannot, so that nobody writes them. */
+  /**
+   * Control tokens too: no merge makes them, but to an added token that is not here Python's tokenizers give a new id, whatever
+   * the file says.
+   */
   #vocab(): ReadonlyMap<string, number> {
     const ids = new Map<string, number>();
     for (const [id, token] of this.#tokens.entries()) {
-      if (this.#kinds[id] === KIND.control || this.#kinds[id] === KIND.unused) continue;
+      if (this.#kinds[id] === KIND.unused) continue;
       const other = ids.get(token);
       if (other !== undefined) this.#fail("TOK_VOCAB", "tokens", `${quote(token, 40)} has the ids ${other} and ${id}`);
       ids.set(token, id);
@@ -207,14 +216,19 @@ class Vocabulary {
     const bos = this.#boolean("add_bos_token", addBosByDefault) ? this.#named("bos") : undefined;
     const eos = this.#boolean("add_eos_token", false) ? this.#named("eos") : undefined;
     if (bos === undefined && eos === undefined) return null;
-    const special = (token: string | undefined) =>
-      token === undefined ? [] : [{ SpecialToken: { id: token, type_id: 0 } }];
+    const special = (token: string | undefined, type_id: number) =>
+      token === undefined ? [] : [{ SpecialToken: { id: token, type_id } }];
+    const around = (id: "A" | "B", type_id: number) => [
+      ...special(bos, type_id),
+      { Sequence: { id, type_id } },
+      ...special(eos, type_id),
+    ];
     const named = [bos, eos].filter((token) => token !== undefined);
     const ids = named.map((token) => [token, { id: token, ids: [this.#tokens.indexOf(token)], tokens: [token] }]);
     return {
       type: "TemplateProcessing",
-      single: [...special(bos), { Sequence: { id: "A", type_id: 0 } }, ...special(eos)],
-      pair: [],
+      single: around("A", 0),
+      pair: [...around("A", 0), ...around("B", 1)],
       special_tokens: Object.fromEntries(ids),
     };
   }

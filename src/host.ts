@@ -6,10 +6,18 @@ import { InternalError } from "./errors.ts";
 import { generateText, requireTokenizer, type TextModel } from "./generate.ts";
 import type { GenerationEnd, Piece } from "./generation.ts";
 import { type GenerationConfig, readGenerationConfig } from "./generation-config.ts";
-import { type ModelSummary, type OpenModel, openModel, readConfigFile, type Source, summarize } from "./inspect.ts";
+import {
+  type ModelSummary,
+  type OpenModel,
+  openModel,
+  readConfigFile,
+  type Source,
+  summarize,
+  widenedLine,
+} from "./inspect.ts";
 import type { GenerateOptions, LoadOptions, LoadProgress, Logger, Prompt } from "./options.ts";
 import type { CallContext } from "./protocol.ts";
-import { compactModel, keepsValues, leftAlone, quantizedModel, widenedNote } from "./quantize.ts";
+import { compactModel, keepsValues, leftAlone, quantizedModel } from "./quantize.ts";
 import { loadChatTemplate } from "./text/chat-template.ts";
 import { loadTokenizer } from "./text/tokenizer.ts";
 
@@ -198,8 +206,8 @@ async function loadOpened(
   } = options;
   const { tensors: _, ...summary } = summarize(open, { contextLength, kvCache });
   const { files, architecture, config, checkpoint } = open;
-  const widened = widenedNote(summary);
-  if (widened !== undefined) context.note({ kind: "log", ...widened } satisfies HostNote);
+  const line = widenedLine(summary);
+  if (line !== undefined) context.note({ kind: "log", ...line } satisfies HostNote);
   const [defaults, tokenizer] = await Promise.all([
     readDefaults(open),
     (await files.has("tokenizer.json")) ? loadTokenizer(files, { vocabSize: config.vocabSize }) : undefined,

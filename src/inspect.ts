@@ -29,6 +29,8 @@ export interface TensorSummary {
   readonly storedBytes: number;
   /** The layer quantises its input as well (W8A8). */
   readonly activations?: "int8";
+  /** Its values are the nearest that `format` has, not those of the files. */
+  readonly rounded?: boolean;
 }
 
 export interface ModelSummary {
@@ -41,7 +43,7 @@ export interface ModelSummary {
   readonly maxContextLength: number;
   readonly formats: Readonly<Partial<Record<WeightFormat, { tensors: number; parameters: number; bytes: number }>>>;
   readonly tensors: readonly TensorSummary[];
-  /** What takes more memory than it does in the files, and what is rounded, by stored type and format. */
+  /** What takes more memory than it does in the files, by stored type and format. */
   readonly widened: readonly WidenedSummary[];
   /** Layers that quantise their input to INT8 as well (W8A8): tensors of format int8. */
   readonly int8Activations: number;
@@ -55,7 +57,7 @@ export interface WidenedSummary {
   /** Bytes in the files and in memory. */
   readonly storedBytes: number;
   readonly bytes: number;
-  /** To the nearest BF16; else no value is changed. */
+  /** To the nearest values of the format; else no value is changed. */
   readonly rounded: boolean;
 }
 
@@ -203,8 +205,9 @@ export function summarize(
     const parts = (spec.from ?? [name]).flatMap((from) => checkpoint.tensors.get(from) ?? []);
     const stored = [...new Set(parts.map(({ dtype }) => dtype))].join(", ");
     const storedBytes = parts.reduce((sum, part) => sum + part.byteLength, 0);
-    const { shape, format, activations } = source;
-    return { name, shape, format, byteLength, stored, storedBytes, ...(activations && { activations }) };
+    const { shape, format, activations, rounded } = source;
+    const notes = { ...(activations && { activations }), ...(rounded && { rounded }) };
+    return { name, shape, format, byteLength, stored, storedBytes, ...notes };
   });
   const formats: Record<string, { tensors: number; parameters: number; bytes: number }> = {};
   for (const { shape, format, byteLength } of tensors) {
@@ -231,11 +234,10 @@ export function summarize(
 
 function widenedTensors(tensors: readonly TensorSummary[]): WidenedSummary[] {
   const widened = new Map<string, WidenedSummary>();
-  for (const { stored, format, storedBytes, byteLength } of tensors) {
-    const rounded = format === "bf16" && stored !== "BF16";
+  for (const { stored, format, storedBytes, byteLength, rounded = false } of tensors) {
     // Scales of INT8 in 16 bits are widened too, but that is not worth a line.
-    if ((byteLength <= storedBytes && !rounded) || stored.toLowerCase() === format) continue;
-    const key = `${stored} ${format}`;
+    if (byteLength <= storedBytes || stored.toLowerCase() === format) continue;
+    const key = `${stored} ${format} ${rounded}`;
     const sum = widened.get(key) ?? { stored, format, tensors: 0, storedBytes: 0, bytes: 0, rounded };
     widened.set(key, {
       ...sum,
@@ -247,16 +249,23 @@ function widenedTensors(tensors: readonly TensorSummary[]): WidenedSummary[] {
   return [...widened.values()];
 }
 
-/** One line about `widened`; undefined: every weight takes what it takes in the files. */
-export function widenedLine({ widened }: Pick<ModelSummary, "widened">): string | undefined {
+/**
+ * One line about `widened`; undefined: every weight takes what it takes in the files. A warning where values are rounded that
+ * nobody asked to be: to BF16.
+ */
+export function widenedLine({
+  widened,
+}: Pick<ModelSummary, "widened">): { level: "warn" | "info"; message: string } | undefined {
   if (widened.length === 0) return undefined;
   const mib = (bytes: number) => (bytes / 2 ** 20).toFixed(1);
   const kinds = widened.map(({ stored, format, tensors, storedBytes, bytes, rounded }) => {
     const how = rounded ? "rounded" : "exactly";
     return `${tensors} of ${stored} to ${format} ${how}, ${mib(storedBytes)} to ${mib(bytes)} MiB`;
   });
-  const advice = widened.some(({ rounded }) => rounded) ? '; precision "exact" keeps all values, in f32' : "";
-  return `weights: tensors whose type is widened in memory: ${kinds.join("; ")}${advice}`;
+  const unasked = widened.some(({ format, rounded }) => rounded && format === "bf16");
+  const advice = unasked ? '; precision "exact" keeps all values of those in bf16, in f32' : "";
+  const message = `weights: tensors whose type is widened in memory: ${kinds.join("; ")}${advice}`;
+  return { level: unasked ? "warn" : "info", message };
 }
 
 /** Sliding layers keep their window (and the largest chunk, which is not counted here), others every position. */

@@ -1,13 +1,15 @@
 // A checkpoint with its linear layers in INT8 (compressed-tensors), or its gpt-oss experts in MXFP4, as other engines read it
 // too; and how far each weight moved. Reads and writes a few MiB at a time; knows no files.
-import { decodeRows, decodeWeight, rowsOf } from "../weights/decode.ts";
+import type { CheckpointTensor } from "../weights/checkpoint.ts";
+import { decodeRows, rowsOf } from "../weights/decode.ts";
+import { decodeFinite, requireFinite } from "../weights/finite.ts";
 import { GGML_TYPES, type GgmlType } from "../weights/ggml.ts";
 import { MXFP4_BLOCK } from "../weights/mxfp4.ts";
 import { encodeBf16, quantized, quantizeInt8, quantizeMxfp4, rounded } from "../weights/quantize.ts";
 import { type SafetensorsEntry, writeSafetensors } from "../weights/safetensors.ts";
 import type { WeightSource } from "./backend.ts";
-import { OptionError } from "./errors.ts";
-import { type ModelSummary, type OpenModel, widenedLine } from "./inspect.ts";
+import { OptionError, quote } from "./errors.ts";
+import type { OpenModel } from "./inspect.ts";
 import type { TensorSpec } from "./model.ts";
 import type { DeviceName, Precision } from "./options.ts";
 
@@ -49,6 +51,8 @@ export interface QuantizeReport {
   readonly tensors: readonly TensorError[];
   /** All others. */
   readonly left: readonly LeftTensor[];
+  /** A line for each thing that the new checkpoint is not good for. */
+  readonly warnings: readonly string[];
 }
 
 /** Values that are read at once. */
@@ -67,7 +71,8 @@ interface Planned {
 
 /**
  * Writes model.safetensors of the quantised checkpoint, piece by piece, to `write`.
- * Throws OptionError OPTION_RANGE for a model or a group that does not fit the format, OPTION_CONFLICT for a group with MXFP4.
+ * Throws OptionError OPTION_RANGE for a model or a group that does not fit the format, OPTION_CONFLICT for a group with MXFP4;
+ * ModelFileError WEIGHT_NOT_FINITE, by then with a part written, for a tensor with a NaN or an infinity.
  */
 export async function quantize(
   model: OpenModel,
@@ -76,6 +81,7 @@ export async function quantize(
 ): Promise<QuantizeReport> {
   requireFit(model, options);
   const plan = planOf(model, options);
+  const { label } = model.checkpoint;
   const total = plan.length;
   const empty = new Uint8Array(0);
   const header = writeSafetensors(
@@ -96,17 +102,31 @@ export async function quantize(
     const before = bytesAfter;
     const { dtype: stored, byteLength: bytesBefore } = model.checkpoint.tensors.get(name)!;
     if (source !== undefined && why === undefined) {
-      const error = await convert(source, count, options);
+      const error = await convert(source, label, count, options);
       tensors.push({ name, bytesBefore, bytesAfter: bytesAfter - before, ...error });
     } else {
-      if (source !== undefined) await copy(source, entries[0].dtype, count);
+      if (source !== undefined) await copy(source, label, entries[0].dtype, count);
       const written = entries.length > 1 ? stored : entries.at(0)?.dtype;
       left.push({ name, stored, written, bytesBefore, bytesAfter: bytesAfter - before, why: why! });
     }
   }
   options.onProgress?.(total, total);
   const config = { ...(model.configJson as object), quantization_config: quantizationConfig(options) };
-  return { config, bytesBefore: model.checkpoint.byteLength, bytesAfter, tensors, left };
+  const warnings = warningsOf(tensors, options);
+  return { config, bytesBefore: model.checkpoint.byteLength, bytesAfter, tensors, left, warnings };
+}
+
+function warningsOf(tensors: readonly TensorError[], { to, group }: QuantizeOptions): string[] {
+  const warnings: string[] = [];
+  if (group !== undefined && group % PACKED_GROUP !== 0) {
+    const advice = `multiples of ${PACKED_GROUP} stay packed`;
+    warnings.push(`groups of ${group} become f32 in this engine's memory; ${advice}`);
+  }
+  if (to === "int8" && tensors.some(({ name }) => /\.experts\.\d+\./.test(name))) {
+    const why = "transformers 5 joins the experts of a layer while it loads them, and stops where they are INT8";
+    warnings.push(`transformers does not read this checkpoint, this engine does: ${why}`);
+  }
+  return warnings;
 }
 
 /** Of ECMAScript 2026 (JSON.parse source text access), which the compiler does not know yet. */
@@ -151,7 +171,7 @@ export function quantizedModel(model: OpenModel, to: "int8" | "mxfp4"): OpenMode
   const { checkpoint } = model;
   const source = (name: string, spec: TensorSpec): WeightSource => {
     const stored = checkpoint.source(name, spec);
-    return isLinear(name, spec) && fateOf(stored, to) === "made" ? quantized(stored, to) : stored;
+    return isLinear(name, spec) && fateOf(stored, to) === "made" ? quantized(stored, to, checkpoint.label) : stored;
   };
   return { ...model, checkpoint: { ...checkpoint, source } };
 }
@@ -193,18 +213,9 @@ export function compactModel(model: OpenModel): OpenModel {
     const types = (spec.from ?? [name]).flatMap((from) => checkpoint.tensors.get(from)?.dtype.split(", ") ?? []);
     const blocks = types.some((type) => Object.hasOwn(GGML_TYPES, type) && GGML_TYPES[type as GgmlType].elements > 1);
     const wide = stored.format === "f32" || (stored.format === "int8" && !isPacked(stored));
-    return blocks && wide && stored.shape.length > 1 ? rounded(stored) : stored;
+    return blocks && wide && stored.shape.length > 1 ? rounded(stored, checkpoint.label) : stored;
   };
   return { ...model, checkpoint: { ...checkpoint, source } };
-}
-
-/** What there is to say about weights that are kept in another format than the files have; undefined: there are none. */
-export function widenedNote(
-  summary: Pick<ModelSummary, "widened">,
-): { level: "warn" | "info"; message: string } | undefined {
-  const message = widenedLine(summary);
-  if (message === undefined) return undefined;
-  return { level: summary.widened.some(({ rounded }) => rounded) ? "warn" : "info", message };
 }
 
 /** Refuses what would give a checkpoint that says one thing and holds another, or one that is no use. */
@@ -213,12 +224,17 @@ function requireFit({ configJson, checkpoint }: OpenModel, { to, group }: Quanti
     throw new OptionError("OPTION_RANGE", `quantize: ${message}`, { field, actual, limit });
   };
   if (to === "mxfp4" && group !== undefined) {
-    const message = `quantize: group ${group} is for int8; a scale of mxfp4 is always for ${MXFP4_BLOCK} values: leave it out`;
+    const message = `quantize: --group ${group} is for int8; a scale of mxfp4 is always for ${MXFP4_BLOCK} values: leave it out`;
     throw new OptionError("OPTION_CONFLICT", message, { field: "group", actual: group });
   }
   if (group !== undefined && group < LEAST_GROUP) {
     const wanted = `give ${LEAST_GROUP} or more, at best a multiple of 32, which stays packed in memory`;
-    refuse(`a scale for ${group} values takes too much of the file; ${wanted}`, "group", group, LEAST_GROUP);
+    refuse(
+      `--group ${group}: a scale for so few values takes too much of the file; ${wanted}`,
+      "group",
+      group,
+      LEAST_GROUP,
+    );
   }
   const method = Object((configJson as Record<string, unknown>).quantization_config).quant_method;
   if (method === "compressed-tensors") {
@@ -246,10 +262,16 @@ function planOf({ architecture, config, checkpoint }: OpenModel, { to, group }: 
     const message = `quantize: mxfp4 is the format of gpt-oss's experts, and ${architecture.modelType} has none; use int8`;
     throw new OptionError("OPTION_RANGE", message, { field: "to", actual: to });
   }
-  const planned = [...checkpoint.tensors.values()].map(({ name, dtype, shape, format, asLinear }): Planned => {
+  const isWanted = ({ name, shape, format }: CheckpointTensor) =>
+    to === "mxfp4"
+      ? experts.has(name) && format !== "mxfp4"
+      : linears.has(name) && shape.length === 2 && format !== undefined;
+  const all = [...checkpoint.tensors.values()];
+  if (group !== undefined) requireDividing(group, all.filter(isWanted));
+  const planned = all.map((tensor): Planned => {
+    const { name, dtype, shape, format, asLinear } = tensor;
     if (format === undefined) return { name, left: `${dtype} is no format of weights`, entries: [] };
-    const wanted = to === "mxfp4" ? experts.has(name) && format !== "mxfp4" : linears.has(name) && shape.length === 2;
-    if (!wanted) {
+    if (!isWanted(tensor)) {
       const source = checkpoint.source(name, { shape });
       const left = to === "mxfp4" ? EXPERTS_ONLY : linears.has(name) ? STACKED : KEPT;
       return { name, source, left: format === "mxfp4" ? "MXFP4 already" : left, entries: copiedEntries(source, dtype) };
@@ -260,8 +282,8 @@ function planOf({ architecture, config, checkpoint }: OpenModel, { to, group }: 
     const columns = own[own.length - 1];
     const run = to === "mxfp4" ? MXFP4_BLOCK : (group ?? columns);
     if (columns % run !== 0) {
-      const message = `quantize: rows of ${JSON.stringify(name)} have ${columns} values, which groups of ${run} do not divide`;
-      throw new OptionError("OPTION_RANGE", message, { field: "group", actual: run });
+      const message = `quantize: rows of ${quote(name)} have ${columns} values, which blocks of ${run} do not divide; use int8`;
+      throw new OptionError("OPTION_RANGE", message, { field: "to", actual: to });
     }
     const scales = [...own.slice(0, -1), columns / run];
     const entries =
@@ -281,6 +303,23 @@ function planOf({ architecture, config, checkpoint }: OpenModel, { to, group }: 
     throw new OptionError("OPTION_RANGE", message, { field: "to", actual: to });
   }
   return planned;
+}
+
+/** A group must divide the rows of all tensors that get it. */
+function requireDividing(group: number, tensors: readonly CheckpointTensor[]): void {
+  const columnsOf = ({ shape }: CheckpointTensor) => shape[shape.length - 1];
+  const odd = tensors.find((tensor) => columnsOf(tensor) % group !== 0);
+  if (odd === undefined) return;
+  const shortest = Math.min(...tensors.map(columnsOf));
+  const fitting: number[] = [];
+  for (let n = LEAST_GROUP; n <= shortest; n++) if (tensors.every((one) => columnsOf(one) % n === 0)) fitting.push(n);
+  const packed = fitting.filter((n) => n % PACKED_GROUP === 0);
+  const advice =
+    fitting.length === 0
+      ? `none from ${LEAST_GROUP} on divides those of all linear layers: leave it out, and each row has a scale`
+      : `groups that divide those of all linear layers: ${(packed.length > 0 ? packed : fitting).join(", ")}`;
+  const message = `quantize: --group ${group} does not divide the rows of ${quote(odd.name)}, which have ${columnsOf(odd)} values; ${advice}`;
+  throw new OptionError("OPTION_RANGE", message, { field: "group", actual: group });
 }
 
 const DTYPES = { f32: "F32", f16: "F16", bf16: "BF16" } as const;
@@ -304,13 +343,15 @@ function copiedEntries({ name, shape, format }: WeightSource, stored: string): P
 
 async function copy(
   source: WeightSource,
+  file: string,
   dtype: SafetensorsEntry["dtype"],
   write: (bytes: Uint8Array) => Promise<void>,
 ): Promise<void> {
   if (dtype === "BF16" && source.format !== "bf16") {
-    for await (const values of chunks(source)) await write(new Uint8Array(encodeBf16(values).buffer));
+    for await (const values of chunks(source, file)) await write(new Uint8Array(encodeBf16(values).buffer));
     return;
   }
+  await requireFinite(source, file);
   for (const plane of ["data", "scales"] as const) {
     const size = source.byteLength(plane);
     for (let at = 0; at < size; at += 4 * CHUNK)
@@ -321,12 +362,13 @@ async function copy(
 /** Writes the data as they come, and the scales, which are small, after them. */
 async function convert(
   source: WeightSource,
+  file: string,
   write: (bytes: Uint8Array) => Promise<void>,
   { to, group = rowsOf(source.shape).columns }: QuantizeOptions,
 ): Promise<{ nmse: number; maxAbs: number }> {
   const scales: Uint8Array[] = [];
   let [wrong, all, maxAbs] = [0, 0, 0];
-  for await (const values of chunks(source)) {
+  for await (const values of chunks(source, file)) {
     const [data, part] = to === "mxfp4" ? mxfp4Bytes(values) : int8Bytes(values, group);
     await write(data);
     scales.push(part);
@@ -351,12 +393,12 @@ function mxfp4Bytes(values: Float32Array): [data: Uint8Array, scales: Uint8Array
   return [blocks, scales];
 }
 
-/** Whole rows as f32, about CHUNK values at a time. */
-async function* chunks(source: WeightSource): AsyncGenerator<Float32Array<ArrayBuffer>> {
+/** Whole rows as f32, about CHUNK values at a time. Throws WEIGHT_NOT_FINITE. */
+async function* chunks(source: WeightSource, file: string): AsyncGenerator<Float32Array<ArrayBuffer>> {
   const { rows, columns } = rowsOf(source.shape);
   const step = Math.max(1, Math.floor(CHUNK / columns));
   for (let row = 0; row < rows; row += step) {
-    yield new Float32Array(await decodeWeight(source, row, Math.min(rows, row + step)));
+    yield new Float32Array(await decodeFinite(source, file, row, Math.min(rows, row + step)));
   }
 }
 

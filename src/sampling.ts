@@ -145,11 +145,15 @@ function ngramEnds(ids: readonly number[], n: number): number[] {
 /** The largest logit, lowest id on a tie. Throws as `sampleToken`. */
 export function argmax(logits: Float32Array): number {
   let best = 0;
+  let largest = Number.NEGATIVE_INFINITY;
   for (let i = 0; i < logits.length; i++) {
-    if (!(logits[i] < Number.POSITIVE_INFINITY)) throw notFinite(i, logits[i]);
-    if (logits[i] > logits[best]) best = i;
+    const logit = logits[i];
+    if (!(logit < Number.POSITIVE_INFINITY)) throw notFinite(i, logit);
+    if (logit <= largest) continue;
+    largest = logit;
+    best = i;
   }
-  if (logits[best] !== Number.NEGATIVE_INFINITY) return best;
+  if (largest !== Number.NEGATIVE_INFINITY) return best;
   const message = "sampling: all logits are −Infinity; bans, biases or the logits processor leave no token to choose";
   throw new OptionError("INPUT_NO_TOKEN", message);
 }
@@ -160,17 +164,32 @@ export function argmax(logits: Float32Array): number {
  */
 export function sampleToken(logits: Float32Array, sampling: Sampling, index: number): number {
   if (sampling.temperature === 0) return argmax(logits);
-  return draw(candidates(logits, sampling), uniform(sampling.seed, index));
+  const u = uniform(sampling.seed, index);
+  const { topK, topP, minP, typicalP } = sampling;
+  const all = topK === 0 && topP === 1 && minP === 0 && typicalP === 1;
+  return all ? drawOfAll(logits, sampling.temperature, u) : draw(candidates(logits, sampling), u);
 }
 
 /** What temperature, topK, topP, minP and typicalP leave. `sampling.temperature` is above 0. */
 export function candidates(logits: Float32Array, sampling: Sampling): Candidates {
   const { temperature, topK, topP, minP, typicalP } = sampling;
-  let { tokens, drops }: { tokens: Int32Array; drops: Float64Array } = unbanned(logits);
-  if (topK > 0 && topK < tokens.length) ({ tokens, drops } = keepTopK(tokens, drops, topK));
+  const largest = logits[argmax(logits)];
+  // The first warper says how far below the largest logit its candidates can be: no more of the vocabulary is looked at again.
+  let reach = Number.POSITIVE_INFINITY;
+  let total: number | undefined;
+  if (topK > 0 && topK < logits.length) {
+    reach = largest - kthLargest(logits, topK);
+  } else if (topP < 1) {
+    total = totalWeight(logits, largest, temperature);
+    // All tokens with less than an equal share of the mass 1 − p have less than that mass together. Half of it, to be safe from rounding.
+    reach = -temperature * Math.log(((1 - topP) * total) / (2 * logits.length));
+  } else if (minP > 0) {
+    reach = -temperature * Math.log(minP / 2);
+  }
+  let { tokens, drops } = within(logits, largest, reach);
   let weights: Float64Array = new Float64Array(drops.length); // loops, not map(): it takes half the time
   for (let i = 0; i < drops.length; i++) weights[i] = Math.exp(-drops[i] / temperature);
-  if (topP < 1) ({ tokens, drops, weights } = keepTopP(tokens, drops, weights, topP));
+  if (topP < 1) ({ tokens, drops, weights } = keepTopP(tokens, drops, weights, topP * (total ?? sum(weights))));
   if (minP > 0) ({ tokens, weights } = filter(tokens, drops, weights, (i) => weights[i] >= minP));
   if (typicalP < 1) ({ tokens, weights } = keepTypical(tokens, weights, typicalP));
   return { tokens, weights };
@@ -192,29 +211,66 @@ export function draw({ tokens, weights }: Candidates, u: number): number {
   return tokens[last];
 }
 
-/** Tokens that can be drawn, by rising id, and how far each logit is below the largest. */
-function unbanned(logits: Float32Array): { tokens: Int32Array; drops: Float64Array } {
+/** `draw` of all tokens. Weighs them twice, which is less work than to keep the weights of a whole vocabulary. */
+function drawOfAll(logits: Float32Array, temperature: number, u: number): number {
   const largest = logits[argmax(logits)];
-  const tokens = new Int32Array(logits.length);
-  const drops = new Float64Array(logits.length);
-  let n = 0;
+  let target = u * totalWeight(logits, largest, temperature);
+  let last = 0;
   for (let i = 0; i < logits.length; i++) {
-    if (logits[i] === Number.NEGATIVE_INFINITY) continue;
-    tokens[n] = i;
-    drops[n++] = largest - logits[i];
+    const weight = Math.exp(-(largest - logits[i]) / temperature);
+    if (weight === 0) continue;
+    last = i;
+    target -= weight;
+    if (target < 0) break;
   }
-  return { tokens: tokens.subarray(0, n), drops: drops.subarray(0, n) };
+  return last;
 }
 
-/** All that are as likely as the k-th likeliest: ties stay, as in Hugging Face. */
-function keepTopK(tokens: Int32Array, drops: Float64Array, k: number): { tokens: Int32Array; drops: Float64Array } {
-  const { key } = massThreshold(drops, drops.slice().fill(1), k);
-  return filter(tokens, drops, drops, (i) => drops[i] <= key);
+/** Σ e^((logit − largest) / temperature), as `candidates` weighs them. */
+function totalWeight(logits: Float32Array, largest: number, temperature: number): number {
+  let total = 0;
+  for (let i = 0; i < logits.length; i++) total += Math.exp(-(largest - logits[i]) / temperature);
+  return total;
 }
 
-/** The smallest set of likeliest tokens that has the mass p; of equally likely ones on its border, the lowest ids. */
-function keepTopP(tokens: Int32Array, drops: Float64Array, weights: Float64Array, p: number): Filtered {
-  const mass = p * sum(weights);
+/** Of equal ones each counts. */
+function kthLargest(logits: Float32Array, k: number): number {
+  // The k largest so far, as a heap with the smallest first.
+  const heap = new Float32Array(k).fill(Number.NEGATIVE_INFINITY);
+  let least = heap[0];
+  for (let i = 0; i < logits.length; i++) {
+    const logit = logits[i];
+    if (!(logit > least)) continue;
+    let at = 0;
+    for (let child = 1; child < k; child = 2 * at + 1) {
+      if (child + 1 < k && heap[child + 1] < heap[child]) child++;
+      if (!(heap[child] < logit)) break;
+      heap[at] = heap[child];
+      at = child;
+    }
+    heap[at] = logit;
+    least = heap[0];
+  }
+  return least;
+}
+
+/** Tokens that can be drawn and are at most `reach` below the largest logit, by rising id, and how far each is below it. */
+function within(logits: Float32Array, largest: number, reach: number): { tokens: Int32Array; drops: Float64Array } {
+  const isIn = (logit: number) => logit !== Number.NEGATIVE_INFINITY && largest - logit <= reach;
+  let n = 0;
+  for (let i = 0; i < logits.length; i++) if (isIn(logits[i])) n++;
+  const tokens = new Int32Array(n);
+  const drops = new Float64Array(n);
+  for (let i = 0, at = 0; at < n; i++) {
+    if (!isIn(logits[i])) continue;
+    tokens[at] = i;
+    drops[at++] = largest - logits[i];
+  }
+  return { tokens, drops };
+}
+
+/** The smallest set of likeliest tokens that has that mass; of equally likely ones on its border, the lowest ids. */
+function keepTopP(tokens: Int32Array, drops: Float64Array, weights: Float64Array, mass: number): Filtered {
   const { key, below } = massThreshold(drops, weights, mass);
   let border = below;
   return filter(tokens, drops, weights, (i) => {

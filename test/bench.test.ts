@@ -705,15 +705,15 @@ describe("random models", () => {
 
   test.each(["qwen3", "mistral", "gpt_oss"] as const)("%s: both formats hold the same weights", async (name) => {
     const hf = await openModel({ kind: "path", path: checkpoint(name) });
-    for (const encoding of ["BF16", "Q8_0"] as const) {
+    for (const encoding of ["BF16", "Q8_0", "Q4_0"] as const) {
       const other = await openModel({ kind: "path", path: gguf(name, encoding) });
       for (const [tensor, spec] of Object.entries(hf.architecture.tensors(hf.config))) {
         const [expected, actual] = await Promise.all(
           [hf, other].map(({ checkpoint }) => decodeWeight(checkpoint.source(tensor, spec))),
         );
-        // Q8_0 rounds to 1/254 of the largest of 32 values, and its scale to 11 bits.
+        // Q8_0 rounds to 1/254 of the largest of 32 values, Q4_0 to 1/16 and the largest of the other sign to 7/8; scales to 11 bits.
         const largest = Math.max(...expected.map(Math.abs));
-        const tolerance = encoding === "BF16" ? 0 : largest / 200;
+        const tolerance = { BF16: 0, Q8_0: largest / 200, Q4_0: largest / 7.9 }[encoding];
         const worst = expected.reduce((max, value, i) => Math.max(max, Math.abs(value - actual[i])), 0);
         expect(worst, tensor).toBeLessThanOrEqual(tolerance);
       }

@@ -42,7 +42,7 @@ const SCALES: Partial<Record<GgmlType, readonly (readonly [at: number, half: num
   Q6_K: [[208, 0x0100]],
 };
 
-function tensor(name: string, type: GgmlType, rows: number, seed: number): TensorEntry {
+function tensor(name: string, type: GgmlType, rows: number, seed: number, scales = SCALES[type]!): TensorEntry {
   const { elements, bytes: size, code } = GGML_TYPES[type];
   const blocks = (rows * WIDTH) / elements;
   let state = seed;
@@ -52,7 +52,7 @@ function tensor(name: string, type: GgmlType, rows: number, seed: number): Tenso
   });
   const view = new DataView(bytes.buffer);
   for (let block = 0; block < blocks; block++) {
-    for (const [at, half] of SCALES[type]!) view.setUint16(block * size + at, half, true);
+    for (const [at, half] of scales) view.setUint16(block * size + at, half, true);
   }
   return { name, type: code, ne: [WIDTH, rows], bytes };
 }
@@ -61,7 +61,8 @@ const norm = (name: string): TensorEntry => {
   return { name, ne: [WIDTH], bytes: new Uint8Array(new Float32Array(WIDTH).fill(1).buffer) };
 };
 
-function model(): Uint8Array<ArrayBuffer> {
+/** @param output scales of the Q4_K weight. */
+function model(output = SCALES.Q4_K): Uint8Array<ArrayBuffer> {
   const metadata: Record<string, Value> = {
     "general.architecture": ["string", "llama"],
     "llama.block_count": ["u32", 1],
@@ -79,7 +80,7 @@ function model(): Uint8Array<ArrayBuffer> {
     tensor("blk.0.attn_q.weight", "Q6_K", WIDTH, 2),
     tensor("blk.0.attn_k.weight", "Q3_K", WIDTH / 2, 3),
     tensor("blk.0.attn_v.weight", "IQ4_XS", WIDTH / 2, 4),
-    tensor("blk.0.attn_output.weight", "Q4_K", WIDTH, 5),
+    tensor("blk.0.attn_output.weight", "Q4_K", WIDTH, 5, output),
     norm("blk.0.ffn_norm.weight"),
     tensor("blk.0.ffn_gate.weight", "Q5_0", WIDTH, 6),
     tensor("blk.0.ffn_up.weight", "Q2_K", WIDTH, 7),
@@ -141,6 +142,11 @@ test("load keeps block types that have no packed format in BF16, and says so; pr
   expect(int8.lines[0]).toMatch(
     /^quantize: "int8" is for 4 of 7 weights of linear layers; 3 are packed already \(model\.layers\.0/,
   );
+  // What was asked for is no warning, and other values are not called the same.
+  expect(int8.lines[1]).toMatch(/^weights: /);
+  expect(int8.lines[1]).toMatch(/1 of Q4_K to int8 rounded, 0\.0 to 0\.1 MiB/);
+  expect(int8.lines[1]).toMatch(/1 of Q5_0 to int8 exactly/);
+  expect(int8.lines[1]).not.toContain('precision "exact"');
 
   const summary = await inspect(files());
   expect(summary.formats).toEqual(high.formats);
@@ -149,9 +155,11 @@ test("load keeps block types that have no packed format in BF16, and says so; pr
     rounded: true,
     bytes: 2 * WIDTH ** 2,
   });
-  expect(summary.widened.find(({ stored }) => stored === "Q4_0")).toMatchObject({ format: "int8", rounded: false });
-  // The cpu backend keeps blocks of Q8_0 as they are.
-  expect(summary.widened.map(({ stored }) => stored)).not.toContain("Q8_0");
+  expect(summary.widened.find(({ stored }) => stored === "Q5_0")).toMatchObject({ format: "int8", rounded: false });
+  // The cpu backend keeps blocks of Q8_0 and Q4_0 as they are.
+  for (const kept of ["Q8_0", "Q4_0"]) expect(summary.widened.map(({ stored }) => stored)).not.toContain(kept);
+  const down = summary.tensors.find(({ stored }) => stored === "Q4_0");
+  expect(down).toMatchObject({ format: "int8", byteLength: (WIDTH ** 2 * 18) / 32 });
   expect(summary.tensors[0]).toMatchObject({ stored: "Q8_0", byteLength: (70 * WIDTH * 34) / 32 });
 });
 
@@ -185,6 +193,33 @@ test("the command says it on stderr", () => {
   const flags = ["--device", "cpu", "--prefill", "2", "--context", "none", "--repeat", "1", "--json"];
   const { stdout, stderr } = spawnSync(process.execPath, [main, "bench", file, ...flags], { encoding: "utf8" });
   rmSync(folder, { recursive: true });
-  expect(stderr).toMatch(/^weights: .*1 of Q4_K to bf16 rounded, .*; precision "exact" keeps all values, in f32\n$/);
+  expect(stderr).toMatch(
+    /^weights: .*1 of Q4_K to bf16 rounded, .*; precision "exact" keeps all values of those in bf16, in f32\n$/,
+  );
   expect(JSON.parse(stdout).results).toHaveLength(1);
+});
+
+// 0x7c00 is infinity, 0x7e00 NaN; rounding to BF16 would make −0 of some NaNs, and INT8 a row of zeros.
+test.each([
+  ["the scale", 0x7c00, 0x1000],
+  ["the minimum", 0x0800, 0x7e00],
+])("%s of a block is not finite: load refuses it where it would round", async (_, scale, minimum) => {
+  const bytes = model([
+    [0, scale],
+    [2, minimum],
+  ]);
+  for (const options of [{}, { quantize: "int8" }, { quantize: "mxfp4" }] as const) {
+    const loading = load(new Map([["m.gguf", new Blob([bytes])]]), {
+      device: "cpu",
+      threads: 1,
+      logger: { warn: () => {} },
+      ...options,
+    });
+    await expect(loading).rejects.toMatchObject({
+      code: "WEIGHT_NOT_FINITE",
+      file: "files/m.gguf",
+      tensor: "model.layers.0.self_attn.o_proj.weight",
+      message: expect.stringMatching(/value \d+ is .*; get the file again/),
+    });
+  }
 });

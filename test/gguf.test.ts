@@ -103,6 +103,62 @@ async function tokenizerOf(metadata: [string, Value][]) {
   };
 }
 
+/** The fields without which `tokenizers` (Python) 0.23 refuses a component of tokenizer.json, by its type. */
+const REQUIRED: Record<string, readonly string[]> = {
+  ...{ NFC: [], Prepend: ["prepend"], Replace: ["pattern", "content"], ByteFallback: [], Fuse: [] },
+  ...{ Strip: ["content", "start", "stop"], Split: ["pattern", "behavior", "invert"], BPE: ["vocab", "merges"] },
+  ByteLevel: ["add_prefix_space", "trim_offsets"],
+  TemplateProcessing: ["single", "pair", "special_tokens"],
+};
+const ADDED = ["id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"];
+
+/** The components of a tokenizer.json, those in sequences one by one. */
+function components(json: unknown): Record<string, unknown>[] {
+  const one = json as Record<string, Record<string, unknown>[]> | null;
+  if (one === null) return [];
+  const inner = one.normalizers ?? one.pretokenizers ?? one.decoders;
+  return inner === undefined ? [one] : inner.flatMap(components);
+}
+
+test.each(["gpt-2", "qwen2", "llama-bpe", "gpt-4o", "tekken", "SentencePiece"])(
+  "%s: tokenizer.json has what Python's tokenizers requires, and ids that it keeps",
+  async (pre) => {
+    const original: TokenizerJson = readText("stories260k/tokenizer.json");
+    const { json } = await tokenizerOf(
+      tokenizerMetadata(original, {
+        "tokenizer.ggml.model": ["string", pre === "SentencePiece" ? "llama" : "gpt2"],
+        ...(pre !== "SentencePiece" && { "tokenizer.ggml.pre": ["string", pre] }),
+        "tokenizer.ggml.merges": ["array", "string", original.model.merges.map((merge) => pairOf(merge).join(" "))],
+        "tokenizer.ggml.scores": ["array", "f32", Object.keys(original.model.vocab).map(() => 0)],
+        "tokenizer.ggml.bos_token_id": ["u32", 1],
+        "tokenizer.ggml.eos_token_id": ["u32", 2],
+        "tokenizer.ggml.add_bos_token": ["bool", true],
+        "tokenizer.ggml.add_eos_token": ["bool", true],
+      }),
+    );
+    const { normalizer, pre_tokenizer, decoder, post_processor, model } = json;
+    const all = [normalizer, pre_tokenizer, decoder, post_processor, model].flatMap(components);
+    expect(all.length).toBeGreaterThanOrEqual(4);
+    for (const component of all) {
+      const type = component.type as string;
+      const missing = REQUIRED[type].filter((field) => component[field] === undefined);
+      expect([type, missing]).toEqual([type, []]);
+    }
+    const around = (id: string, type_id: number) => [
+      { SpecialToken: { id: "<s>", type_id } },
+      { Sequence: { id, type_id } },
+      { SpecialToken: { id: "</s>", type_id } },
+    ];
+    expect(post_processor.single).toEqual(around("A", 0));
+    expect(post_processor.pair).toEqual([...around("A", 0), ...around("B", 1)]);
+    // An added token that is not in the vocabulary gets the next free id there.
+    for (const added of json.added_tokens) {
+      expect(Object.keys(added).sort()).toEqual([...ADDED].sort());
+      expect([added.content, model.vocab[added.content]]).toEqual([added.content, added.id]);
+    }
+  },
+);
+
 const readText = (path: string) => JSON.parse(readFileSync(`${data}text/${path}`, "utf8"));
 
 test.each([

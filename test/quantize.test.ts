@@ -18,7 +18,7 @@ import { decodeWeight } from "../weights/decode.ts";
 import { decodeInt8 } from "../weights/int8.ts";
 import { decodeMxfp4 } from "../weights/mxfp4.ts";
 import { quantizeInt8, quantizeMxfp4 } from "../weights/quantize.ts";
-import { type SafetensorsEntry, writeSafetensors } from "../weights/safetensors.ts";
+import { parseHeader, type SafetensorsEntry, writeSafetensors } from "../weights/safetensors.ts";
 import { errorOf, join as joined } from "./weights/memory.ts";
 
 const models = fileURLToPath(new URL("./data/models/", import.meta.url));
@@ -251,6 +251,20 @@ test("what does not fit is refused before anything is written", async () => {
 });
 
 test.each([
+  ["model.layers.1.mlp.up_proj.weight", "one to quantise"],
+  ["model.layers.1.input_layernorm.weight", "one to copy"],
+])("a NaN in %s, %s, is refused", async (tensor) => {
+  const bytes = new Uint8Array(readFileSync(`${models}mistral/model.safetensors`));
+  const { byteOffset } = parseHeader(bytes, bytes.length).tensors.get(tensor)!;
+  bytes.set([0xc0, 0x7f], byteOffset + 2 * 5); // BF16
+  const model = await openFiles(JSON.parse(readFileSync(`${models}mistral/config.json`, "utf8")), bytes);
+  const error = await errorOf(() => quantize(model, async () => {}, { to: "int8" }));
+  expect([error.code, error.file, error.tensor, error.actual]).toEqual(["WEIGHT_NOT_FINITE", "files", tensor, 5]);
+  expect(error.message).toContain("value 5 is NaN; get the file again");
+  await model.checkpoint.close();
+});
+
+test.each([
   ["gpt_oss_mxfp4", "int8", "no checkpoint can have both"],
   ["gpt_oss_mxfp4", "mxfp4", "packed already"],
   ["../gguf/gpt_oss-mxfp4.gguf", "int8", "no checkpoint can have both"],
@@ -296,6 +310,51 @@ test("config.json keeps the spelling of numbers: transformers refuses 7 for 7.0"
   expect(text).toContain('"swiglu_limit": 7.0,\n  "rms_norm_eps": 1e-05,\n  "n": [\n    1,\n    2.50\n  ],');
   expect(JSON.parse(text).quantization_config).toEqual(config.quantization_config);
   await model.checkpoint.close();
+});
+
+test.each([
+  ["mixtral", [expect.stringMatching(/^transformers does not read this checkpoint.* experts .* INT8$/)]],
+  ["qwen3_moe", [expect.stringMatching(/^transformers does not read/)]],
+  ["gpt_oss", []],
+  ["mistral", []],
+])("%s in int8: what cannot read the checkpoint is said", async (name, warnings) => {
+  const model = await open(name);
+  expect((await quantize(model, async () => {}, { to: "int8" })).warnings).toEqual(warnings);
+  await model.checkpoint.close();
+});
+
+test.each([
+  [
+    "mistral",
+    "int8",
+    24,
+    "group",
+    /--group 24 .* rows of "model\.layers\.0\..*", which have 52 values; none from 16 on .*: leave it/,
+  ],
+  ["../gguf/qwen3-q8_0.gguf", "int8", 64, "group", /down_proj\.weight", which have 160 values; groups that .*: 32$/],
+  ["gpt_oss", "mxfp4", undefined, "to", /down_proj" have 28 values, which blocks of 32 do not divide; use int8/],
+] as const)("%s to %s, group %s: rows that do not come out even", async (name, to, group, field, message) => {
+  const model = await open(name);
+  const error = await errorOf(() => quantize(model, () => Promise.reject(new Error("written")), { to, group }));
+  expect([error.code, error.field]).toEqual(["OPTION_RANGE", field]);
+  expect(error.message).toMatch(message);
+  await model.checkpoint.close();
+});
+
+test("the command knows the demo, says what it warns of, and refuses a folder without a name", () => {
+  const main = fileURLToPath(new URL("../src/cli/main.ts", import.meta.url));
+  const out = join(mkdtempSync(join(tmpdir(), "vernier-")), "out");
+  const run = (...args: string[]) =>
+    spawnSync(process.execPath, [main, "quantize", ...args, "--to", "int8", "--json"], { encoding: "utf8" });
+  // The demo's experts are in MXFP4.
+  expect(run("demo", out).stderr).toMatch(/^error OPTION_RANGE: quantize: the experts are in MXFP4/);
+  expect(run(`${models}mistral`, "").stderr).toBe(
+    "error OPTION_RANGE: quantize: <out> is empty; give the name of a new folder\n",
+  );
+  const { stderr, stdout } = run(`${models}mixtral`, out);
+  const { warnings } = JSON.parse(stdout);
+  expect(warnings).toHaveLength(1);
+  expect(stderr).toBe(`vernier: ${warnings[0]}\n`);
 });
 
 test("the command writes a folder that the other commands read, and keeps one that exists", () => {

@@ -1,6 +1,7 @@
 // The block formats of ggml: how many bytes a block of values takes, and how blocks are taken apart into one of the engine's
 // own formats without loss. Symmetric blocks become INT8 with a scale per group, those with a minimum f32. The values are those
-// of ggml-quants.c, bit for bit; its names are kept. Knows nothing of files or tensors.
+// of ggml-quants.c, bit for bit (but −0 in MXFP4 stays −0, which is 0 in ggml's table); its names are kept. Knows nothing of
+// files or tensors.
 import type { BlockEncoding, WeightFormat } from "../src/backend.ts";
 import type { Planes } from "./decode.ts";
 import { decodeF16 } from "./f16.ts";
@@ -293,7 +294,7 @@ const TYPES = {
   F32: plain(0, 4, "f32"),
   F16: plain(1, 2, "f16"),
   BF16: plain(30, 2, "bf16"),
-  Q4_0: byWords(2, 18, unpackQ4_0),
+  Q4_0: { ...byWords(2, 18, unpackQ4_0), blocks: "q4_0" },
   Q4_1: shifted(3, { elements: 32, bytes: 20, d: 0, unpack: unpackQ4_1 }),
   Q5_0: symmetric(6, { elements: 32, bytes: 22, group: 32, d: 0, unpack: unpackQ5_0 }),
   Q5_1: shifted(7, { elements: 32, bytes: 24, d: 0, unpack: unpackQ5_1 }),

@@ -1,8 +1,9 @@
 // f32 → INT8, MXFP4 and BF16: the nearest values that a checkpoint in these formats can have. Knows nothing of files.
 import type { WeightSource } from "../src/backend.ts";
 import { assert } from "../src/errors.ts";
-import { decodeWeight, rowBytes, rowsOf } from "./decode.ts";
+import { rowBytes, rowsOf } from "./decode.ts";
 import { placed } from "./files.ts";
+import { decodeFinite } from "./finite.ts";
 import { MXFP4_BLOCK } from "./mxfp4.ts";
 import { madeTogether, planeBytes } from "./sources.ts";
 
@@ -26,13 +27,17 @@ export function quantizeInt8(values: Float32Array, group: number): QuantizedInt8
   return { data, scales };
 }
 
-/** A weight seen in INT8, one scale a row, or in MXFP4, where its rows must be whole blocks. */
-export function quantized(source: WeightSource, to: "int8" | "mxfp4"): WeightSource {
+/**
+ * A weight seen in INT8, one scale a row, or in MXFP4, where its rows must be whole blocks. Its `read` throws ModelFileError
+ * WEIGHT_NOT_FINITE: a NaN or an infinity would take the values that share its scale along.
+ * @param file what messages call the checkpoint.
+ */
+export function quantized(source: WeightSource, to: "int8" | "mxfp4", file: string): WeightSource {
   const { name, shape } = source;
   const { columns } = rowsOf(shape);
   const stride = rowBytes(to, columns);
   const rows = madeTogether(async (from, end) => {
-    const values = await decodeWeight(source, from, end);
+    const values = await decodeFinite(source, file, from, end);
     if (to === "mxfp4") {
       const { blocks, scales } = quantizeMxfp4(values);
       return { data: blocks, scales };
@@ -46,6 +51,7 @@ export function quantized(source: WeightSource, to: "int8" | "mxfp4"): WeightSou
     shape,
     format: to,
     group: to === "int8" ? columns : undefined,
+    rounded: true,
     byteLength: (plane) => planeBytes(to, shape, plane),
     async read(plane, byteOffset, byteLength, into) {
       const inside = byteOffset >= 0 && byteOffset + byteLength <= planeBytes(to, shape, plane);
@@ -58,8 +64,8 @@ export function quantized(source: WeightSource, to: "int8" | "mxfp4"): WeightSou
   };
 }
 
-/** A weight seen in BF16, every value rounded to the nearest. */
-export function rounded(source: WeightSource): WeightSource {
+/** A weight seen in BF16, every value rounded to the nearest; `file` and errors as with `quantized`. */
+export function rounded(source: WeightSource, file: string): WeightSource {
   const { name, shape } = source;
   const stride = rowBytes("bf16", rowsOf(shape).columns).data;
   const size = planeBytes("bf16", shape, "data");
@@ -67,12 +73,13 @@ export function rounded(source: WeightSource): WeightSource {
     name,
     shape,
     format: "bf16",
+    rounded: true,
     byteLength: (plane) => (plane === "data" ? size : 0),
     async read(plane, byteOffset, byteLength, into) {
       const inside = byteOffset >= 0 && byteOffset + byteLength <= size;
       assert(plane === "data" && inside, `${name}: ${plane} ${byteOffset} + ${byteLength}`);
       const from = Math.floor(byteOffset / stride);
-      const halves = encodeBf16(await decodeWeight(source, from, Math.ceil((byteOffset + byteLength) / stride)));
+      const halves = encodeBf16(await decodeFinite(source, file, from, Math.ceil((byteOffset + byteLength) / stride)));
       return placed(new Uint8Array(halves.buffer, byteOffset - from * stride, byteLength), into);
     },
   };
@@ -108,11 +115,14 @@ export function quantizeMxfp4(values: Float32Array): QuantizedMxfp4 {
   return { blocks, scales };
 }
 
-/** The nearest bf16 of each value, ties to even, as PyTorch rounds; of finite values only. */
+/** The nearest bf16 of each value, ties to even, as PyTorch rounds: any NaN becomes one and the same. */
 export function encodeBf16(values: Float32Array): Uint16Array<ArrayBuffer> {
   const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
   const halves = new Uint16Array(values.length);
-  for (let i = 0; i < bits.length; i++) halves[i] = (bits[i] + 0x7fff + ((bits[i] >>> 16) & 1)) >>> 16;
+  for (let i = 0; i < bits.length; i++) {
+    const nan = (bits[i] & 0x7fffffff) > 0x7f800000;
+    halves[i] = nan ? 0x7fc0 : (bits[i] + 0x7fff + ((bits[i] >>> 16) & 1)) >>> 16;
+  }
   return halves;
 }
 

@@ -31,11 +31,8 @@ const BITS: Record<WeightFormat, number> = { f32: 32, f16: 16, bf16: 16, int8: 8
 /** Bytes of the scale of a group; INT8 that comes in blocks keeps theirs. */
 const SCALE: Record<WeightFormat, number> = { f32: 0, f16: 0, bf16: 0, int8: 4, mxfp4: 1 };
 
-/** Bytes of a block of 32 columns, and of the scale in it. */
-const BLOCKS: Record<BlockEncoding, { bytes: number; scale: number }> = {
-  q8_0: { bytes: 34, scale: 2 },
-  mxfp4: { bytes: 17, scale: 1 },
-};
+/** Bytes of a block of 32 columns with its scale, in files and in tiles. */
+const BLOCK_BYTES: Record<BlockEncoding, number> = { q8_0: 34, q4_0: 18, mxfp4: 17 };
 
 /** So many products of −128 and 127 fit a sum in 32 bits. */
 const MAX_W8A8_COLUMNS = 2 ** 17;
@@ -104,8 +101,11 @@ function layoutOf(source: WeightSource): Layout {
   const experts = shape.length === 3 ? shape[0] : 1;
   const group = groupOf(stored);
   const tiles = Math.ceil(outs / TILE);
-  const scale = stored.blocks === undefined ? SCALE[stored.format] : BLOCKS[stored.blocks].scale;
-  const tileBytes = TILE * ((columns * BITS[stored.format]) / 8 + (columns / group) * scale);
+  const rowBytes =
+    stored.blocks === undefined
+      ? (columns * BITS[stored.format]) / 8 + (columns / group) * SCALE[stored.format]
+      : (columns / GROUP_COLUMNS) * BLOCK_BYTES[stored.blocks];
+  const tileBytes = TILE * rowBytes;
   const packedBytes = experts * tiles * tileBytes;
   const byteLength = shape.length === 1 ? 4 * TILE * Math.ceil(columns / TILE) : packedBytes;
   const code = formatCode(stored.format, stored.blocks);
@@ -196,8 +196,8 @@ export class Loader {
     group: number,
   ): Promise<void> {
     const { name, format } = source;
-    const blocks = source.blocks === undefined ? undefined : BLOCKS[source.blocks];
-    const rowBytes = blocks === undefined ? (columns * BITS[format]) / 8 : (columns / GROUP_COLUMNS) * blocks.bytes;
+    const blocks = source.blocks && BLOCK_BYTES[source.blocks];
+    const rowBytes = blocks === undefined ? (columns * BITS[format]) / 8 : (columns / GROUP_COLUMNS) * blocks;
     const rowScales = blocks === undefined ? (columns / group) * SCALE[format] : 0;
     const dataBytes = Math.ceil((pieces[0].rows * rowBytes) / 4) * 4;
     this.#growStaging(dataBytes + pieces[0].rows * rowScales);

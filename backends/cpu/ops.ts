@@ -52,7 +52,7 @@ interface Append {
 }
 
 /** How many threads there are, and how they lay out rows of x as integers (kernels/wasm/layout.ts). */
-export type Threads = Pick<Pool, "threads" | "wide" | "fp4InBytes" | "recordBytes" | "w8a8RowBytes">;
+export type Threads = Pick<Pool, "threads" | "productCode" | "recordKind" | "recordBytes" | "w8a8RowBytes">;
 
 export class CpuOps implements BaseOps, FusedOps {
   readonly list: Op[] = [];
@@ -96,14 +96,14 @@ export class CpuOps implements BaseOps, FusedOps {
   /** The format of a weight as a product with `rows` rows of x at a time takes it. */
   #productCode(weight: CpuWeight, rows: number): number {
     if (weight.activations !== undefined) return L.W8A8;
-    return rows === 1 && weight.storedAs === "mxfp4" && this.#pool.fp4InBytes ? L.MXFP4_BYTES : weight.code;
+    return this.#pool.productCode(weight.code, rows);
   }
 
   /** x as products with a weight read it: itself, or its rows as integers, made once for all who read them. */
   #operand(x: CpuTensor, weight: CpuWeight, code: number): CpuTensor {
     if (code === L.W8A8) return this.#rowsAsIntegers(x);
     if (weight.storedAs !== "int8" && weight.storedAs !== "mxfp4") return x;
-    const kind = this.#pool.wide || code === L.MXFP4_BYTES ? "bytes" : "halves";
+    const kind = this.#pool.recordKind(code);
     let records = this.#quantized[kind].get(x);
     if (records === undefined) {
       const [rows, columns] = x.shape;

@@ -17,6 +17,10 @@ import {
   CONTROL_WAKEUPS,
   CONTROL_WIDE,
   GROUP_COLUMNS,
+  MXFP4,
+  MXFP4_BYTES,
+  Q4_0,
+  Q4_0_BYTES,
   RECORD_PARTS,
   SCRATCH_BYTES,
   TABLE_BYTES,
@@ -30,6 +34,8 @@ import {
   TABLE_HIGH_HALF,
   TABLE_NIBBLE,
   TABLE_POWERS,
+  TABLE_Q4,
+  TABLE_Q4_BIASED,
   TABLE_ROUND,
   TABLE_SMALLEST_SCALE,
 } from "../../kernels/wasm/layout.ts";
@@ -95,9 +101,9 @@ export class Pool {
   readonly threads: number;
   /** Whether integers are multiplied as bytes, else as halves (kernels/wasm/integer.ts). */
   readonly wide: boolean;
-  /** Where not wide, whether one row times MXFP4 is quicker in bytes all the same: not in two parts, where halves have 256 bits. */
-  readonly fp4InBytes: boolean;
   readonly #parts: number;
+  /** Formats that one row is multiplied with in bytes although not wide, and what the kernels call that. */
+  readonly #inBytes = new Map<number, number>();
   /** Settles when all helpers wait for their first run; before that, a run does without them. */
   readonly ready: Promise<void>;
   readonly #heap: Heap;
@@ -126,8 +132,12 @@ export class Pool {
     this.wide = !options.halves && dot === UNSIGNED_DOT;
     // No x64 machine has registers of 256 bits and no fused multiply-add, and next to none the reverse.
     const paired = options.paired === true && this.#kernels.maddRest() === 2 ** -24;
-    this.fp4InBytes = !this.wide && dot !== 0 && options.parts <= (paired ? 1 : 2);
     this.#parts = options.parts;
+    if (!this.wide && dot !== 0 && this.#parts < 3) {
+      this.#inBytes.set(Q4_0, Q4_0_BYTES);
+      // Registers of 256 bits are for halves: look-ups of bytes have 128.
+      if (!paired || this.#parts === 1) this.#inBytes.set(MXFP4, MXFP4_BYTES);
+    }
     words[CONTROL_PARTS / 4] = options.parts;
     words[CONTROL_WIDE / 4] = this.wide ? 1 : 0;
     words[CONTROL_PAIRED / 4] = paired ? 1 : 0;
@@ -150,6 +160,16 @@ export class Pool {
   get kernels(): Kernels {
     assert(this.#kernels !== undefined, "cpu: kernels were used after they were disposed");
     return this.#kernels;
+  }
+
+  /** The format as a product with `rows` rows at a time takes it. */
+  productCode(format: number, rows: number): number {
+    return (rows === 1 ? this.#inBytes.get(format) : undefined) ?? format;
+  }
+
+  /** How a product with a format that `productCode` gave reads its rows. */
+  recordKind(code: number): "bytes" | "halves" {
+    return this.wide || code === MXFP4_BYTES || code === Q4_0_BYTES ? "bytes" : "halves";
   }
 
   /** Bytes of 32 quantised activations, in bytes or, two parts each, in halves (kernels/wasm/quantize.ts). */
@@ -236,6 +256,8 @@ function writeTables(bytes: Uint8Array<ArrayBufferLike>): void {
     view.setFloat32(TABLE_FP4 + 4 * code, value, true);
     bytes[TABLE_FP4_TWICE + code] = 2 * value;
     bytes[TABLE_FP4_BIASED + code] = 2 * value + 12;
+    bytes[TABLE_Q4 + code] = code - 8;
+    bytes[TABLE_Q4_BIASED + code] = code + 120;
     bytes[TABLE_NIBBLE + code] = 15;
   });
   for (let lane = 0; lane < 16; lane += 4) {

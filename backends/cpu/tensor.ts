@@ -17,6 +17,7 @@ import {
   F32,
   INT8,
   MXFP4,
+  Q4_0,
   Q8_0,
   SEGMENT,
   TILE,
@@ -110,7 +111,8 @@ const FORMAT_CODES = { f32: F32, f16: F16, bf16: BF16, int8: INT8, mxfp4: MXFP4 
 
 /** The kernels' name of a format. `blocks`: how the source has its values. */
 export function formatCode(format: WeightFormat, blocks?: BlockEncoding): number {
-  return blocks === "q8_0" ? Q8_0 : FORMAT_CODES[format];
+  if (blocks === "q8_0") return Q8_0;
+  return blocks === "q4_0" ? Q4_0 : FORMAT_CODES[format];
 }
 
 export class CpuWeight implements Weight {

@@ -191,7 +191,7 @@ async function compareOn(file: File) {
     lines.push(`logits, ${precision} against exact: ${far}\n`);
   }
   const widened = widenedLine({ widened: measured.high[0].widened ?? [] });
-  if (widened !== undefined) lines.push(`${widened}\n`);
+  if (widened !== undefined) lines.push(`${widened.message}\n`);
   const share = `${(100 * median(shares)).toFixed(0)} % of reading memory at ${reads.toFixed(1)} GB/s`;
   process.stdout.write(`\n${file.path}: load average ${median(loads).toFixed(1)}, decode ${share}\n${lines.join("")}`);
   return {

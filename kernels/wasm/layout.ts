@@ -42,8 +42,11 @@ export const MXFP4 = 4;
 export const Q8_0 = 5;
 /** Of a product only: INT8 with one scale a row, times rows of x in 8 bits, see w8a8.ts. */
 export const W8A8 = 6;
-/** Of a product with one row of x only: MXFP4 times records in bytes, where other products work in halves. */
-export const MXFP4_BYTES = 7;
+/** Four-bit integers less 8, with a scale in F16 for each 32 columns, as GGUF has them. */
+export const Q4_0 = 7;
+/** Of a product with one row of x only: MXFP4 and Q4_0 times records in bytes, where other products work in halves. */
+export const MXFP4_BYTES = 8;
+export const Q4_0_BYTES = 9;
 
 // --- Activations.
 export const SILU = 0;
@@ -98,13 +101,15 @@ export const TABLE_F16_MASK = 96; // u32 [4]: 0x8fffe000, sign, exponent and man
 export const TABLE_F16_SCALE = 112; // f32 [4]: 2^112, the difference of their exponent biases
 export const TABLE_FP4_TWICE = 128; // i8 [16]: twice the FP4 values, whole numbers from −12 to 12
 export const TABLE_FP4_BIASED = 144; // u8 [16]: 12 more
-export const TABLE_SMALLEST_SCALE = 160; // f32 [4]: 2^−127, exponent 0 of a scale of MXFP4
-export const TABLE_ROUND = 176; // f32: 1.5 · 2^23; adding it rounds to an integer, which stands in the low bits
-export const TABLE_EXP = 180; // f32 [12]: see exp4
-export const TABLE_POWERS = 228; // f32 [8]: see powers
-export const TABLE_EXP64 = 260; // f64 [17]: EXP64
-export const TABLE_BYTES = 396;
-export const CONTROL_BYTES = 716;
+export const TABLE_Q4 = 160; // i8 [16]: −8 … 7, the values of Q4_0 by code
+export const TABLE_Q4_BIASED = 176; // u8 [16]: 128 more
+export const TABLE_SMALLEST_SCALE = 192; // f32 [4]: 2^−127, exponent 0 of a scale of MXFP4
+export const TABLE_ROUND = 208; // f32: 1.5 · 2^23; adding it rounds to an integer, which stands in the low bits
+export const TABLE_EXP = 212; // f32 [12]: see exp4
+export const TABLE_POWERS = 260; // f32 [8]: see powers
+export const TABLE_EXP64 = 292; // f64 [17]: EXP64
+export const TABLE_BYTES = 428;
+export const CONTROL_BYTES = 748;
 
 // --- A KV cache descriptor: i32 words.
 export const CACHE_DATA = 0; // pointer: segments [G, segments], each as in cache.ts
@@ -130,17 +135,17 @@ export const BLOCK = 128;
 export const ROW_BLOCK = 256;
 /** One row of x waits for memory, which some machines read faster from several tiles in turn (backends/cpu/streams.ts). */
 export const STREAMS = 4;
-/** How much of a tile is read in one turn, 1 or 2 KiB: columns of floats and of INT8, and of MXFP4. */
+/** How much of a tile is read in one turn, 1 or 2 KiB: columns of floats and of INT8, and of 4-bit weights. */
 export const STREAM_COLUMNS = 32;
-export const STREAM_FP4_COLUMNS = 64;
+export const STREAM_NIBBLE_COLUMNS = 64;
 
 // --- Integer products. A record holds 32 activations: their scale (f32); what weights with 128 and with 12 added add to the
 // sums of each part (i32 [3] each); the parts, highest first, in planes of 32 bytes. Where not wide there is nothing to add, and
-// planes are 32 halves of up to two parts; for MXFP4_BYTES they are bytes, too.
+// planes are 32 halves of up to two parts; for MXFP4_BYTES and Q4_0_BYTES they are bytes, too.
 export const GROUP_COLUMNS = 32;
 export const RECORD_INT8_SUMS = 4;
-/** For MXFP4_BYTES: what 12 adds to the sums of columns 0 … 15, and to those of 16 … 31, of each of two parts (i16 [2, 2]). */
-export const RECORD_FP4_HALF_SUMS = 4;
+/** For MXFP4_BYTES and Q4_0_BYTES: −4 times the sums of columns 0 … 15, and of 16 … 31, of each of two parts (i16 [2, 2]). */
+export const RECORD_HALF_SUMS = 4;
 export const RECORD_FP4_SUMS = 16;
 export const RECORD_PARTS = 32;
 

@@ -1,5 +1,5 @@
 // pack: rows of a weight in their file's order become tiles (see weights.ts), a tile a task. Knows nothing of files.
-import { BF16, F16, F32, GROUP_COLUMNS, INT8, MXFP4, Q8_0, TILE } from "./layout";
+import { BF16, F16, F32, GROUP_COLUMNS, INT8, MXFP4, Q4_0, Q8_0, TILE } from "./layout";
 import { claim, reportUnpacked, share, wide } from "./threads";
 import { firstPairs, place, secondPairs, tileBytes } from "./weights";
 
@@ -15,7 +15,7 @@ function transpose4(a: v128, b: v128, c: v128, d: v128, to: usize, step: usize):
   v128.store(to + 3 * step, v128.shuffle<i64>(high, higher, 1, 3));
 }
 
-// --- INT8, Q8_0 and MXFP4: `from` is the first row's first block; rows are `rowBytes` and blocks `blockBytes` apart, missing rows 0.
+// --- INT8, Q8_0, Q4_0 and MXFP4: `from` is the first row's first block; rows are `rowBytes` and blocks `blockBytes` apart, missing rows 0.
 
 function load16(from: usize, row: i32, rows: i32, rowBytes: usize): v128 {
   return row < rows ? v128.load(from + <usize>row * rowBytes) : i32x4.splat(0);
@@ -61,7 +61,7 @@ function regroup(v: v128, nibble: v128): v128 {
   return v128.or(first, i16x8.shl(second, 4));
 }
 
-function packFp4Block(from: usize, rowBytes: usize, rows: i32, planes: bool, to: usize): void {
+function packNibbles(from: usize, rowBytes: usize, rows: i32, planes: bool, to: usize): void {
   const nibble = i8x16.splat(15);
   for (let r = 0; r < TILE; r += 4) {
     let a = load16(from, r, rows, rowBytes);
@@ -93,15 +93,16 @@ function packInt8(data: usize, scales: usize, rows: i32, columns: i32, group: i3
   }
 }
 
-/** GGUF's blocks: a scale f16, then 32 bytes. */
-function packQ80(data: usize, rows: i32, columns: i32, to: usize): void {
-  const blockBytes: usize = 2 + GROUP_COLUMNS;
-  const rowBytes = <usize>(columns / GROUP_COLUMNS) * blockBytes;
-  for (const end = data + rowBytes; data < end; data += blockBytes, to += TILE * GROUP_COLUMNS) {
+/** GGUF's blocks Q8_0 and Q4_0: a scale f16, then 32 bytes or nibbles. */
+function packScaled(nibbles: bool, data: usize, rows: i32, columns: i32, to: usize): void {
+  const values: usize = nibbles ? GROUP_COLUMNS / 2 : GROUP_COLUMNS;
+  const rowBytes = <usize>(columns / GROUP_COLUMNS) * (2 + values);
+  for (const end = data + rowBytes; data < end; data += 2 + values, to += TILE * values) {
     for (let r = 0; r < rows; r++) store<u16>(to + place(F16, r), load<u16>(data + <usize>r * rowBytes));
     if (!allFinite(to, TILE)) reportUnpacked();
     to += 2 * TILE;
-    packInt8Block(data + 2, rowBytes, rows, to);
+    if (nibbles) packNibbles(data + 2, rowBytes, rows, false, to);
+    else packInt8Block(data + 2, rowBytes, rows, to);
   }
 }
 
@@ -116,7 +117,7 @@ function packFp4(blocks: bool, data: usize, scales: usize, rows: i32, columns: i
       if (r < rows) scale = blocks ? load<u8>(data + <usize>r * rowBytes) : load<u8>(scales + <usize>(r * groups + g));
       store<u8>(to + r, scale);
     }
-    packFp4Block(blocks ? data + 1 : data, rowBytes, rows, !blocks, to + TILE);
+    packNibbles(blocks ? data + 1 : data, rowBytes, rows, !blocks, to + TILE);
   }
 }
 
@@ -198,7 +199,7 @@ function allFinite(halves: usize, count: usize): bool {
 
 /**
  * `rows` rows → tiles at `to`, which are zero. `data`, `scales`: planes as in safetensors, or `blocks`, GGUF's of 32 columns with
- * their scale, at `data`; Q8_0 always is. An F16 value or scale that is infinite or NaN, which products for speed do not tell
+ * their scale, at `data`; Q8_0 and Q4_0 always are. An F16 value or scale that is infinite or NaN, which products for speed do not tell
  * from a number, is reported.
  */
 export function pack(
@@ -216,6 +217,7 @@ export function pack(
   else if (format === F16 || format === BF16) rowBytes <<= 1;
   else if (format === MXFP4) rowBytes = <usize>(columns / GROUP_COLUMNS) * (blocks ? 17 : 16);
   else if (format === Q8_0) rowBytes = <usize>(columns / GROUP_COLUMNS) * (GROUP_COLUMNS + 2);
+  else if (format === Q4_0) rowBytes = <usize>(columns / GROUP_COLUMNS) * (GROUP_COLUMNS / 2 + 2);
   const rowScales = (<usize>(columns / group)) << (format === INT8 ? 2 : 0);
   const bytes = tileBytes(format, columns, group);
   const tiles = (rows + TILE - 1) / TILE;
@@ -228,7 +230,7 @@ export function pack(
       const scale = scales + <usize>row * rowScales;
       const tileAt = to + <usize>tile * bytes;
       if (format === INT8) packInt8(at, scale, count, columns, group, tileAt);
-      else if (format === Q8_0) packQ80(at, count, columns, tileAt);
+      else if (format === Q8_0 || format === Q4_0) packScaled(format === Q4_0, at, count, columns, tileAt);
       else if (format === MXFP4) packFp4(blocks, at, scale, count, columns, tileAt);
       else if (format === F32) packFloats(at, count, columns, tileAt);
       else {

@@ -1,11 +1,12 @@
-// quantize: rows of x as integers, for products with INT8 and MXFP4 weights (integer.ts). Each 32 columns become a record: the
+// quantize: rows of x as integers, for products with INT8, MXFP4 and Q4_0 weights (integer.ts). Each 32 columns become a record: the
 // scale and the values in 8, 16 or 24 bits, which of them is the backend's precision (see CpuOptions). In bytes: what 128 and 12
 // added to every weight add to the sums, then one to three parts of 8 bits, the highest first. In halves: one or two of 16 bits.
 import {
   GROUP_COLUMNS,
   MXFP4_BYTES,
-  RECORD_FP4_HALF_SUMS,
+  Q4_0_BYTES,
   RECORD_FP4_SUMS,
+  RECORD_HALF_SUMS,
   RECORD_INT8_SUMS,
   RECORD_PARTS,
 } from "./layout";
@@ -19,7 +20,7 @@ const TINY: f32 = 7.888609052210118e-31;
 
 /** Whether products with a format take records in bytes, not in halves. */
 export function inBytes(format: i32): bool {
-  return wide || format === MXFP4_BYTES;
+  return wide || format === MXFP4_BYTES || format === Q4_0_BYTES;
 }
 
 /** Bytes of a record, in bytes or in halves. */
@@ -73,10 +74,10 @@ function sumsOf(a: v128, b: v128, c: v128): v128 {
   return i32x4.extadd_pairwise_i16x8_s(i16x8.narrow_i32x4_s(ab, cc)); // sums of 32 bytes fit a half
 }
 
-/** −12 times the sum of the lanes. */
-function minus12(v: v128): i32 {
+/** −4 times the sum of the lanes. */
+function minusFour(v: v128): i32 {
   v = i32x4.add(v, v128.shuffle<i32>(v, v, 2, 3, 0, 1));
-  return -12 * (i32x4.extract_lane(v, 0) + i32x4.extract_lane(v, 1));
+  return -4 * (i32x4.extract_lane(v, 0) + i32x4.extract_lane(v, 1));
 }
 
 // `factor` goes from values to integers. It is no vector: where V8 joins vectors (Node 26), it crashes on an argument that both use.
@@ -156,10 +157,10 @@ function blockInBytes(x: usize, factor: f32, record: usize): void {
     v128.store(record, i32x4.mul(sums, i32x4.splat(-12)), RECORD_FP4_SUMS);
     return;
   }
-  store<i16>(record, minus12(lowA), RECORD_FP4_HALF_SUMS);
-  store<i16>(record, minus12(lowB), RECORD_FP4_HALF_SUMS + 2);
-  store<i16>(record, minus12(i32x4.sub(sumA, lowA)), RECORD_FP4_HALF_SUMS + 4);
-  store<i16>(record, minus12(i32x4.sub(sumB, lowB)), RECORD_FP4_HALF_SUMS + 6);
+  store<i16>(record, minusFour(lowA), RECORD_HALF_SUMS);
+  store<i16>(record, minusFour(lowB), RECORD_HALF_SUMS + 2);
+  store<i16>(record, minusFour(i32x4.sub(sumA, lowA)), RECORD_HALF_SUMS + 4);
+  store<i16>(record, minusFour(i32x4.sub(sumB, lowB)), RECORD_HALF_SUMS + 6);
 }
 
 /** x f32 [columns] → its records; columns are a multiple of 32. */

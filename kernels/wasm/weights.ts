@@ -9,6 +9,7 @@
 // Q8_0: the same, a block in each group; scales lie as a column of F16 does.
 // MXFP4: blocks of 32 columns: 32 scales E8M0, then nibbles, the low ones of columns 0 … 15 of the block, the high ones of 16 … 31. Where
 // `wide`, 4 units of 8 rows; in each, 4 steps of 4 columns; in each, 2 vectors of 4 rows. Else two halves of 16 rows, as of INT8.
+// Q4_0: the same, with scales as of Q8_0.
 import {
   BF16,
   F16,
@@ -17,6 +18,8 @@ import {
   INT8,
   MXFP4,
   MXFP4_BYTES,
+  Q4_0,
+  Q4_0_BYTES,
   Q8_0,
   TABLE_F16_MASK,
   TABLE_F16_SCALE,
@@ -26,17 +29,22 @@ import {
 } from "./layout";
 import { tables, wide } from "./threads";
 
+/** Whether a weight has 4 bits. */
+export function isNibbles(format: i32): bool {
+  return format === MXFP4 || format === MXFP4_BYTES || format === Q4_0 || format === Q4_0_BYTES;
+}
+
 /** Bytes of one column of a tile. */
 export function columnBytes(format: i32): i32 {
   if (format === F32) return 4 * TILE;
   if (format === F16 || format === BF16) return 2 * TILE;
-  return format === MXFP4 || format === MXFP4_BYTES ? TILE / 2 : TILE;
+  return isNibbles(format) ? TILE / 2 : TILE;
 }
 
 /** Bytes of the scales before each group of columns. */
 export function scaleBytes(format: i32): i32 {
   if (format === MXFP4 || format === MXFP4_BYTES) return TILE;
-  if (format === Q8_0) return 2 * TILE;
+  if (format === Q8_0 || format === Q4_0 || format === Q4_0_BYTES) return 2 * TILE;
   return format >= INT8 ? 4 * TILE : 0;
 }
 
@@ -56,9 +64,9 @@ export function place(format: i32, r: i32): i32 {
   return ((r & 16) | ((r & 7) << 1) | ((r >> 3) & 1)) << 1;
 }
 
-/** Offset of row r, column k of a block of 32 × 32: bytes, or pairs of nibbles of MXFP4. */
+/** Offset of row r, column k of a block of 32 × 32: bytes, or pairs of nibbles. */
 function placeInBlock(format: i32, r: i32, k: i32): i32 {
-  if (format !== MXFP4) {
+  if (!isNibbles(format)) {
     if (wide) return ((r & 16) << 5) + ((k & 28) << 4) + ((r & 15) << 2) + (k & 3);
     return ((r & 16) << 5) + ((k & 30) << 4) + ((r & 15) << 1) + (k & 1);
   }
@@ -96,13 +104,14 @@ export function unpackRow(
       const inGroup = k % group;
       const block = at + ahead + <usize>(inGroup / GROUP_COLUMNS) * (GROUP_COLUMNS * perColumn);
       const byte = <u32>load<u8>(block + placeInBlock(format, lane, inGroup % GROUP_COLUMNS));
-      if (format !== MXFP4) {
-        const scaleOf: f32 =
-          format === Q8_0 ? half(load<u16>(at + place(F16, lane))) : load<f32>(at + ((<usize>lane) << 2));
-        value = <f32>(wide ? <i32>byte - 128 : <i32>(<i8>byte)) * scaleOf;
-      } else {
-        const code = (inGroup & 16) !== 0 ? byte >> 4 : byte & 15;
+      const code = (inGroup & 16) !== 0 ? byte >> 4 : byte & 15;
+      if (format === MXFP4) {
         value = load<f32>(tables + (code << 2), TABLE_FP4) * reinterpret<f32>(e8m0(load<u8>(at + lane)));
+      } else {
+        const integer = format === Q4_0 ? <i32>code - 8 : wide ? <i32>byte - 128 : <i32>(<i8>byte);
+        value =
+          <f32>integer *
+          (format === INT8 ? load<f32>(at + ((<usize>lane) << 2)) : half(load<u16>(at + place(F16, lane))));
       }
     } else {
       const at = tile + <usize>k * perColumn + place(format, lane);

@@ -4,11 +4,11 @@ import { cpuUsage, resourceUsage } from "node:process";
 import { type KvType, kvPositionBytes } from "../backend.ts";
 import { createBackend, type DeviceInfo } from "../devices.ts";
 import { InsufficientMemoryError, OptionError } from "../errors.ts";
-import { type ModelSummary, openModel, type Source, summarize } from "../inspect.ts";
+import { type ModelSummary, openModel, type Source, summarize, widenedLine } from "../inspect.ts";
 import type { DeviceName, Logger, Precision } from "../options.ts";
 import { accumulatedGate } from "../precision/gates.ts";
 import { klDivergence, nmse, top1Agreement } from "../precision/metrics.ts";
-import { compactModel, keepsValues, widenedNote } from "../quantize.ts";
+import { compactModel, keepsValues } from "../quantize.ts";
 import { Runner } from "../runner.ts";
 import { createProbe, type Probe } from "./probe.ts";
 
@@ -264,8 +264,8 @@ async function load(
   const open = keepsValues(precision, options.device) ? opened : compactModel(opened);
   try {
     const { widened } = summarize(open);
-    const note = widenedNote({ widened });
-    if (note !== undefined) logger?.[note.level]?.(note.message);
+    const line = widenedLine({ widened });
+    if (line !== undefined) logger?.[line.level]?.(line.message);
     const maxSequences = Math.max(...cases.map(({ batch }) => batch));
     const { backend, name } = await createBackend(options.device, { threads, precision, allowV8Flags });
     try {

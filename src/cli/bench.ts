@@ -11,6 +11,7 @@ import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options
 import {
   interruptible,
   kvCacheOption,
+  localSource,
   numbers,
   numbersOrNone,
   printJson,
@@ -81,9 +82,8 @@ async function run(model: string, flags: Flags, signal: AbortSignal): Promise<vo
   checkDecoding(flags);
   const onProgress = json ? undefined : (what: string) => void process.stderr.write(`${what}\n`);
   if (file !== undefined) await checkChart(file);
-  const source = model === "demo" ? ({ kind: "demo" } as const) : ({ kind: "path", path: model } as const);
   const report = await bench({
-    source,
+    source: localSource(model),
     ...{ ...rest, decode, batch },
     allowV8Flags: v8FlagsAllowed(flags),
     signal,

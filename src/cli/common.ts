@@ -6,6 +6,7 @@ import type { KvType } from "../backend.ts";
 import { mayBeCpu } from "../devices.ts";
 import { escapeControl, OptionError, VernierError } from "../errors.ts";
 import type { Choice, GenerationResult, Piece } from "../generation.ts";
+import type { Source } from "../inspect.ts";
 import { load, type Model } from "../language-model.ts";
 import {
   DEVICES,
@@ -202,6 +203,11 @@ export async function readJsonArgument(flag: string, value: string): Promise<unk
 /** `1,2,3` or `@file.json` → token ids. */
 export async function readIds(value: string): Promise<number[]> {
   return value.startsWith("@") ? ((await readJsonArgument("--ids", value)) as number[]) : numbers("--ids")(value);
+}
+
+/** The model of a command that has no use for addresses: the embedded one, a folder or a file. */
+export function localSource(model: string): Source {
+  return model === "demo" ? { kind: "demo" } : { kind: "path", path: model };
 }
 
 // ---------------------------------------------------------------------------------------------- running

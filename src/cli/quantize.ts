@@ -6,7 +6,7 @@ import type { ModelFiles } from "../../weights/files.ts";
 import { OptionError } from "../errors.ts";
 import { openModel } from "../inspect.ts";
 import { configText, type LeftTensor, type QuantizeReport, quantize } from "../quantize.ts";
-import { interruptible, printJson } from "./common.ts";
+import { interruptible, localSource, printJson } from "./common.ts";
 import { formatBytes } from "./progress.ts";
 
 interface Flags {
@@ -40,7 +40,7 @@ async function run(path: string, out: string, { to, group, json }: Flags, signal
     const message = `--group: expected a whole number from 1, got ${group}`;
     throw new OptionError("OPTION_RANGE", message, { field: "--group", actual: group });
   }
-  const model = await openModel({ kind: "path", path });
+  const model = await openModel(localSource(path));
   try {
     await makeFolder(out);
     // Under its own name only once it is whole.
@@ -55,10 +55,7 @@ async function run(path: string, out: string, { to, group, json }: Flags, signal
       throw error;
     }
     await file.close();
-    if (group !== undefined && group % 32 !== 0) {
-      const message = `groups of ${group} become f32 in this engine's memory; multiples of 32 stay packed`;
-      process.stderr.write(`vernier: ${message}\n`);
-    }
+    for (const warning of report.warnings) process.stderr.write(`vernier: ${warning}\n`);
     for (const name of COMPANIONS) {
       if (!(await model.files.has(name))) continue;
       const companion = await model.files.open(name);
@@ -86,6 +83,10 @@ async function textOf(files: ModelFiles, name: string): Promise<string> {
 }
 
 async function makeFolder(out: string): Promise<void> {
+  if (out === "") {
+    const message = "quantize: <out> is empty; give the name of a new folder";
+    throw new OptionError("OPTION_RANGE", message, { field: "out", actual: out });
+  }
   try {
     await mkdir(out);
   } catch (cause) {

@@ -201,24 +201,32 @@ describe.each(PRECISIONS)("%s products", (precision) => {
   );
 
   test.each([
-    [32, 33],
-    [96, 45],
-    [2880, 64],
-  ])("from blocks of Q8_0, whose scales stay halves, are those from planes: K %i, %i outputs", async (inner, width) => {
-    const random = new Random(inner);
-    const source = blockSource(random, "q8_0", [width, inner]);
-    const most = Math.max(...ROWS);
-    const x = hardRows(random, most, inner);
-    await onAll(backends, async (rig) => {
-      const [blocks, planes] = [(await rig.load(source)).weight, (await rig.load(planesOf(source))).weight];
-      expect(planes.byteLength - blocks.byteLength).toBe((64 * Math.ceil(width / 32) * inner) / 32);
-      for (const rows of ROWS) {
-        const some = rig.tensor([rows, inner], x.subarray(0, rows * inner));
-        const y = await rig.once((ops) => ops.linear(some, blocks));
-        expect(y, `${rows} rows`).toEqual(await rig.once((ops) => ops.linear(some, planes)));
-      }
-    });
-  });
+    ["q8_0", 32, 33],
+    ["q8_0", 96, 45],
+    ["q8_0", 2880, 64],
+    ["q4_0", 32, 33],
+    ["q4_0", 96, 45],
+    ["q4_0", 2880, 64],
+  ] as const)(
+    "from blocks of %s, which stay as they are, are those from planes: K %i, %i outputs",
+    async (encoding, inner, width) => {
+      const random = new Random(inner);
+      const source = blockSource(random, encoding, [width, inner]);
+      const most = Math.max(...ROWS);
+      const x = hardRows(random, most, inner);
+      await onAll(backends, async (rig) => {
+        const [blocks, planes] = [(await rig.load(source)).weight, (await rig.load(planesOf(source))).weight];
+        const rows32 = 32 * Math.ceil(width / 32);
+        expect(planes.byteLength).toBe((rows32 * inner * 36) / 32);
+        expect(blocks.byteLength).toBe((rows32 * inner * { q8_0: 34, q4_0: 18 }[encoding]) / 32);
+        for (const rows of ROWS) {
+          const some = rig.tensor([rows, inner], x.subarray(0, rows * inner));
+          const y = await rig.once((ops) => ops.linear(some, blocks));
+          expect(y, `${rows} rows`).toEqual(await rig.once((ops) => ops.linear(some, planes)));
+        }
+      });
+    },
+  );
 
   test.each([1, 4, 20, 48, 96])("INT8 with a scale for %i columns", async (group) => {
     const [inner, width, rows] = [96 * 5, 40, 10];
@@ -418,14 +426,18 @@ const finite = (half: number) => ((half & 0x7c00) === 0x7c00 ? half ^ 0x4000 : h
 function blockSource(random: Random, blocks: BlockEncoding, shape: readonly number[]): WeightSource {
   const count = shape.reduce((n, dim) => n * dim, 1) / BLOCK;
   const half = BLOCK / 2;
-  if (blocks === "q8_0") {
+  if (blocks !== "mxfp4") {
     // Any finite halves as scales.
     const scales = Uint16Array.from({ length: count }, () => finite(random.bits() & 0xffff));
     const data = random.bytes(count * BLOCK);
-    const bytes = new Uint8Array(count * 34);
+    if (blocks === "q4_0") for (let i = 0; i < data.length; i++) data[i] = (data[i] & 15) - 8;
+    const size = blocks === "q8_0" ? 34 : 18;
+    const bytes = new Uint8Array(count * size);
     for (let i = 0; i < count; i++) {
-      bytes.set([scales[i] & 255, scales[i] >> 8], 34 * i);
-      bytes.set(data.subarray(BLOCK * i, BLOCK * (i + 1)), 34 * i + 2);
+      const values = data.subarray(BLOCK * i, BLOCK * (i + 1));
+      const nibbles = values.subarray(0, half).map((value, j) => ((value + 8) & 15) | ((values[j + half] + 8) << 4));
+      bytes.set([scales[i] & 255, scales[i] >> 8], size * i);
+      bytes.set(blocks === "q8_0" ? values : nibbles, size * i + 2);
     }
     const planes = { data, scales: bytesOf(decodeF16(scales)), blocks: bytes };
     return { ...memorySource(`test.${blocks}`, shape, "int8", planes, BLOCK), blocks };
@@ -481,6 +493,7 @@ describe("packed weights come back bit for bit", () => {
     ["mxfp4", (random, ...shape) => randomSource(random, "mxfp4", shape, { extreme: true })],
     ["q8_0 blocks", (random, ...shape) => blockSource(random, "q8_0", shape)],
     ["q8_0 as planes", (random, ...shape) => planesOf(blockSource(random, "q8_0", shape))],
+    ["q4_0 blocks", (random, ...shape) => blockSource(random, "q4_0", shape)],
     ["mxfp4 blocks", (random, ...shape) => blockSource(random, "mxfp4", shape)],
     ["mxfp4 blocks as planes", (random, ...shape) => planesOf(blockSource(random, "mxfp4", shape))],
   ])("%s", async (_, make) => {
@@ -502,17 +515,23 @@ describe("packed weights come back bit for bit", () => {
     await expectRows(backends, blockSource(new Random(1), "q8_0", [rows, 2880]), some);
   });
 
-  test.each([0x7c00, 0xfc00, 0x7e01])("but not Q8_0 with a scale that is infinite or NaN (%i)", async (scale) => {
-    const whole = blockSource(new Random(3), "q8_0", [40, 96]);
+  test.each([
+    ["q8_0", 0x7c00],
+    ["q8_0", 0xfc00],
+    ["q8_0", 0x7e01],
+    ["q4_0", 0x7c00],
+    ["q4_0", 0x7e01],
+  ] as const)("but not %s with a scale that is infinite or NaN (%i)", async (encoding, scale) => {
+    const whole = blockSource(new Random(3), encoding, [40, 96]);
     const blocks = (await whole.read("blocks", 0, whole.byteLength("blocks"))).slice();
-    blocks.set([scale & 255, scale >> 8], 34 * (3 * 37 + 1));
-    const source = { ...memorySource(whole.name, [40, 96], "int8", { blocks }, BLOCK), blocks: "q8_0" } as const;
+    blocks.set([scale & 255, scale >> 8], (blocks.length / (40 * 3)) * (3 * 37 + 1));
+    const source = { ...memorySource(whole.name, [40, 96], "int8", { blocks }, BLOCK), blocks: encoding };
     await onAll(backends, async (rig) => {
-      await expect(rig.load(source)).rejects.toThrow(/^test.q8_0: some of its int8 values or scales are infinite/);
+      await expect(rig.load(source)).rejects.toThrow(/^test.q[48]_0: some of its int8 values or scales are infinite/);
     });
   });
 
-  test.each(["q8_0", "mxfp4"] as const)(
+  test.each(["q8_0", "q4_0", "mxfp4"] as const)(
     "%s: products with experts from blocks are those from planes",
     async (encoding) => {
       const [experts, outs, inner, rows] = [3, 45, 96, 7];

@@ -46,7 +46,7 @@ async function requireRanges(source: WeightSource): Promise<void> {
   }
 }
 
-const BLOCKS = { q8_0: GGML_TYPES.Q8_0, mxfp4: GGML_TYPES.MXFP4 };
+const BLOCKS = { q8_0: GGML_TYPES.Q8_0, q4_0: GGML_TYPES.Q4_0, mxfp4: GGML_TYPES.MXFP4 };
 
 test.each<GgmlType>(["F32", "F16", "Q8_0", "Q4_0", "MXFP4", "Q6_K", "Q4_K"])(
   "%s: ranges of both planes",
@@ -54,7 +54,7 @@ test.each<GgmlType>(["F32", "F16", "Q8_0", "Q4_0", "MXFP4", "Q6_K", "Q4_K"])(
     const source = await sourceOf(type, [3, 256]);
     const { format, group } = GGML_TYPES[type];
     expect([source.format, source.group]).toEqual([format, group]);
-    expect(source.blocks).toBe({ Q8_0: "q8_0", MXFP4: "mxfp4" }[type as string]);
+    expect(source.blocks).toBe({ Q8_0: "q8_0", Q4_0: "q4_0", MXFP4: "mxfp4" }[type as string]);
     await requireRanges(source);
     expect((await decodeWeight(source, 1, 2)).length).toBe(256);
   },
@@ -79,7 +79,7 @@ test("the same blocks are read once for both planes, and not kept after", async 
   expect(reads).toEqual([68, 68, 34, 34]);
 });
 
-describe.each<GgmlType>(["F16", "Q8_0", "MXFP4"])("%s", (type) => {
+describe.each<GgmlType>(["F16", "Q8_0", "Q4_0", "MXFP4"])("%s", (type) => {
   test("unpermuted: row 2·i + s of a head goes to row s · d / 2 + i", async () => {
     const stored = await sourceOf(type, [8, 32]); // two heads of four rows
     const source = unpermuted(stored, 4);

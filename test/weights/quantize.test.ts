@@ -1,9 +1,11 @@
 // Quantisers: the nearest value that a format has, and nothing lost of values that it has.
 import { expect, test } from "vitest";
+import type { WeightSource } from "../../src/backend.ts";
 import { decodeBf16 } from "../../weights/bf16.ts";
 import { decodeInt8 } from "../../weights/int8.ts";
 import { decodeMxfp4 } from "../../weights/mxfp4.ts";
-import { encodeBf16, quantizeInt8, quantizeMxfp4, rounded } from "../../weights/quantize.ts";
+import { encodeBf16, quantized, quantizeInt8, quantizeMxfp4, rounded } from "../../weights/quantize.ts";
+import { errorOf } from "./memory.ts";
 
 /** Values of about one, from a seed. */
 function values(count: number, seed: number): Float32Array {
@@ -60,16 +62,42 @@ test("bf16: the nearest of both neighbours, ties to even", () => {
   expect([...encodeBf16(ties)]).toEqual([0x3f80, 0x3f82, 0x3f81, 0xbf80, 0, 0x8000]);
 });
 
-test("a weight seen in bf16: any range of its bytes", async () => {
-  const stored = values(6 * 40, 7);
-  const bytes = new Uint8Array(stored.buffer);
-  const source = rounded({
+test("bf16: every NaN stays one, infinities stay infinite, what is beyond the largest becomes infinite", () => {
+  const bits = [0x7f800001, 0x7fffe000, 0x7fffffff, 0xff800001, 0xffffffff, 0x7f800000, 0xff800000, 0x7f7fffff];
+  const halves = encodeBf16(new Float32Array(Uint32Array.from(bits).buffer));
+  expect([...halves]).toEqual([...Array(5).fill(0x7fc0), 0x7f80, 0xff80, 0x7f80]);
+});
+
+test.each([Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY])(
+  "%s has no place in a smaller format",
+  async (value) => {
+    const stored = values(3 * 64, 7);
+    stored[70] = value;
+    const source = floats([3, 64], stored);
+    for (const made of [rounded(source, "m"), quantized(source, "int8", "m"), quantized(source, "mxfp4", "m")]) {
+      const plane = (row: number) =>
+        made.read("data", (row * made.byteLength("data")) / 3, made.byteLength("data") / 3);
+      const error = await errorOf(() => plane(1));
+      expect([error.code, error.file, error.tensor, error.actual]).toEqual(["WEIGHT_NOT_FINITE", "m", "w", 70]);
+      await plane(2); // the other rows can be had
+    }
+  },
+);
+
+function floats(shape: readonly number[], values: Float32Array): WeightSource {
+  const bytes = new Uint8Array(values.buffer);
+  return {
     name: "w",
-    shape: [6, 40],
+    shape,
     format: "f32",
     byteLength: (plane) => (plane === "data" ? bytes.length : 0),
     read: async (_, from, length) => bytes.slice(from, from + length),
-  });
+  };
+}
+
+test("a weight seen in bf16: any range of its bytes", async () => {
+  const stored = values(6 * 40, 7);
+  const source = rounded(floats([6, 40], stored), "m");
   const expected = new Uint8Array(encodeBf16(stored).buffer);
   expect([source.format, source.byteLength("data"), source.byteLength("scales")]).toEqual(["bf16", expected.length, 0]);
   for (const [from, length] of [
