@@ -28,7 +28,7 @@ import { median } from "../src/bench/measure.ts";
 import { createProbe } from "../src/bench/probe.ts";
 import { OptionError } from "../src/errors.ts";
 import { lower } from "../src/ops.ts";
-import { PRECISIONS } from "../src/options.ts";
+import { MAX_THREADS, PRECISIONS } from "../src/options.ts";
 import { Taps } from "../src/tap.ts";
 import { placed } from "../weights/files.ts";
 import { CPU, fastest, inTurn, WALL } from "./timing.ts";
@@ -49,7 +49,7 @@ const { options, description, only, list, clock } = await orExit("bench:kernels"
     },
   });
   const options: CpuOptions = {
-    threads: flags.threads === undefined ? undefined : whole("--threads", flags.threads, 1, 256),
+    threads: flags.threads === undefined ? undefined : whole("--threads", flags.threads, 1, MAX_THREADS),
     variant: choice("--variant", flags.variant, VARIANTS),
     precision: choice("--precision", flags.precision, PRECISIONS),
     allowV8Flags: flags["v8-flags"],
@@ -268,7 +268,7 @@ const cases = new Map<string, Measure>();
 function product(format: WeightFormat, batch: number, outs: number, columns: number, group?: number): void {
   cases.set(`linear ${nameOf([format, group])} ${batch} × [${outs}, ${columns}]`, async (bench, probeGBs) => {
     // Many rows are bound by arithmetic: one weight is enough.
-    const weights = await bench.weights(format, [outs, columns], group, batch > 4 ? 1 : undefined);
+    const weights = await bench.weights(format, [outs, columns], group, batch > 8 ? 1 : undefined);
     const x = bench.floats(batch, columns);
     const all = await bench.time((ops) => weights.map((weight) => ops.linear(x, weight)).at(-1)!);
     const ms = all / weights.length;
@@ -287,6 +287,7 @@ for (const [format, group] of FORMATS) {
   product(format, 1, 3072, 1024, group); // Qwen3-0.6B, gate and up
   product(format, 1, 4096, 14336, group); // Llama-3-8B, down
   product(format, 4, 4096, 4096, group);
+  product(format, 8, 4096, 4096, group);
   product(format, 64, 4096, 4096, group);
   product(format, 256, 3072, 1024, group);
 }
@@ -308,12 +309,14 @@ async function qkv(bench: Bench, format: Format): Promise<(ops: Ops, x: Tensor) 
   return (ops, x) => ops.qkv(x, { q, k, v, qNorm: headNorm, kNorm: headNorm }, cache, rope, step, heads);
 }
 const HEADS = "1 × 1024, 16 + 2 · 8 heads";
-fused(["qkv"], `bf16 ${HEADS}`, async (bench) => {
-  const [project, x] = [await qkv(bench, ["bf16"]), bench.floats(1, 1024)];
-  return (ops) => project(ops, x);
-});
+for (const format of ["bf16", "f16"] as const) {
+  fused(["qkv"], `${format} ${HEADS}`, async (bench) => {
+    const [project, x] = [await qkv(bench, [format]), bench.floats(1, 1024)];
+    return (ops) => project(ops, x);
+  });
+}
 // From the residual to the cache: the norm also gives its row as the integers that the products read.
-for (const format of [["int8"], Q8_0] as const) {
+for (const format of [["int8"], Q8_0, ["mxfp4"]] as const) {
   fused(["addNorm", "qkv"], `${nameOf(format)} ${HEADS}`, async (bench) => {
     const [x, weight] = [bench.floats(1, 1024), await bench.weight(["f32"], 1024)];
     const project = await qkv(bench, format);
@@ -321,7 +324,7 @@ for (const format of [["int8"], Q8_0] as const) {
   });
 }
 
-for (const format of [["bf16"], ["int8"], Q8_0, ["mxfp4"]] as const) {
+for (const format of [["bf16"], ["f16"], ["int8"], Q8_0, ["mxfp4"]] as const) {
   fused(["gateUp"], `${nameOf(format)} 1 × [3072, 1024]`, async (bench) => {
     const [gate, up] = [await bench.weight(format, 3072, 1024), await bench.weight(format, 3072, 1024)];
     const x = bench.floats(1, 1024);
@@ -371,28 +374,35 @@ for (const kvType of ["f32", "f16", "int8"] as const) {
   for (const keys of [256, 1024]) attention(kvType, 256, [16, 8, 128], keys);
 }
 
+/** Four experts for one row: gpt-oss-20b's, and as wide as those of Qwen3-30B-A3B. */
+const EXPERTS = [
+  { format: "mxfp4", width: 2880, inner: 2880, up: { activation: "swiglu_oai", layout: "interleaved" } },
+  { format: "f16", width: 2048, inner: 768, up: { activation: "silu", layout: "halves" } },
+] as const;
 const routing = (bench: Bench): Routing => ({
   weights: bench.floats(1, 4),
   experts: bench.ints([3, 9, 17, 30], [1, 4]),
 });
-fused(["expertsUp"], "mxfp4 1 × 4 of [32, 5760, 2880]", async (bench) => {
-  const weight = await bench.weight(["mxfp4"], 32, 5760, 2880);
-  const [x, chosen] = [bench.floats(1, 2880), routing(bench)];
-  return (ops) => ops.expertsUp(x, chosen, weight, { activation: "swiglu_oai", layout: "interleaved" });
-});
-const DOWN = "mxfp4 1 × 4 of [32, 2880, 2880]";
-fused(["expertsDown"], DOWN, async (bench) => {
-  const weight = await bench.weight(["mxfp4"], 32, 2880, 2880);
-  const [x, chosen] = [bench.floats(4, 2880), routing(bench)];
-  return (ops) => ops.expertsDown(x, chosen, weight);
-});
-// To the residual and the next norm.
-fused(["expertsDown", "addNorm"], DOWN, async (bench) => {
-  const [weight, norm] = [await bench.weight(["mxfp4"], 32, 2880, 2880), await bench.weight(["f32"], 2880)];
-  const [residual, x, chosen] = [bench.floats(1, 2880), bench.floats(4, 2880), routing(bench)];
-  return (ops) => ops.addNorm(residual, ops.expertsDown(x, chosen, weight), norm, { eps: 1e-5 })[1];
-});
-for (const format of [["bf16"], Q8_0] as const) {
+for (const { format, width, inner, up } of EXPERTS) {
+  fused(["expertsUp"], `${format} 1 × 4 of [32, ${2 * inner}, ${width}]`, async (bench) => {
+    const weight = await bench.weight([format], 32, 2 * inner, width);
+    const [x, chosen] = [bench.floats(1, width), routing(bench)];
+    return (ops) => ops.expertsUp(x, chosen, weight, up);
+  });
+  const down = `${format} 1 × 4 of [32, ${width}, ${inner}]`;
+  fused(["expertsDown"], down, async (bench) => {
+    const weight = await bench.weight([format], 32, width, inner);
+    const [x, chosen] = [bench.floats(4, inner), routing(bench)];
+    return (ops) => ops.expertsDown(x, chosen, weight);
+  });
+  // To the residual and the next norm.
+  fused(["expertsDown", "addNorm"], down, async (bench) => {
+    const [weight, norm] = [await bench.weight([format], 32, width, inner), await bench.weight(["f32"], width)];
+    const [residual, x, chosen] = [bench.floats(1, width), bench.floats(4, inner), routing(bench)];
+    return (ops) => ops.addNorm(residual, ops.expertsDown(x, chosen, weight), norm, { eps: 1e-5 })[1];
+  });
+}
+for (const format of [["bf16"], ["f16"], Q8_0] as const) {
   fused(["linearArgmax"], `${nameOf(format)} 1 × [151936, 1024]`, async (bench) => {
     const [x, weight] = [bench.floats(1, 1024), await bench.weight(format, 151936, 1024)];
     return (ops) => ops.linearArgmax(x, weight);

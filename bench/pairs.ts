@@ -5,28 +5,58 @@
 //   npm run bench:pairs -- <model> <checkout> <checkout> ... [--threads 2] [--rounds 60] [--batch 1]
 //     [--context n: positions in the cache when decoding begins] [--kv-cache f32|f16|int8]
 //     [--prefill n: prompts of n tokens in place of decoding] [--precision exact|high|fast]
+import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
 import { median } from "../src/bench/measure.ts";
+import { ModelFileError, OptionError, quote } from "../src/errors.ts";
+import { KV_TYPES, MAX_THREADS, PRECISIONS } from "../src/options.ts";
+import { choice, orExit, whole } from "./usage.ts";
 
-const { values: flags, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    threads: { type: "string", default: "2" },
-    rounds: { type: "string", default: "60" },
-    batch: { type: "string", default: "1" },
-    context: { type: "string", default: "0" },
-    "kv-cache": { type: "string", default: "f32" },
-    prefill: { type: "string", default: "0" },
-    precision: { type: "string", default: "high" },
-  },
+const { path, checkouts, ...options } = await orExit("bench:pairs", () => {
+  const { values: flags, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      threads: { type: "string", default: "2" },
+      rounds: { type: "string", default: "60" },
+      batch: { type: "string" },
+      context: { type: "string" },
+      "kv-cache": { type: "string", default: "f32" },
+      prefill: { type: "string" },
+      precision: { type: "string", default: "high" },
+    },
+  });
+  const [path, ...checkouts] = positionals;
+  if (checkouts.length < 2) {
+    throw new OptionError("OPTION_MISSING", "give a model and at least two checkouts of this repository");
+  }
+  if (!existsSync(path)) {
+    throw new ModelFileError("FILE_MISSING", `${quote(path)}: there is no such file or folder`, { file: path });
+  }
+  const wrong = checkouts.find((root) => !existsSync(resolve(root, "src", "runner.ts")));
+  if (wrong !== undefined) {
+    const message = `${quote(wrong)} is no checkout of this repository: it has no src/runner.ts`;
+    throw new OptionError("OPTION_RANGE", message, { actual: wrong });
+  }
+  for (const field of ["batch", "context"] as const) {
+    if (flags.prefill === undefined || flags[field] === undefined) continue;
+    const message = `--${field} is for decoding, and --prefill is in place of it; leave out one of them`;
+    throw new OptionError("OPTION_CONFLICT", message, { field: `--${field}`, actual: flags[field] });
+  }
+  return {
+    path,
+    checkouts,
+    threads: whole("--threads", flags.threads, 1, MAX_THREADS),
+    rounds: whole("--rounds", flags.rounds, 1),
+    batch: whole("--batch", flags.batch ?? "1", 1),
+    context: whole("--context", flags.context ?? "0", 0),
+    kvCache: choice("--kv-cache", flags["kv-cache"], KV_TYPES),
+    prefill: flags.prefill === undefined ? 0 : whole("--prefill", flags.prefill, 1),
+    precision: choice("--precision", flags.precision, PRECISIONS),
+  };
 });
-const [path, ...checkouts] = positionals;
-if (checkouts.length < 2) throw new Error("bench:pairs: give a model and at least two checkouts");
-const { threads, rounds, batch, prefill, context } = Object.fromEntries(
-  (["threads", "rounds", "batch", "prefill", "context"] as const).map((name) => [name, Number(flags[name])]),
-);
+const { threads, rounds, batch, context, kvCache, prefill, precision } = options;
 /** Steps of one turn, positions of a sequence, and how many are put into the cache at once. */
 const STEPS = 8;
 const LENGTH = Math.max(context + STEPS, prefill);
@@ -40,11 +70,11 @@ async function open(root: string): Promise<() => Promise<void>> {
     ["src/inspect.ts", "src/devices.ts", "src/runner.ts"].map(load),
   );
   const model = await openModel({ kind: "path", path });
-  const { backend } = await createBackend("cpu", { threads, precision: flags.precision, allowV8Flags: true });
+  const { backend } = await createBackend("cpu", { threads, precision, allowV8Flags: true });
   const runner = await Runner.create({
     ...model,
     ...{ backend, contextLength: LENGTH, maxSequences: batch, kvTokens: batch * (LENGTH + 63) },
-    kvCache: flags["kv-cache"],
+    kvCache,
     prefillChunk: Math.max(batch, prefill, CHUNK),
   });
   await model.checkpoint.close();
@@ -118,5 +148,5 @@ for (const { checkout, tokensPerSecond, timesTheFirst, quartiles } of rows) {
     `${tokensPerSecond.toFixed(1).padStart(8)} tokens/s  × ${timesTheFirst.toFixed(3)} (${range})  ${checkout}`,
   );
 }
-console.log(JSON.stringify({ bench: "pairs", model: path, node: process.version, ...flags, rows }));
+console.log(JSON.stringify({ bench: "pairs", model: path, node: process.version, ...options, rows }));
 process.exit();

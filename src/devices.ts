@@ -2,7 +2,7 @@
 // chosen. Knows nothing of models.
 import type { Backend } from "./backend.ts";
 import { DeviceError, InternalError, OptionError } from "./errors.ts";
-import type { DeviceName, Precision } from "./options.ts";
+import { checkThreads, type DeviceName, type Precision } from "./options.ts";
 
 export interface DeviceInfo {
   name: Exclude<DeviceName, "auto">;
@@ -14,10 +14,11 @@ export interface DeviceInfo {
 }
 
 export interface BackendOptions {
+  /** See LoadOptions. */
   threads?: number;
   /** At least; default `exact`. */
   precision?: Precision;
-  /** See LoadOptions; other devices than the CPU have no use for it. Default false. */
+  /** See LoadOptions. Default false. */
   allowV8Flags?: boolean;
 }
 
@@ -99,16 +100,37 @@ async function describeDevice(
   }
 }
 
+/** Whether the CPU, which alone has threads and V8's flags, computes there, or may. */
+export function mayBeCpu(device: DeviceName): boolean {
+  return device === "cpu" || device === "auto";
+}
+
+/** Throws for what a device does not have; a permission that is not given asks for nothing. */
+function requireOptions(device: Name, { threads, precision, allowV8Flags }: BackendOptions): void {
+  if (mayBeCpu(device)) return;
+  if (precision === "fast") {
+    const message = `precision: only cpu computes with 8-bit activations; use "high" with ${device}`;
+    throw new OptionError("OPTION_RANGE", message, { field: "precision", actual: precision });
+  }
+  for (const [field, actual] of Object.entries({ threads, allowV8Flags })) {
+    if (actual === undefined || actual === false) continue;
+    const message = `${field}: only cpu has it, and the device is ${device}; leave it out`;
+    throw new OptionError("OPTION_CONFLICT", message, { field, actual });
+  }
+}
+
 /**
  * The backend for a name. `auto` takes the first of ascend, webgpu and cpu that is there, and `why` says in one line what it
  * chose and why the ones before were not.
- * @throws OptionError OPTION_RANGE for `precision: "fast"` on a device that has no such products,
+ * @throws OptionError OPTION_RANGE for impossible threads and for `precision: "fast"` on a device that has no such products,
+ * OPTION_CONFLICT for threads and V8's flags on a device that has none,
  * DeviceError DEVICE_UNAVAILABLE when a device that was asked for by name is missing: it is never replaced.
  */
 export async function createBackend(
   device: DeviceName,
   options: BackendOptions,
 ): Promise<{ backend: Backend; name: Name; why?: string }> {
+  if (options.threads !== undefined) checkThreads(options.threads, "threads");
   if (device !== "auto") {
     const missing = DEVICES[device].missing?.();
     if (missing !== undefined) {
@@ -116,10 +138,7 @@ export async function createBackend(
       const message = `device: ${device} is ${missing}; use "${chosen}", or "auto" for the best that is there`;
       throw new DeviceError("DEVICE_UNAVAILABLE", message, { field: "device", actual: device });
     }
-    if (options.precision === "fast" && device !== "cpu") {
-      const message = `precision: only cpu computes with 8-bit activations; use "high" with ${device}`;
-      throw new OptionError("OPTION_RANGE", message, { field: "precision", actual: "fast" });
-    }
+    requireOptions(device, options);
     return { backend: await DEVICES[device].create(options), name: device };
   }
   const { chosen, passed } = chooseAuto();

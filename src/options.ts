@@ -18,6 +18,9 @@ export type DeviceName = (typeof DEVICES)[number];
 export const PRECISIONS = ["exact", "high", "fast"] as const;
 export type Precision = (typeof PRECISIONS)[number];
 
+/** Most threads of the CPU. */
+export const MAX_THREADS = 256;
+
 /** How keys and values are stored. */
 export const KV_TYPES = ["f32", "f16", "int8"] as const satisfies readonly KvType[];
 
@@ -40,7 +43,7 @@ export interface LoadProgress {
 export interface LoadOptions {
   /** Default `"auto"`. A device asked for by name is never replaced by another: DeviceError DEVICE_UNAVAILABLE. */
   device?: DeviceName;
-  /** CPU threads, 1 … 64. Default: what the machine has to offer. */
+  /** Of the CPU, 1 … 256; other devices refuse it. Default: what the machine has to offer, at most 16. */
   threads?: number;
   /** Most tokens that a prompt and its answer may have together, 16 … 1,048,576. Default: what the model was made for, at most 4096. */
   contextLength?: number;
@@ -68,8 +71,8 @@ export interface LoadOptions {
   /**
    * Lets the CPU set a flag of V8, `--experimental-wasm-revectorize`, where that is known to work (Node 26 on x64): vectors
    * become twice as wide, and prompts are read 1.6 to 2 times as fast with the same results. It holds for all WebAssembly of this
-   * process, and code that V8 does not expect ends the process: for programs that run none but Vernier's. Default false; the
-   * command line allows it.
+   * process, and code that V8 does not expect ends the process: for programs that run none but Vernier's. Other devices refuse
+   * it. Default false; the command line allows it.
    */
   allowV8Flags?: boolean;
   /** Called on the caller's thread while weights are loaded. */
@@ -163,8 +166,12 @@ export interface ChatOptions extends GenerateOptions {
 
 type Check = (value: unknown, field: string) => void;
 
-function reject(field: string, rule: string, actual: unknown): never {
-  throw new OptionError("OPTION_RANGE", `${field}: expected ${rule}, got ${describe(actual)}`, { field, actual });
+function reject(field: string, rule: string, actual: unknown, limit?: number): never {
+  throw new OptionError("OPTION_RANGE", `${field}: expected ${rule}, got ${describe(actual)}`, {
+    field,
+    limit,
+    actual,
+  });
 }
 
 function describe(value: unknown): string {
@@ -185,7 +192,7 @@ function number(min: number, max: number, { above = false } = {}): Check {
 function integer(min: number, max: number): Check {
   return (value, field) => {
     if (!Number.isInteger(value) || (value as number) < min || (value as number) > max) {
-      reject(field, `an integer from ${min} to ${max}`, value);
+      reject(field, `an integer from ${min} to ${max}`, value, max);
     }
   };
 }
@@ -246,9 +253,12 @@ const loggerCheck: Check = (value, field) => {
   callback((value as Logger).warn, `${field}.warn`);
 };
 
+/** Throws OptionError OPTION_RANGE. */
+export const checkThreads: Check = integer(1, MAX_THREADS);
+
 const LOAD: Record<keyof LoadOptions, Check> = {
   device: oneOf(...DEVICES),
-  threads: integer(1, 64),
+  threads: checkThreads,
   contextLength: integer(16, 2 ** 20),
   maxSequences: integer(1, 64),
   fusion: oneOf("on", "off"),

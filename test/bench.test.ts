@@ -23,10 +23,10 @@ import { rowValues, writeCheckpoint } from "../bench/random-model.ts";
 import { SHAPES } from "../bench/shapes.ts";
 import { fastest, inTurn } from "../bench/timing.ts";
 import { chart } from "../src/bench/chart.ts";
-import { type BenchOptions, type BenchReport, bench, median } from "../src/bench/measure.ts";
+import { type BenchOptions, type BenchReport, type BenchResult, bench, median } from "../src/bench/measure.ts";
 import { createProbe } from "../src/bench/probe.ts";
 import { createBackend } from "../src/devices.ts";
-import { OptionError } from "../src/errors.ts";
+import { InsufficientMemoryError, OptionError } from "../src/errors.ts";
 import { openModel } from "../src/inspect.ts";
 import { Runner } from "../src/runner.ts";
 import { decodeWeight } from "../weights/decode.ts";
@@ -100,6 +100,7 @@ describe("bench", () => {
       loadMs: expect.any(Number),
       peakRssBytes: expect.any(Number),
       weightBytes: expect.any(Number),
+      widened: [],
       streamReadGBs: expect.any(Number),
       streamReadKind: expect.stringMatching(/^(argmax|one row) of /),
       results: expect.any(Array),
@@ -162,11 +163,33 @@ describe("bench", () => {
     [{ repeat: 0 }, "OPTION_RANGE", "repeat"],
     [{ prefill: [], batch: [] }, "OPTION_MISSING", "--prefill"],
     [{ context: [200_000] }, "OPTION_RANGE", "131072"],
+    [
+      { prefill: [200_000] },
+      "OPTION_RANGE",
+      "--prefill 200000 needs 200000 positions, .* at most 131072; give shorter",
+    ],
   ] as const)("refuses %j", async (wrong, code, message) => {
     const error = await bench({ ...OPTIONS, ...wrong }).catch((caught) => caught);
     expect(error).toBeInstanceOf(OptionError);
     expect(error.code).toBe(code);
-    expect(error.message).toContain(message);
+    expect(error.message).toMatch(new RegExp(message));
+  });
+
+  test.each([
+    [{ prefill: [4, 131_073] }, "prefill", 131_073, "--prefill 131073 needs"],
+    [{ context: [0, 131_071] }, "context", 131_073, "--context 131071 with --decode 2 needs"],
+    [{ context: [0], decode: 131_080 }, "decode", 131_080, "--context 0 with --decode 131080 needs"],
+    [{ context: [131_010], error: true }, "error", 131_074, "--error, for 64 tokens behind --context 131010, needs"],
+  ])("names what adds up to more positions than there are: %j", async (wrong, field, actual, message) => {
+    const expected = { code: "OPTION_RANGE", field, limit: 131_072, actual };
+    await expect(bench({ ...OPTIONS, ...wrong })).rejects.toMatchObject(expected);
+    await expect(bench({ ...OPTIONS, ...wrong })).rejects.toThrow(`bench: ${message} ${actual} positions`);
+  });
+
+  test("too many sequences for the memory: fewer of them would help", async () => {
+    const error = await bench({ ...OPTIONS, batch: [1, 100_000] }).catch((caught) => caught);
+    expect(error).toBeInstanceOf(InsufficientMemoryError);
+    expect(error.message).toMatch(/, or fewer sequences than --batch 100000$/);
   });
 
   test.each([
@@ -213,10 +236,17 @@ describe("bench", () => {
     const speeds = { tokensPerSecond: 5, min: 4, max: 6, tokensPerCpuSecond: 5, rooflineShare: 0.5 };
     const report: BenchReport = {
       ...{ device: "cpu", description: "two threads", threads: 2, node: "v26.0.0" },
-      ...{ loadMs: 1, peakRssBytes: 1, weightBytes: 1, streamReadGBs: 10, streamReadKind: "argmax of f32" },
+      ...{
+        loadMs: 1,
+        peakRssBytes: 1,
+        weightBytes: 1,
+        widened: [],
+        streamReadGBs: 10,
+        streamReadKind: "argmax of f32",
+      },
       results: [
         { ...result, ...speeds },
-        { ...result, ...speeds, name: "prefill" },
+        { ...result, ...speeds, name: "prefill", timeToFirstTokenMs: 12.34 },
       ],
       error: null,
     };
@@ -224,6 +254,11 @@ describe("bench", () => {
     expect(svg.match(/<rect x="190"/g)).toHaveLength(2);
     expect(svg).toContain("a&lt;b");
     expect(svg).not.toContain("a<b");
+    // How long a prompt takes to its first token is beside its bar.
+    expect(svg.match(/>5\.0( \(first token 12\.3 ms\))?<\/text>/g)).toEqual([
+      ">5.0</text>",
+      ">5.0 (first token 12.3 ms)</text>",
+    ]);
   });
 });
 
@@ -303,9 +338,31 @@ describe("the command", () => {
     const file = join(folder, "chart.svg");
     const { code, out, err } = await command(model, ...short, "--chart", file);
     expect(code).toBe(0);
-    expect(out).toMatch(/decode +2 +0 +1 +\d/);
+    expect(out).toMatch(/^ +tokens .* first token$/m);
+    expect(out).toMatch(/^prefill +4 +0 +1 .* \d+\.\d ms$/m);
+    expect(out).toMatch(/^decode +2 +0 +1 +\d.* %$/m);
     expect(err).toContain("1 of 1: prefill 4");
     expect(readFileSync(file, "utf8")).toMatch(/^<svg .*<\/svg>\n$/s);
+  });
+
+  test("the whole matrix, as --help gives it", async () => {
+    const { out: help } = await command("--help");
+    const flags = /vernier bench <model> (--prefill .*)$/m.exec(help)![1].split(" ");
+    const quick = ["--device", "cpu", "--threads", "2", "--decode", "1", "--repeat", "1"];
+    const { out } = await command(model, ...flags, ...quick, "--json");
+    const cases = JSON.parse(out).results.map(({ name, tokens, context, batch }: BenchResult) => {
+      return name === "prefill" ? tokens : `${context} × ${batch}`;
+    });
+    const decode = [0, 1024, 8192].flatMap((context) => [1, 2, 4, 8].map((batch) => `${context} × ${batch}`));
+    expect(cases).toEqual([32, 256, 1024, ...decode]);
+  });
+
+  test("docs/benchmarks.md describes every key of the line", async () => {
+    const { out } = await command(model, ...short, "--error", "--json");
+    const { results, error, ...report } = JSON.parse(out);
+    const text = readFileSync(join(root, "docs", "benchmarks.md"), "utf8");
+    const keys = [report, ...results, error].flatMap((one) => Object.keys(one));
+    expect(keys.filter((key) => !text.includes(`\`${key}\``))).toEqual([]);
   });
 
   test("a chart as a page of its own", async () => {
@@ -356,11 +413,22 @@ describe("the command", () => {
   });
 
   test.each([
-    ["--prefill", ["decode"]],
-    ["--context", ["prefill"]],
-  ])("%s none leaves those cases out", async (flag, names) => {
-    const { out } = await command(model, ...short, flag, "none", "--json");
+    [["--prefill", "none", "--decode", "2"], ["decode"]],
+    [["--context", "none", "--prefill", "4"], ["prefill"]],
+  ])("%j leaves the other cases out", async (flags, names) => {
+    const { out } = await command(model, "--threads", "2", "--repeat", "1", ...flags, "--json");
     expect(JSON.parse(out).results.map(({ name }: { name: string }) => name)).toEqual(names);
+  });
+
+  test.each([
+    ["--decode", "99"],
+    ["--batch", "8"],
+  ])("%s means nothing where nothing decodes", async (flag, value) => {
+    const { code, out, err } = await command(model, "--context", "none", flag, value);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(
+      new RegExp(`^error OPTION_CONFLICT: bench: ${flag} is for decoding, and --context none .*\\n$`),
+    );
   });
 
   test("--error: a line below the table", async () => {
@@ -421,12 +489,19 @@ describe("bench:kernels", () => {
       "addNorm 1 ×",
       "addNorm + qkv int8 1 ×",
       "addNorm + qkv int8/32 1 ×",
+      "addNorm + qkv mxfp4 1 ×",
+      "qkv f16 1 ×",
+      "gateUp f16 1 ×",
       "gateUp int8 1 ×",
       "gateUp int8/32 1 ×",
       "gateUp mxfp4 1 ×",
       "expertsUp mxfp4 1 ×",
       "expertsDown + addNorm mxfp4 1 ×",
+      "expertsUp f16 1 ×",
+      "expertsDown + addNorm f16 1 ×",
+      "linearArgmax f16 1 ×",
       "linearArgmax int8/32 1 ×",
+      ...["f32", "bf16", "f16", "int8", "int8/32", "mxfp4"].map((format) => `linear ${format} 8 × [4096, 4096]`),
     ]) {
       expect(names.filter((name) => name.startsWith(row), row)).toHaveLength(1);
     }
@@ -505,6 +580,67 @@ describe("bench:peers", () => {
     expect(header).toMatch(/high \/ fast +decode +prefill +load$/);
     expect(lines[0]).toMatch(/^a\.gguf +1\.60 \/ 1\.70 +1\.25 \/ 1\.50 +0\.50 \/ 0\.40$/);
     expect(lines[1]).toMatch(/^b\.gguf +0\.90 \/ 1\.00 /);
+  });
+});
+
+describe("bench:pairs", () => {
+  const pairs = (...args: string[]) => script("bench/pairs.ts", ...args);
+  const model = gguf("qwen3", "Q8_0");
+
+  test.each([
+    [[], "OPTION_MISSING: bench:pairs: give a model and at least two checkouts"],
+    [[model, "."], "OPTION_MISSING: bench:pairs: give a model and at least two checkouts"],
+    [["/no/such", root, root], 'FILE_MISSING: bench:pairs: "/no/such": there is no such file or folder'],
+    [[model, root, "/no/such"], 'OPTION_RANGE: bench:pairs: "/no/such" is no checkout'],
+    [[model, root, root, "--threads", "999"], "OPTION_RANGE: bench:pairs: --threads: .* from 1 to 256"],
+    [[model, root, root, "--precision", "x"], "OPTION_RANGE: bench:pairs: --precision: expected exact, high, fast"],
+    [[model, root, root, "--kv-cache", "x"], "OPTION_RANGE: bench:pairs: --kv-cache: expected f32, f16, int8"],
+    [[model, root, root, "--prefill", "8", "--batch", "2"], "OPTION_CONFLICT: bench:pairs: --batch is for decoding"],
+    [[model, root, root, "--bogus"], "ERR_PARSE_ARGS_UNKNOWN_OPTION: bench:pairs: "],
+  ])("%j is refused", async (args, message) => {
+    const { code, out, err } = await pairs(...args);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(new RegExp(`^error ${message}.*\n$`));
+  });
+
+  test("a checkout beside itself", async () => {
+    const { code, out, err } = await pairs(model, root, root, "--rounds", "2", "--batch", "2", "--kv-cache", "f16");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    const { rows, batch, kvCache } = JSON.parse(out.trimEnd().split("\n").at(-1)!);
+    expect({ batch, kvCache }).toEqual({ batch: 2, kvCache: "f16" });
+    expect(rows.map(({ checkout }: { checkout: string }) => checkout)).toEqual([root, root]);
+  });
+});
+
+describe("bench:diff", () => {
+  const diff = (...args: string[]) => script("bench/diff.ts", ...args);
+  const model = join(root, "test", "data", "models", "mistral");
+  const dump = join(model, "dump.f32");
+
+  test.each([
+    [[], "OPTION_MISSING: bench:diff: give a model and the base path of its dump"],
+    [[model], "OPTION_MISSING: bench:diff: give a model and the base path of its dump"],
+    [[model, "/no/such"], 'FILE_MISSING: bench:diff: "/no/such.json": there is no such file'],
+    [[model, dump, "--device", "gpu"], "OPTION_RANGE: bench:diff: --device: expected auto, cpu, .*"],
+    [
+      [model, dump, "--device", "reference", "--threads", "1"],
+      "OPTION_CONFLICT: bench:diff: --threads: only cpu has it",
+    ],
+    [[model, dump, "--rounds", "0"], "OPTION_RANGE: bench:diff: --rounds: .* from 1"],
+  ])("%j is refused", async (args, message) => {
+    const { code, out, err } = await diff(...args);
+    expect({ code, out }).toEqual({ code: 2, out: "" });
+    expect(err).toMatch(new RegExp(`^error ${message}.*\n$`));
+  });
+
+  test("a comparison beside a plain run, also on a device without threads; what fails is said in one line", async () => {
+    const { code, out, err } = await diff(model, dump, "--device", "reference", "--rounds", "1");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    const { rows } = JSON.parse(out.trimEnd().split("\n").at(-1)!);
+    expect(rows).toEqual([expect.objectContaining({ model, ratio: expect.any(Number) })]);
+    const failed = await diff(model, dump, "--device", "webgpu", "--rounds", "1");
+    expect(failed.code).toBe(2);
+    expect(failed.err).toMatch(/^error COMMAND_FAILED: bench:diff: vernier generate: .*DEVICE_UNAVAILABLE.*\n$/);
   });
 });
 

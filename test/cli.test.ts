@@ -51,7 +51,9 @@ describe("diff", () => {
   const dump = join(TINY, "dump.f32");
 
   test("--model, two devices and no ids: one line of JSON with both of them", async () => {
-    const { code, out } = await vernier(["diff", "--model", TINY, "--a", "cpu", "--b", "reference", "--json"]);
+    const { code, out } = await vernier([
+      ...["diff", "--model", TINY, "--a", "cpu", "--b", "reference", "--threads", "1", "--json"],
+    ]);
     expect(code).toBe(0);
     const { a, b, device, verdict, taps } = line(out);
     expect({ a, b, device, verdict }).toEqual({ a: "cpu", b: "reference", device: "reference", verdict: "pass" });
@@ -67,6 +69,8 @@ describe("diff", () => {
     [["--reference", dump, "--decode", "2"], "OPTION_CONFLICT"],
     [["--a", "cpu", "--b", "reference", "--device", "cpu"], "OPTION_CONFLICT"],
     [["--reference", dump, "--model", TINY], "OPTION_CONFLICT"],
+    [["--reference", dump, "--device", "reference"], "OPTION_CONFLICT"], // has no threads
+    [["--a", "reference", "--b", "reference", "--threads", "1"], "OPTION_CONFLICT"],
     [["--a", "cpu"], "OPTION_MISSING"],
     [["--a", "cpu", "--b", "cpu", "--decode", "-1"], "OPTION_RANGE"],
     [["--a", "cpu", "--b", "cpu", "--decode", "1.5"], "OPTION_RANGE"],
@@ -218,6 +222,12 @@ describe("errors are one line with a code, and exit code 2", () => {
     ["missing device", ["generate", TINY, "--ids", "1", "--device", "webgpu"], "DEVICE_UNAVAILABLE"],
     ["range", ["generate", TINY, "--ids", "1", "--top-p", "1.5"], "OPTION_RANGE"],
     ["not a number", ["generate", TINY, "--ids", "1", "--temperature", "hot"], "OPTION_RANGE"],
+    [
+      "threads of a device without",
+      ["generate", TINY, "--ids", "1", "--device", "tfjs", "--threads", "3"],
+      "OPTION_CONFLICT",
+    ],
+    ["threads that are no number", ["check", TINY, "--device", "reference", "--threads", "abc"], "OPTION_RANGE"],
     ["wrong ids", ["generate", TINY, "--ids", "1,x"], "OPTION_RANGE"],
     ["unreadable file", ["generate", TINY, "--ids", "@/no/file"], "OPTION_RANGE"],
     ["no folder to write into", ["dump", TINY, "--ids", "1", "--out", "/no/such/folder/x"], "OPTION_RANGE"],

@@ -1,5 +1,11 @@
 // One model with a weight of nearly every ggml type: the cpu backend, which packs what it can, gives what the reference gives.
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
+import { type BenchOptions, bench } from "../src/bench/measure.ts";
 import { createBackend } from "../src/devices.ts";
 import { inspect, type LoadOptions, load } from "../src/index.ts";
 import { openModel } from "../src/inspect.ts";
@@ -87,7 +93,7 @@ function model(output = SCALES.Q4_K): Uint8Array<ArrayBuffer> {
 
 async function runnerOn(device: "reference" | "cpu", bytes: Uint8Array<ArrayBuffer>): Promise<Runner> {
   const open = await openModel({ kind: "blobs", blobs: new Map([["m.gguf", new Blob([bytes])]]) });
-  const { backend } = await createBackend(device, { threads: 2 });
+  const { backend } = await createBackend(device, device === "cpu" ? { threads: 2 } : {});
   const sizes = { contextLength: 32, maxSequences: DIFF_SEQUENCES, kvTokens: DIFF_SEQUENCES * 64, prefillChunk: 16 };
   return Runner.create({ ...open, backend, ...sizes });
 }
@@ -111,7 +117,7 @@ test("load keeps block types that have no packed format in BF16, and says so; pr
   async function loaded(options: LoadOptions) {
     const lines: string[] = [];
     const logger = { warn: (line: string) => lines.push(`warn ${line}`), info: (line: string) => lines.push(line) };
-    await using one = await load(files(), { threads: 2, logger, ...options });
+    await using one = await load(files(), { logger, ...options });
     const { data } = await one.logits(ids);
     return { data, formats: one.info.formats, lines: lines.filter((line) => /weights:|quantize:/.test(line)) };
   }
@@ -139,7 +145,7 @@ test("load keeps block types that have no packed format in BF16, and says so; pr
   // What was asked for is no warning, and other values are not called the same.
   expect(int8.lines[1]).toMatch(/^weights: /);
   expect(int8.lines[1]).toMatch(/1 of Q4_K to int8 rounded, 0\.0 to 0\.1 MiB/);
-  expect(int8.lines[1]).toMatch(/1 of Q4_0 to int8 exactly/);
+  expect(int8.lines[1]).toMatch(/1 of Q5_0 to int8 exactly/);
   expect(int8.lines[1]).not.toContain('precision "exact"');
 
   const summary = await inspect(files());
@@ -155,6 +161,42 @@ test("load keeps block types that have no packed format in BF16, and says so; pr
   const down = summary.tensors.find(({ stored }) => stored === "Q4_0");
   expect(down).toMatchObject({ format: "int8", byteLength: (WIDTH ** 2 * 18) / 32 });
   expect(summary.tensors[0]).toMatchObject({ stored: "Q8_0", byteLength: (70 * WIDTH * 34) / 32 });
+});
+
+test("bench says what it computes in another format than the file has, once, and reports it", async () => {
+  const bytes = model();
+  const measured = async (options: Partial<BenchOptions>) => {
+    const lines: string[] = [];
+    const { widened } = await bench({
+      source: { kind: "blobs", blobs: new Map([["m.gguf", new Blob([bytes])]]) },
+      ...{ device: "cpu", threads: 1, prefill: [2], context: [], batch: [], decode: 1, repeat: 1, precision: "high" },
+      ...options,
+      probeBytes: 4 << 20,
+      logger: { warn: (line) => lines.push(`warn ${line}`), info: (line) => lines.push(line) },
+    });
+    return { lines, kept: widened.find(({ stored }) => stored === "Q4_K") };
+  };
+  // `error` loads the model again.
+  const high = await measured({ error: true, context: [0], batch: [1] });
+  expect(high.lines).toEqual([expect.stringMatching(/^warn weights: .*1 of Q4_K to bf16 rounded, 0\.0 to 0\.1 MiB/)]);
+  expect(high.kept).toMatchObject({ format: "bf16", rounded: true });
+  const exact = await measured({ precision: "exact" });
+  expect(exact.lines).toEqual([expect.stringMatching(/^weights: .*1 of Q4_K to f32 exactly/)]);
+  expect(exact.kept).toMatchObject({ format: "f32", rounded: false });
+});
+
+test("the command says it on stderr", () => {
+  const folder = mkdtempSync(join(tmpdir(), "vernier-"));
+  const file = join(folder, "m.gguf");
+  writeFileSync(file, model());
+  const main = fileURLToPath(new URL("../src/cli/main.ts", import.meta.url));
+  const flags = ["--device", "cpu", "--prefill", "2", "--context", "none", "--repeat", "1", "--json"];
+  const { stdout, stderr } = spawnSync(process.execPath, [main, "bench", file, ...flags], { encoding: "utf8" });
+  rmSync(folder, { recursive: true });
+  expect(stderr).toMatch(
+    /^weights: .*1 of Q4_K to bf16 rounded, .*; precision "exact" keeps all values of those in bf16, in f32\n$/,
+  );
+  expect(JSON.parse(stdout).results).toHaveLength(1);
 });
 
 // 0x7c00 is infinity, 0x7e00 NaN; rounding to BF16 would make −0 of some NaNs, and INT8 a row of zeros.

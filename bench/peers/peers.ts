@@ -10,7 +10,8 @@ import { fileURLToPath } from "node:url";
 import { parseArgs, promisify } from "node:util";
 import { compare, exactLogits, median, type PrecisionError } from "../../src/bench/measure.ts";
 import { ModelFileError, OptionError, quote, VernierError } from "../../src/errors.ts";
-import { openModel } from "../../src/inspect.ts";
+import { type ModelSummary, openModel, widenedLine } from "../../src/inspect.ts";
+import { MAX_THREADS } from "../../src/options.ts";
 import { orExit, whole } from "../usage.ts";
 import { summary } from "./summary.ts";
 
@@ -20,7 +21,7 @@ const { files, threads, prefill, decode, rounds, version } = await orExit("bench
   const { positionals, values: flags } = parseArgs({
     allowPositionals: true,
     options: {
-      threads: { type: "string", default: String(Math.min(availableParallelism(), 256)) },
+      threads: { type: "string", default: String(Math.min(availableParallelism(), MAX_THREADS)) },
       prefill: { type: "string", default: "256" },
       decode: { type: "string", default: "64" },
       rounds: { type: "string", default: "5" },
@@ -33,7 +34,7 @@ const { files, threads, prefill, decode, rounds, version } = await orExit("bench
   for (const path of positionals) files.push({ path, vocabulary: await vocabularyOf(path) });
   return {
     files,
-    threads: String(whole("--threads", flags.threads, 1, 256)),
+    threads: String(whole("--threads", flags.threads, 1, MAX_THREADS)),
     prefill: String(whole("--prefill", flags.prefill, 1)),
     decode: String(whole("--decode", flags.decode, 1)),
     rounds: whole("--rounds", flags.rounds, 1),
@@ -76,6 +77,7 @@ interface Measured {
   readonly peakRssBytes: number;
   readonly release?: string;
   readonly streamReadGBs?: number;
+  readonly widened?: ModelSummary["widened"];
   readonly results: readonly {
     readonly name: string;
     readonly tokensPerSecond: number;
@@ -188,6 +190,8 @@ async function compareOn(file: File) {
     const far = `NMSE ${error?.nmse.toExponential(1)}, KL ${error?.kl.toExponential(1)}, same top token ${(100 * (error?.top1 ?? 0)).toFixed(1)} %`;
     lines.push(`logits, ${precision} against exact: ${far}\n`);
   }
+  const widened = widenedLine({ widened: measured.high[0].widened ?? [] });
+  if (widened !== undefined) lines.push(`${widened.message}\n`);
   const share = `${(100 * median(shares)).toFixed(0)} % of reading memory at ${reads.toFixed(1)} GB/s`;
   process.stdout.write(`\n${file.path}: load average ${median(loads).toFixed(1)}, decode ${share}\n${lines.join("")}`);
   return {

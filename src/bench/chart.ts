@@ -1,8 +1,9 @@
-// Speeds as a bar chart, in SVG or as a web page around it: one bar a case, a line from the slowest to the fastest round.
+// Speeds as a bar chart, in SVG or as a web page around it: one bar a case, a line from the slowest to the fastest round, and how
+// long the first token of a prompt takes.
 import { escapeMarkup } from "../markup.ts";
 import type { BenchReport, BenchResult } from "./measure.ts";
 
-const [WIDTH, BAR, GAP, LEFT, RIGHT, TOP] = [760, 22, 10, 190, 90, 64];
+const [WIDTH, BAR, GAP, LEFT, RIGHT, TOP] = [900, 22, 10, 190, 240, 64];
 const INK = "#1f2933";
 
 export function chart(title: string, report: BenchReport): string {
@@ -11,14 +12,15 @@ export function chart(title: string, report: BenchReport): string {
   const fastest = Math.max(...results.map(({ max }) => max));
   const x = (speed: number) => LEFT + (speed / fastest) * (WIDTH - LEFT - RIGHT);
   const bars = results.map((result, i) => {
-    const { tokensPerSecond, min, max } = result;
+    const { tokensPerSecond, min, max, timeToFirstTokenMs } = result;
     const y = TOP + i * (BAR + GAP);
+    const first = timeToFirstTokenMs === undefined ? "" : ` (first token ${timeToFirstTokenMs.toFixed(1)} ms)`;
     const [middle, baseline] = [y + BAR / 2, y + BAR / 2 + 5];
     return [
       `<text x="${LEFT - 10}" y="${baseline}" text-anchor="end">${label(result)}</text>`,
       `<rect x="${LEFT}" y="${y}" width="${round(x(tokensPerSecond) - LEFT)}" height="${BAR}" fill="${result.name === "prefill" ? "#7b93b5" : "#3b6ea5"}"/>`,
       `<line x1="${round(x(min))}" x2="${round(x(max))}" y1="${middle}" y2="${middle}" stroke="${INK}"/>`,
-      `<text x="${round(x(max)) + 8}" y="${baseline}">${tokensPerSecond.toFixed(1)}</text>`,
+      `<text x="${round(x(max)) + 8}" y="${baseline}">${tokensPerSecond.toFixed(1)}${first}</text>`,
     ].join("");
   });
   return `${[

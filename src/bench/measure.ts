@@ -3,9 +3,9 @@
 import { cpuUsage, resourceUsage } from "node:process";
 import { type KvType, kvPositionBytes } from "../backend.ts";
 import { createBackend, type DeviceInfo } from "../devices.ts";
-import { OptionError } from "../errors.ts";
-import { openModel, type Source } from "../inspect.ts";
-import type { DeviceName, Precision } from "../options.ts";
+import { InsufficientMemoryError, OptionError } from "../errors.ts";
+import { type ModelSummary, openModel, type Source, summarize, widenedLine } from "../inspect.ts";
+import type { DeviceName, Logger, Precision } from "../options.ts";
 import { accumulatedGate } from "../precision/gates.ts";
 import { klDivergence, nmse, top1Agreement } from "../precision/metrics.ts";
 import { compactModel, keepsValues } from "../quantize.ts";
@@ -42,6 +42,8 @@ export interface BenchOptions {
   readonly signal?: AbortSignal;
   /** Told before each round what is measured next. */
   readonly onProgress?: (what: string) => void;
+  /** Hears what `load` says of weights that are kept in another format than the files have. */
+  readonly logger?: Logger;
 }
 
 /** Tokens per second are those of all sequences together. */
@@ -79,6 +81,8 @@ export interface BenchReport {
   readonly peakRssBytes: number;
   /** On the device. */
   readonly weightBytes: number;
+  /** Weights that are computed in another format than the files have: what is measured is not the speed of theirs. */
+  readonly widened: ModelSummary["widened"];
   /** 10⁹ bytes per second, median over the rounds of the measurement. */
   readonly streamReadGBs: number;
   /** The way of reading that was the fastest here: see probe.ts. */
@@ -108,6 +112,11 @@ interface Case {
   readonly batch: number;
 }
 
+/** What the model needs positions for: a case, or the logits that are compared. */
+interface Room extends Omit<Case, "name"> {
+  readonly name: Case["name"] | "logits";
+}
+
 interface Took {
   readonly seconds: number;
   /** Of all threads of this process. */
@@ -125,7 +134,10 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
   onProgress?.("load");
   const start = performance.now();
   const errorCase = options.error ? logitsCase(Math.max(0, ...context)) : undefined;
-  const { runner, device, threads } = await load(options, errorCase === undefined ? cases : [...cases, errorCase]);
+  const { runner, device, threads, widened } = await load(
+    options,
+    errorCase === undefined ? cases : [...cases, errorCase],
+  );
   const loadMs = performance.now() - start;
   let report: Omit<BenchReport, "error">;
   let own: Logits | undefined;
@@ -135,7 +147,7 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
     for (const one of cases) {
       onProgress?.(`warm-up: ${describe(one)}`);
       // In full: the cpu backend chooses between two ways of reading in the first steps, and caches are written to their end.
-      await work.run(one);
+      await work.run(one).catch((error) => Promise.reject(withAdvice(error, one.batch)));
     }
     const peakRssBytes = resourceUsage().maxRSS * 1024;
     onProgress?.("probe of the memory");
@@ -160,10 +172,11 @@ export async function bench(options: BenchOptions): Promise<BenchReport> {
         node: process.version,
         loadMs,
         peakRssBytes,
+        widened,
         weightBytes: [...runner.weights.values()].reduce((sum, { byteLength }) => sum + byteLength, 0),
         streamReadGBs,
         streamReadKind: probe.kind,
-        results: cases.map((one, i) => summarize(runner, one, results[i], streamReadGBs, options.precision)),
+        results: cases.map((one, i) => resultOf(runner, one, results[i], streamReadGBs, options.precision)),
       };
     } finally {
       await probe.dispose();
@@ -244,22 +257,21 @@ const LIMIT = 2 ** 20;
 
 async function load(
   options: Omit<BenchOptions, "prefill" | "decode" | "context" | "batch" | "repeat">,
-  cases: readonly Case[],
-): Promise<{ runner: Runner; device: DeviceInfo["name"]; threads: number }> {
-  const { threads, precision, allowV8Flags } = options;
+  cases: readonly Room[],
+): Promise<{ runner: Runner; device: DeviceInfo["name"]; threads: number; widened: ModelSummary["widened"] }> {
+  const { threads, precision, allowV8Flags, logger } = options;
   const opened = await openModel(options.source);
   const open = keepsValues(precision, options.device) ? opened : compactModel(opened);
   try {
+    const { widened } = summarize(open);
+    const line = widenedLine({ widened });
+    if (line !== undefined) logger?.[line.level]?.(line.message);
+    const maxSequences = Math.max(...cases.map(({ batch }) => batch));
     const { backend, name } = await createBackend(options.device, { threads, precision, allowV8Flags });
     try {
+      for (const one of cases) requirePositions(one, open.config.maxPositionEmbeddings);
       const contextLength = Math.max(...cases.map(({ context, tokens }) => context + tokens));
-      const limit = open.config.maxPositionEmbeddings;
-      if (contextLength > limit) {
-        const message = `bench: ${contextLength} positions are asked for, the model was made for at most ${limit}`;
-        throw new OptionError("OPTION_RANGE", message, { field: "context", limit, actual: contextLength });
-      }
       const pages = Math.max(...cases.map((one) => one.batch * pagesOf(one)));
-      const maxSequences = Math.max(...cases.map(({ batch }) => batch));
       const kvTokens = pages * PAGE;
       const runner = await Runner.create({
         ...open,
@@ -274,22 +286,61 @@ async function load(
         signal: options.signal,
       });
       const threads = "threads" in backend && typeof backend.threads === "number" ? backend.threads : 1;
-      return { runner, device: name, threads };
+      return { runner, device: name, threads, widened };
     } catch (error) {
       await backend.dispose();
-      throw error;
+      throw withAdvice(error, maxSequences);
     }
   } finally {
     await open.checkpoint.close();
   }
 }
 
+/** Throws OptionError OPTION_RANGE, with the flags that add up, for more positions than the model was made for. */
+function requirePositions(room: Room, limit: number): void {
+  const actual = room.context + room.tokens;
+  if (actual <= limit) return;
+  const { what, advice, field } = askedFor(room);
+  const message = `bench: ${what} needs ${actual} positions, and the model was made for at most ${limit}; ${advice}`;
+  throw new OptionError("OPTION_RANGE", message, { field, limit, actual });
+}
+
+/** In the words of the command line. */
+function askedFor({ name, tokens, context }: Room): { what: string; advice: string; field: keyof BenchOptions } {
+  switch (name) {
+    case "prefill":
+      return { what: `--prefill ${tokens}`, advice: "give shorter prompts", field: "prefill" };
+    case "decode": {
+      const advice = "give a shorter context or fewer steps";
+      return {
+        what: `--context ${context} with --decode ${tokens}`,
+        advice,
+        field: context > 0 ? "context" : "decode",
+      };
+    }
+    case "logits": {
+      const advice = "give a shorter context, or leave out --error";
+      return { what: `--error, for ${tokens} tokens behind --context ${context},`, advice, field: "error" };
+    }
+    default:
+      return name satisfies never;
+  }
+}
+
+/** An error of a device, which knows of contexts but not of sequences: with what else would help. */
+function withAdvice(error: unknown, batch: number): unknown {
+  if (!(error instanceof InsufficientMemoryError) || batch === 1) return error;
+  const { limit, actual, tensor } = error;
+  const message = `${error.message}, or fewer sequences than --batch ${batch}`;
+  return new InsufficientMemoryError(error.code, message, { limit, actual, tensor, cause: error });
+}
+
 /** Positions whose logits are compared. */
 const ERROR_TOKENS = 64;
 
 /** What the comparison needs room for. */
-function logitsCase(context: number): Case {
-  return { name: "decode", tokens: ERROR_TOKENS, context, batch: 1 };
+function logitsCase(context: number): Room {
+  return { name: "logits", tokens: ERROR_TOKENS, context, batch: 1 };
 }
 
 /** The engine's default. */
@@ -297,7 +348,7 @@ const PREFILL_CHUNK = 256;
 const PAGE = 64;
 
 /** Of one sequence. */
-function pagesOf({ context, tokens }: Case): number {
+function pagesOf({ context, tokens }: Room): number {
   return Math.ceil((context + tokens) / PAGE);
 }
 
@@ -401,7 +452,7 @@ class Work {
   }
 
   /** Gives every sequence of a case its pages, and some keys and values up to its context: which ones is all the same. */
-  async #fill(one: Case): Promise<void> {
+  async #fill(one: Room): Promise<void> {
     const runner = this.#runner;
     const { pages: written, rings } = this.#written;
     for (let sequence = 0; sequence < one.batch; sequence++) {
@@ -460,7 +511,7 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-function summarize(
+function resultOf(
   runner: Runner,
   one: Case,
   took: readonly Took[],

@@ -15,6 +15,8 @@ import {
   numbers,
   numbersOrNone,
   printJson,
+  stderrLogger,
+  v8FlagsAllowed,
   v8FlagsOption,
 } from "./common.ts";
 import { formatBytes } from "./progress.ts";
@@ -24,9 +26,9 @@ interface Flags {
   threads?: number;
   fusion: "on" | "off";
   prefill: number[];
-  decode: number;
+  decode?: number;
   context: number[];
-  batch: number[];
+  batch?: number[];
   precision: Precision;
   kvCache?: KvType;
   v8Flags: boolean;
@@ -36,6 +38,13 @@ interface Flags {
   chart?: string;
 }
 
+/** Without `--decode` and `--batch`, which are refused where nothing decodes. */
+const DECODE = 64;
+const BATCH = [1];
+
+/** Too much for a default. */
+const MATRIX = "--prefill 32,256,1024 --context 0,1024,8192 --batch 1,2,4,8";
+
 export function benchCommand(): Command {
   return new Command("bench")
     .description("measure prefill, decode, loading and memory on this machine")
@@ -44,14 +53,14 @@ export function benchCommand(): Command {
     .option("--threads <n>", "CPU threads", Number)
     .addOption(new Option("--fusion <mode>", "off runs every operation by itself").choices(["on", "off"]).default("on"))
     .option("--prefill <list>", "lengths of prompts, comma list, or none", numbersOrNone("--prefill"), [256])
-    .option("--decode <n>", "steps of one measurement of decoding", Number, 64)
+    .option("--decode <n>", `steps of one measurement of decoding (default: ${DECODE})`, Number)
     .option(
       "--context <list>",
       "tokens in the cache when decoding begins, comma list, or none: no decoding",
       numbersOrNone("--context"),
       [0],
     )
-    .option("--batch <list>", "sequences to decode at once, comma list", numbers("--batch"), [1])
+    .option("--batch <list>", `sequences to decode at once, comma list (default: ${BATCH})`, numbers("--batch"))
     .addOption(
       new Option("--precision <name>", "activations of INT8 and MXFP4 layers").choices(PRECISIONS).default("high"),
     )
@@ -64,18 +73,37 @@ export function benchCommand(): Command {
     )
     .option("--json", "print one line of JSON and nothing else")
     .option("--chart <file>", "also draw the speeds, as .svg or as an .html page")
+    .addHelpText("after", `\nThe whole matrix takes minutes with most models:\n  vernier bench <model> ${MATRIX}`)
     .action((model: string, flags: Flags) => interruptible((signal) => run(model, flags, signal)));
 }
 
 async function run(model: string, flags: Flags, signal: AbortSignal): Promise<void> {
-  const { json, chart: file, v8Flags: allowV8Flags, ...rest } = flags;
+  const { json, chart: file, v8Flags, decode = DECODE, batch = BATCH, ...rest } = flags;
+  checkDecoding(flags);
   const onProgress = json ? undefined : (what: string) => void process.stderr.write(`${what}\n`);
   if (file !== undefined) await checkChart(file);
-  const report = await bench({ source: localSource(model), ...rest, allowV8Flags, signal, onProgress });
+  const report = await bench({
+    source: localSource(model),
+    ...{ ...rest, decode, batch },
+    allowV8Flags: v8FlagsAllowed(flags),
+    signal,
+    onProgress,
+    logger: stderrLogger(),
+  });
   if (json) printJson({ model, ...report });
   else process.stdout.write(table(report));
   // Last: what was measured is not lost with a file that cannot be written after all.
   if (file !== undefined) await writeChart(file, drawingOf(file)(model, report));
+}
+
+/** Throws OptionError OPTION_CONFLICT for flags that `--context none` makes meaningless. */
+function checkDecoding({ context, decode, batch }: Flags): void {
+  if (context.length > 0) return;
+  for (const [field, actual] of Object.entries({ "--decode": decode, "--batch": batch })) {
+    if (actual === undefined) continue;
+    const message = `bench: ${field} is for decoding, and --context none leaves that out; leave out one of them`;
+    throw new OptionError("OPTION_CONFLICT", message, { field, actual });
+  }
 }
 
 // ---------------------------------------------------------------------------------------------- the chart
@@ -134,11 +162,12 @@ function table({
     `load ${(loadMs / 1000).toFixed(2)} s, weights ${formatBytes(weightBytes)}, peak memory ${formatBytes(peakRssBytes)}`,
     `memory reads at ${streamReadGBs.toFixed(1)} GB/s (${streamReadKind})`,
     "",
-    `${"".padEnd(8)}${["tokens", "context", "batch", "tokens/s", "min", "max", "roofline"].map((title) => title.padStart(10)).join("")}`,
-    ...results.map(({ name, tokens, context, batch, tokensPerSecond, min, max, rooflineShare }) => {
+    row("", ["tokens", "context", "batch", "tokens/s", "min", "max", "roofline", "first token"]),
+    ...results.map(({ name, tokens, context, batch, tokensPerSecond, min, max, rooflineShare, timeToFirstTokenMs }) => {
+      const speeds = [tokensPerSecond, min, max].map((speed) => speed.toFixed(1));
       const share = rooflineShare === null ? "" : `${(100 * rooflineShare).toFixed(0)} %`;
-      const cells = [tokens, context, batch, ...[tokensPerSecond, min, max].map((speed) => speed.toFixed(1)), share];
-      return `${name.padEnd(8)}${cells.map((cell) => String(cell).padStart(10)).join("")}`;
+      const first = timeToFirstTokenMs === undefined ? "" : `${timeToFirstTokenMs.toFixed(1)} ms`;
+      return row(name, [tokens, context, batch, ...speeds, share, first]);
     }),
   ];
   if (error !== null) {
@@ -147,4 +176,8 @@ function table({
     lines.push("", `${where}: ${far}, same top token ${(100 * error.top1).toFixed(1)} %`);
   }
   return `${lines.join("\n")}\n`;
+}
+
+function row(name: string, cells: readonly (string | number)[]): string {
+  return `${name.padEnd(8)}${cells.map((cell) => String(cell).padStart(12)).join("")}`.trimEnd();
 }

@@ -6,7 +6,7 @@ import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options
 import { CHECK_SEQUENCES, type CheckReport, check, checkLength } from "../precision/check.ts";
 import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gates.ts";
 import { openSession } from "../precision/session.ts";
-import { printJson, readIds, v8FlagsOption } from "./common.ts";
+import { printJson, readIds, v8FlagsAllowed, v8FlagsOption } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -49,7 +49,7 @@ export function checkCommand(): Command {
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const { device, threads, fusion, precision, v8Flags: allowV8Flags } = flags;
+  const { device, threads, fusion, precision } = flags;
   const source = { kind: "path", path: model } as const;
   const open = await openModel(source);
   try {
@@ -66,7 +66,7 @@ async function run(model: string, flags: Flags): Promise<void> {
       threads,
       fusion,
       precision,
-      allowV8Flags,
+      allowV8Flags: v8FlagsAllowed(flags),
       ...sizes,
       onProgress,
     }).finally(() => bar.end());

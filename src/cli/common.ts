@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { type Command, Option } from "commander";
 import type { KvType } from "../backend.ts";
+import { mayBeCpu } from "../devices.ts";
 import { escapeControl, OptionError, VernierError } from "../errors.ts";
 import type { Choice, GenerationResult, Piece } from "../generation.ts";
 import type { Source } from "../inspect.ts";
@@ -13,6 +14,7 @@ import {
   type GenerateOptions,
   KV_TYPES,
   type LoadOptions,
+  type Logger,
   PRECISIONS,
   type Precision,
 } from "../options.ts";
@@ -57,9 +59,13 @@ export function kvCacheOption(): Option {
   return new Option("--kv-cache <type>", "how keys and values are stored (default: f32)").choices(KV_TYPES);
 }
 
-/** The process is ours: see LoadOptions.allowV8Flags. */
 export function v8FlagsOption(): Option {
   return new Option("--no-v8-flags", "leave V8's flags alone: vectors of 128 bits, also where there are 256");
+}
+
+/** LoadOptions.allowV8Flags, where a device has it: the process is ours. */
+export function v8FlagsAllowed({ v8Flags, device }: Pick<ModelFlags, "v8Flags" | "device">): boolean {
+  return v8Flags && mayBeCpu(device);
 }
 
 export function loadOptions(flags: ModelFlags): LoadOptions {
@@ -71,7 +77,7 @@ export function loadOptions(flags: ModelFlags): LoadOptions {
     precision: flags.precision,
     quantize: flags.quantize,
     kvCache: flags.kvCache,
-    allowV8Flags: flags.v8Flags,
+    allowV8Flags: v8FlagsAllowed(flags),
   };
 }
 
@@ -206,11 +212,16 @@ export function localSource(model: string): Source {
 
 // ---------------------------------------------------------------------------------------------- running
 
-/** Loads with a progress bar; log lines go to stderr, those below warnings only with VERNIER_DEBUG. */
+/** Log lines go to stderr, those below warnings only with VERNIER_DEBUG. */
+export function stderrLogger(): Logger {
+  const say = (message: string) => void process.stderr.write(`${message}\n`);
+  return { ...(debugging() ? { debug: say, info: say } : {}), warn: say, error: say };
+}
+
+/** Loads with a progress bar. */
 export async function loadModel(source: string | undefined, flags: ModelFlags, signal: AbortSignal): Promise<Model> {
   const bar = new ProgressBar("loading");
-  const say = (message: string) => void process.stderr.write(`${message}\n`);
-  const logger = { ...(debugging() ? { debug: say, info: say } : {}), warn: say, error: say };
+  const logger = stderrLogger();
   try {
     return await load(source ?? "demo", { ...loadOptions(flags), signal, onProgress: bar.update, logger });
   } finally {

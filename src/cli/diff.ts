@@ -5,6 +5,7 @@ import { Command, Option } from "commander";
 import { openDirectory } from "../../weights/directory.ts";
 import { checkPromptIds } from "../answer.ts";
 import type { KvType } from "../backend.ts";
+import { mayBeCpu } from "../devices.ts";
 import { DeviceError, OptionError, VernierError } from "../errors.ts";
 import { type OpenModel, openModel } from "../inspect.ts";
 import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options.ts";
@@ -20,7 +21,7 @@ import { Collector, layoutOf } from "../precision/report/collect.ts";
 import { writeReport } from "../precision/report/write.ts";
 import { openSession, type SessionOptions } from "../precision/session.ts";
 import type { Runner } from "../runner.ts";
-import { kvCacheOption, printJson, readIds, report, v8FlagsOption, version } from "./common.ts";
+import { kvCacheOption, printJson, readIds, report, v8FlagsAllowed, v8FlagsOption, version } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -100,7 +101,7 @@ async function run(argument: string | undefined, flags: Flags): Promise<void> {
 
 /** The model's path. Throws OptionError for flags that are impossible, or that would mean nothing. */
 function checkFlags(argument: string | undefined, flags: Flags): string {
-  const { reference, a, b, device, ids, decode } = flags;
+  const { reference, a, b, device, ids, decode, threads } = flags;
   const conflict = (message: string, field: string) =>
     new OptionError("OPTION_CONFLICT", `diff: ${message}`, { field });
   const model = argument ?? flags.model;
@@ -116,6 +117,9 @@ function checkFlags(argument: string | undefined, flags: Flags): string {
     if (field !== undefined)
       throw conflict(`${field} is for two devices without a dump; leave it out with --reference`, field);
   } else if (device !== undefined) throw conflict("--a and --b are the devices; leave out --device", "--device");
+  const sides = reference === undefined ? [a!, b!] : [device ?? "auto"];
+  if (threads !== undefined && !sides.some(mayBeCpu))
+    throw conflict(`--threads is for cpu, which is not ${sides.join(" and not ")}; leave it out`, "--threads");
   if (decode !== undefined && !(Number.isInteger(decode) && decode >= 0)) {
     const message = "--decode: a whole number from 0 on is expected";
     throw new OptionError("OPTION_RANGE", message, { field: "--decode", actual: decode });
@@ -320,10 +324,12 @@ async function open(
   sizes: Pick<SessionOptions, "promptLength" | "length">,
 ) {
   const bar = new ProgressBar(`loading on ${device}`);
-  const { threads, fusion, precision, kvCache, a, b } = flags;
+  const { fusion, precision, kvCache, a, b } = flags;
   const source = { kind: "path", path: model } as const;
   // tfjs may run WebAssembly of its own in this process, which V8 was not tried with.
-  const allowV8Flags = flags.v8Flags && a !== "tfjs" && b !== "tfjs";
+  const allowV8Flags = v8FlagsAllowed({ ...flags, device }) && a !== "tfjs" && b !== "tfjs";
+  // Of the side that has them.
+  const threads = mayBeCpu(device) ? flags.threads : undefined;
   const how = { device, threads, fusion, precision, allowV8Flags, kvCache };
   const session = { source, ...how, ...sizes, onProgress: bar.update };
   return openSession(session).finally(() => bar.end());

@@ -9,7 +9,7 @@ import { DEVICES, type DeviceName, PRECISIONS, type Precision } from "../options
 import { dump } from "../precision/dump.ts";
 import { writeDump } from "../precision/dump-file.ts";
 import { openSession } from "../precision/session.ts";
-import { printJson, readIds, v8FlagsOption } from "./common.ts";
+import { printJson, readIds, v8FlagsAllowed, v8FlagsOption } from "./common.ts";
 import { ProgressBar } from "./progress.ts";
 
 interface Flags {
@@ -49,7 +49,7 @@ export function dumpCommand(): Command {
 
 async function run(model: string, flags: Flags): Promise<void> {
   const ids = await readIds(flags.ids);
-  const { decode, device, threads, fusion, precision, out, v8Flags: allowV8Flags } = flags;
+  const { decode, device, threads, fusion, precision, out } = flags;
   if (!Number.isSafeInteger(decode) || decode < 0) {
     throw new OptionError("OPTION_RANGE", `--decode: expected a whole number from 0, got ${decode}`, {
       field: "--decode",
@@ -64,7 +64,7 @@ async function run(model: string, flags: Flags): Promise<void> {
     threads,
     fusion,
     precision,
-    allowV8Flags,
+    allowV8Flags: v8FlagsAllowed(flags),
     promptLength: Math.max(1, ids.length),
     length: Math.max(1, ids.length) + decode,
     onProgress: bar.update,

@@ -12,7 +12,7 @@ import { COMPUTE_CLASSES, type ComputeClass, EXIT_CODES } from "../precision/gat
 import { Reference } from "../precision/reference.ts";
 import type { WithModel } from "../precision/second-look.ts";
 import { openSession } from "../precision/session.ts";
-import { kvCacheOption, printJson, v8FlagsOption } from "./common.ts";
+import { kvCacheOption, printJson, v8FlagsAllowed, v8FlagsOption } from "./common.ts";
 import { endUncompared, sizesOf } from "./diff.ts";
 import { ProgressBar } from "./progress.ts";
 
@@ -80,7 +80,7 @@ interface Found {
 
 async function find(model: string, flags: Flags): Promise<Found> {
   const { device, threads, fusion, precision, kvCache, isolated, forceRouting, reference: base } = flags;
-  const { v8Flags: allowV8Flags } = flags;
+  const allowV8Flags = v8FlagsAllowed(flags);
   await using reference = await Reference.open(await openDirectory(dirname(base)), basename(base));
   const source = { kind: "path", path: model } as const;
   const bar = new ProgressBar("loading");

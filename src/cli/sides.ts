@@ -2,7 +2,7 @@
 // what is compared. Node only.
 import type { CpuOptions } from "../../backends/cpu/index.ts";
 import type { Backend } from "../backend.ts";
-import { createBackend } from "../devices.ts";
+import { createBackend, mayBeCpu } from "../devices.ts";
 import { OptionError } from "../errors.ts";
 import { type DeviceName, PRECISIONS, type Precision } from "../options.ts";
 
@@ -83,7 +83,7 @@ export async function openSides(
   bad: SideRequest,
   threads?: number,
 ): Promise<{ good: OpenSide; bad: OpenSide }> {
-  if (threads !== undefined && ![good, bad].some(({ device }) => device === "cpu" || device === "auto")) {
+  if (threads !== undefined && ![good, bad].some(({ device }) => mayBeCpu(device))) {
     throw refused("bisect", "threads", "neither side is cpu", threads, "OPTION_CONFLICT");
   }
   const opened: OpenSide[] = [];
@@ -124,7 +124,8 @@ async function openSide({ flag, device, options }: SideRequest, tfjs: boolean, t
   }
   const { "v8-flags": v8Flags = tfjs ? "off" : "on", ...rest } = own;
   const cpu = { threads, ...rest, allowV8Flags: v8Flags === "on" };
-  const { backend, name } = device === "cpu" ? await openCpu(cpu) : await createBackend(device, cpu);
+  const { backend, name } =
+    device === "cpu" ? await openCpu(cpu) : await createBackend(device, mayBeCpu(device) ? cpu : {});
   if (fusion === "on" && backend.caps.fusedOps.length === 0) {
     await backend.dispose();
     throw refused(flag, "fusion", `${name} has no fused operations`, fusion, "OPTION_CONFLICT");
