@@ -14,7 +14,7 @@ import type {
   WeightSource,
 } from "../../src/backend.ts";
 import { assert, DeviceError, DisposedError, OptionError } from "../../src/errors.ts";
-import type { Precision } from "../../src/options.ts";
+import { MAX_THREADS, type Precision } from "../../src/options.ts";
 import { Banks } from "./bank.ts";
 import { MAX_HEAP_BYTES } from "./heap.ts";
 import { loadWeight } from "./load.ts";
@@ -51,7 +51,6 @@ export interface CpuOptions {
 
 const PARTS: Record<Precision, number> = { fast: 1, high: 2, exact: 3 };
 
-const MAX_THREADS = 256;
 const DEFAULT_MAX_THREADS = 16;
 
 /** Throws DeviceError where WebAssembly SIMD is missing, OptionError for impossible options. */
