@@ -174,19 +174,19 @@ export function sampleToken(logits: Float32Array, sampling: Sampling, index: num
 export function candidates(logits: Float32Array, sampling: Sampling): Candidates {
   const { temperature, topK, topP, minP, typicalP } = sampling;
   const largest = logits[argmax(logits)];
-  // The first warper says how far below the largest logit its candidates can be: no more of the vocabulary is looked at again.
-  let reach = Number.POSITIVE_INFINITY;
+  // The first warper says which logits its candidates have at least: the others are not looked at again.
+  let least = Number.NEGATIVE_INFINITY;
   let total: number | undefined;
   if (topK > 0 && topK < logits.length) {
-    reach = largest - kthLargest(logits, topK);
+    least = kthLargest(logits, topK);
   } else if (topP < 1) {
     total = totalWeight(logits, largest, temperature);
     // All tokens with less than an equal share of the mass 1 − p have less than that mass together. Half of it, to be safe from rounding.
-    reach = -temperature * Math.log(((1 - topP) * total) / (2 * logits.length));
+    least = largest + temperature * Math.log(((1 - topP) * total) / (2 * logits.length));
   } else if (minP > 0) {
-    reach = -temperature * Math.log(minP / 2);
+    least = largest + temperature * Math.log(minP / 2);
   }
-  let { tokens, drops } = within(logits, largest, reach);
+  let { tokens, drops } = tokensFrom(Math.max(least, -Number.MAX_VALUE), logits, largest); // banned ones are −Infinity
   let weights: Float64Array = new Float64Array(drops.length); // loops, not map(): it takes half the time
   for (let i = 0; i < drops.length; i++) weights[i] = Math.exp(-drops[i] / temperature);
   if (topP < 1) ({ tokens, drops, weights } = keepTopP(tokens, drops, weights, topP * (total ?? sum(weights))));
@@ -254,15 +254,14 @@ function kthLargest(logits: Float32Array, k: number): number {
   return least;
 }
 
-/** Tokens that can be drawn and are at most `reach` below the largest logit, by rising id, and how far each is below it. */
-function within(logits: Float32Array, largest: number, reach: number): { tokens: Int32Array; drops: Float64Array } {
-  const isIn = (logit: number) => logit !== Number.NEGATIVE_INFINITY && largest - logit <= reach;
+/** Tokens with a logit of `least`, which is finite, or more, by rising id, and how far each is below the largest. */
+function tokensFrom(least: number, logits: Float32Array, largest: number): { tokens: Int32Array; drops: Float64Array } {
   let n = 0;
-  for (let i = 0; i < logits.length; i++) if (isIn(logits[i])) n++;
+  for (let i = 0; i < logits.length; i++) if (logits[i] >= least) n++;
   const tokens = new Int32Array(n);
   const drops = new Float64Array(n);
   for (let i = 0, at = 0; at < n; i++) {
-    if (!isIn(logits[i])) continue;
+    if (!(logits[i] >= least)) continue;
     tokens[at] = i;
     drops[at++] = largest - logits[i];
   }
