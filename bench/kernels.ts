@@ -63,13 +63,15 @@ const { options, description, only, list, clock } = await orExit("bench:kernels"
 /** Bytes of a weight per element, scales left out. */
 const BYTES: Record<WeightFormat, number> = { f32: 4, f16: 2, bf16: 2, int8: 1, mxfp4: 0.5 };
 
-/** `group`: as in `source`. */
-type Format = readonly [format: WeightFormat, group?: number];
+/** `blocks`: INT8 as a GGUF file has it. */
+type Blocks = "q8_0" | "q4_0";
+type Format = readonly [format: WeightFormat, blocks?: Blocks];
 
-const Q8_0: Format = ["int8", 32];
+const Q8_0: Format = ["int8", "q8_0"];
+const Q4_0: Format = ["int8", "q4_0"];
 
-function nameOf([format, group]: Format): string {
-  return group === undefined ? format : `${format}/${group}`;
+function nameOf([format, blocks]: Format): string {
+  return blocks ?? format;
 }
 
 /** Positions of a page, as the runner has them. */
@@ -109,21 +111,26 @@ function block(format: WeightFormat): Uint8Array {
   }
 }
 
-/** Blocks of Q8_0: 32 random bytes after a scale of 0.01. */
-function q8Blocks(count: number): Uint8Array {
+/** Bytes of a block of 32 values, with a scale of two. */
+const BLOCK_BYTES: Record<Blocks, number> = { q8_0: 34, q4_0: 18 };
+
+/** Random bytes or nibbles, in each block after a scale of 0.01. */
+function blocksOf(blocks: Blocks, byteLength: number): Uint8Array {
   const values = block("int8");
-  const bytes = new Uint8Array(34 * count);
-  for (let i = 0; i < count; i++) {
-    const from = (32 * i) % values.length;
-    bytes.set([0x1f, 0x21], 34 * i);
-    bytes.set(values.subarray(from, from + 32), 34 * i + 2);
+  const size = BLOCK_BYTES[blocks];
+  const bytes = new Uint8Array(byteLength);
+  for (let at = 0; at < byteLength; at += size) {
+    const from = (32 * (at / size)) % values.length;
+    bytes.set([0x1f, 0x21], at);
+    bytes.set(values.subarray(from, from + size - 2), at + 2);
   }
   return bytes;
 }
 
-/** @param group int8: columns that share a scale; default all. 32: as blocks of Q8_0. */
-function source(format: WeightFormat, shape: Shape, group = shape.at(-1)!): WeightSource {
+/** INT8 has a scale for each row, or those of its blocks. */
+function source([format, blocks]: Format, shape: Shape): WeightSource {
   const values = block(format);
+  const group = blocks === undefined ? shape.at(-1)! : 32;
   const count = sizeOf(shape);
   const scales = { f32: 0, f16: 0, bf16: 0, int8: (4 * count) / group, mxfp4: count / 32 }[format];
   return {
@@ -131,10 +138,11 @@ function source(format: WeightFormat, shape: Shape, group = shape.at(-1)!): Weig
     shape,
     format,
     group: format === "int8" ? group : undefined,
-    blocks: format === "int8" && group === 32 ? "q8_0" : undefined,
-    byteLength: (plane) => ({ data: sizeOf(shape) * BYTES[format], scales, blocks: (34 * count) / 32 })[plane],
+    blocks,
+    byteLength: (plane) =>
+      ({ data: count * BYTES[format], scales, blocks: blocks ? (BLOCK_BYTES[blocks] * count) / 32 : 0 })[plane],
     async read(plane, _, byteLength, into) {
-      if (plane === "blocks") return placed(q8Blocks(byteLength / 34), into);
+      if (plane === "blocks") return placed(blocksOf(blocks!, byteLength), into);
       const bytes = new Uint8Array(byteLength);
       if (plane === "data") {
         for (let at = 0; at < byteLength; at += values.length) {
@@ -158,18 +166,17 @@ class Bench {
     this.backend = backend;
   }
 
-  weight([format, group]: Format, ...shape: number[]): Promise<Weight> {
-    return this.backend.loadWeight(source(format, shape, group));
+  weight(format: Format, ...shape: number[]): Promise<Weight> {
+    return this.backend.loadWeight(source(format, shape));
   }
 
   /** So many that they do not fit a cache. */
   async weights(
-    format: WeightFormat,
+    format: Format,
     shape: Shape,
-    group?: number,
-    copies = Math.ceil(LARGE / (sizeOf(shape) * BYTES[format])),
+    copies = Math.ceil(LARGE / source(format, shape).byteLength(format[1] === undefined ? "data" : "blocks")),
   ): Promise<Weight[]> {
-    return Promise.all(Array.from({ length: copies }, () => this.backend.loadWeight(source(format, shape, group))));
+    return Promise.all(Array.from({ length: copies }, () => this.backend.loadWeight(source(format, shape))));
   }
 
   floats(...shape: number[]): Tensor {
@@ -264,11 +271,11 @@ type Measure = (bench: Bench, probeGBs: number) => Promise<Omit<Row, "name">>;
 /** By name, in the order in which they run. */
 const cases = new Map<string, Measure>();
 
-/** `batch` rows times weights [outs, columns]; `group` as in `source`. */
-function product(format: WeightFormat, batch: number, outs: number, columns: number, group?: number): void {
-  cases.set(`linear ${nameOf([format, group])} ${batch} × [${outs}, ${columns}]`, async (bench, probeGBs) => {
+/** `batch` rows times weights [outs, columns]. */
+function product(format: Format, batch: number, outs: number, columns: number): void {
+  cases.set(`linear ${nameOf(format)} ${batch} × [${outs}, ${columns}]`, async (bench, probeGBs) => {
     // Many rows are bound by arithmetic: one weight is enough.
-    const weights = await bench.weights(format, [outs, columns], group, batch > 8 ? 1 : undefined);
+    const weights = await bench.weights(format, [outs, columns], batch > 8 ? 1 : undefined);
     const x = bench.floats(batch, columns);
     const all = await bench.time((ops) => weights.map((weight) => ops.linear(x, weight)).at(-1)!);
     const ms = all / weights.length;
@@ -282,14 +289,14 @@ function fused(ops: readonly (keyof FusedOps)[], what: string, make: (bench: Ben
   cases.set(`${ops.join(" + ")} ${what}`, async (bench) => bench.compare(await make(bench)));
 }
 
-const FORMATS: readonly Format[] = [["f32"], ["bf16"], ["f16"], ["int8"], Q8_0, ["mxfp4"]];
-for (const [format, group] of FORMATS) {
-  product(format, 1, 3072, 1024, group); // Qwen3-0.6B, gate and up
-  product(format, 1, 4096, 14336, group); // Llama-3-8B, down
-  product(format, 4, 4096, 4096, group);
-  product(format, 8, 4096, 4096, group);
-  product(format, 64, 4096, 4096, group);
-  product(format, 256, 3072, 1024, group);
+const FORMATS: readonly Format[] = [["f32"], ["bf16"], ["f16"], ["int8"], Q8_0, Q4_0, ["mxfp4"]];
+for (const format of FORMATS) {
+  product(format, 1, 3072, 1024); // Qwen3-0.6B, gate and up
+  product(format, 1, 4096, 14336); // Llama-3-8B, down
+  product(format, 4, 4096, 4096);
+  product(format, 8, 4096, 4096);
+  product(format, 64, 4096, 4096);
+  product(format, 256, 3072, 1024);
 }
 
 // Decode steps of one row, in the shapes of Qwen3-0.6B and gpt-oss-20b.

@@ -488,34 +488,34 @@ describe("bench:kernels", () => {
     for (const row of [
       "addNorm 1 ×",
       "addNorm + qkv int8 1 ×",
-      "addNorm + qkv int8/32 1 ×",
+      "addNorm + qkv q8_0 1 ×",
       "addNorm + qkv mxfp4 1 ×",
       "qkv f16 1 ×",
       "gateUp f16 1 ×",
       "gateUp int8 1 ×",
-      "gateUp int8/32 1 ×",
+      "gateUp q8_0 1 ×",
       "gateUp mxfp4 1 ×",
       "expertsUp mxfp4 1 ×",
       "expertsDown + addNorm mxfp4 1 ×",
       "expertsUp f16 1 ×",
       "expertsDown + addNorm f16 1 ×",
       "linearArgmax f16 1 ×",
-      "linearArgmax int8/32 1 ×",
-      ...["f32", "bf16", "f16", "int8", "int8/32", "mxfp4"].map((format) => `linear ${format} 8 × [4096, 4096]`),
+      "linearArgmax q8_0 1 ×",
+      ...["f32", "bf16", "f16", "int8", "q8_0", "q4_0", "mxfp4"].map((format) => `linear ${format} 8 × [4096, 4096]`),
     ]) {
       expect(names.filter((name) => name.startsWith(row), row)).toHaveLength(1);
     }
   });
 
   test("rows as a table and as JSON", async () => {
-    const { code, out, err } = await kernels("--cpu-time", "--only", "addNorm + qkv int8/32");
+    const { code, out, err } = await kernels("--cpu-time", "--only", "addNorm + qkv q8_0");
     expect({ code, err }).toEqual({ code: 0, err: "" });
     const { rows } = JSON.parse(out.trimEnd().split("\n").at(-1)!);
     const name = expect.stringMatching(/^probe: /);
     const measured = { ms: expect.any(Number), speedup: expect.any(Number) };
     expect(rows).toEqual([
       { name, ms: expect.any(Number), gbs: expect.any(Number), share: 1 },
-      { name: "addNorm + qkv int8/32 1 × 1024, 16 + 2 · 8 heads", ...measured },
+      { name: "addNorm + qkv q8_0 1 × 1024, 16 + 2 · 8 heads", ...measured },
     ]);
     expect(rows[1].ms).toBeGreaterThan(0);
     expect(out).toMatch(/8 heads +\d+\.\d+ ms +× \d+\.\d\d/);

@@ -105,8 +105,8 @@ export class Pool {
   /** Whether integers are multiplied as bytes, else as halves (kernels/wasm/integer.ts). */
   readonly wide: boolean;
   readonly #parts: number;
-  /** Formats that one row is multiplied with in bytes although not wide, and what the kernels call that. */
-  readonly #inBytes = new Map<number, number>();
+  /** Whether one row times 4-bit weights is multiplied in bytes although not wide. */
+  readonly #bytes: boolean;
   /** Settles when all helpers wait for their first run; before that, a run does without them. */
   readonly ready: Promise<void>;
   readonly #heap: Heap;
@@ -136,11 +136,8 @@ export class Pool {
     // No x64 machine has registers of 256 bits and no fused multiply-add, and next to none the reverse.
     const paired = options.paired === true && this.#kernels.maddRest() === 2 ** -24;
     this.#parts = options.parts;
-    if (!this.wide && dot !== 0 && this.#parts < 3) {
-      this.#inBytes.set(Q4_0, Q4_0_BYTES);
-      // Registers of 256 bits are for halves: look-ups of bytes have 128.
-      if (!paired || this.#parts === 1) this.#inBytes.set(MXFP4, MXFP4_BYTES);
-    }
+    // Two parts are quicker in halves where those have registers of 256 bits: the products of bytes have 128.
+    this.#bytes = !this.wide && dot !== 0 && this.#parts <= (paired ? 1 : 2);
     words[CONTROL_PARTS / 4] = options.parts;
     words[CONTROL_WIDE / 4] = this.wide ? 1 : 0;
     words[CONTROL_PAIRED / 4] = paired ? 1 : 0;
@@ -167,7 +164,8 @@ export class Pool {
 
   /** The format as a product with `rows` rows at a time takes it. */
   productCode(format: number, rows: number): number {
-    return (rows === 1 ? this.#inBytes.get(format) : undefined) ?? format;
+    if (rows > 1 || !this.#bytes) return format;
+    return format === MXFP4 ? MXFP4_BYTES : format === Q4_0 ? Q4_0_BYTES : format;
   }
 
   /** How a product with a format that `productCode` gave reads its rows. */

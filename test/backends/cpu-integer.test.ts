@@ -228,7 +228,8 @@ describe.each(PRECISIONS)("%s products", (precision) => {
     },
   );
 
-  test.skipIf(precision === "exact").each(["mxfp4", "q4_0"] as const)(
+  // Three parts have no kernels of their own for 4 bits.
+  test.each(precision === "exact" ? [] : (["mxfp4", "q4_0"] as const))(
     "the largest values of %s, in every way in which they are multiplied, on any machine",
     async (encoding) => {
       const [outs, bytes] = [48, encoding === "mxfp4" ? 17 : 18];
