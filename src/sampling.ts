@@ -200,24 +200,21 @@ export function candidates(logits: Float32Array, sampling: Sampling): Candidates
  * backends whose last bits differ then disagree only where u falls on a border, and not wherever two weights change places.
  */
 export function draw({ tokens, weights }: Candidates, u: number): number {
-  let target = u * sum(weights);
-  let last = 0; // rounding may leave a target that no share contains
-  for (let i = 0; i < weights.length; i++) {
-    if (weights[i] === 0) continue;
-    last = i;
-    target -= weights[i];
-    if (target < 0) break;
-  }
-  return tokens[last];
+  return tokens[shareWith(u * sum(weights), weights.length, (i) => weights[i])];
 }
 
 /** `draw` of all tokens. Weighs them twice, which is less work than to keep the weights of a whole vocabulary. */
 function drawOfAll(logits: Float32Array, temperature: number, u: number): number {
   const largest = logits[argmax(logits)];
-  let target = u * totalWeight(logits, largest, temperature);
-  let last = 0;
-  for (let i = 0; i < logits.length; i++) {
-    const weight = Math.exp(-(largest - logits[i]) / temperature);
+  const target = u * totalWeight(logits, largest, temperature);
+  return shareWith(target, logits.length, (i) => Math.exp(-(largest - logits[i]) / temperature));
+}
+
+/** Which of `count` shares side by side contains `target`. */
+function shareWith(target: number, count: number, weightOf: (i: number) => number): number {
+  let last = 0; // rounding may leave a target that no share contains
+  for (let i = 0; i < count; i++) {
+    const weight = weightOf(i);
     if (weight === 0) continue;
     last = i;
     target -= weight;

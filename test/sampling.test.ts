@@ -196,6 +196,17 @@ describe("warpers at their edges", () => {
 });
 
 describe("the draw", () => {
+  test("without warpers it is the same, though the weights are not kept", () => {
+    const logits = Float32Array.from({ length: 500 }, (_, i) =>
+      i % 9 === 4 ? Number.NEGATIVE_INFINITY : Math.sin(i * i) * 4,
+    );
+    const sampling = readSampling({ temperature: 0.7, seed: 3 }, logits.length);
+    const kept = candidates(logits, sampling);
+    const drawn = Array.from({ length: 200 }, (_, i) => sampleToken(logits, sampling, i));
+    expect(drawn).toEqual(drawn.map((_, i) => draw(kept, uniform(3, i))));
+    expect(new Set(drawn).size).toBeGreaterThan(50);
+  });
+
   test("SplitMix64 gives the published stream of seed 1234567", () => {
     const stream = [
       6457827717110365317n,

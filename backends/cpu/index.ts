@@ -43,7 +43,7 @@ export interface CpuOptions {
   readonly bankBytes?: number;
   /** For tests: how many tiles a thread reads in turn in products of one row, 1 or 4. Default: whichever turns out to be faster. */
   readonly streams?: number;
-  /** For tests: integer products as on a machine whose dot product takes no unsigned bytes, which most without AVX-VNNI are. */
+  /** For tests: integer products as where the dot product takes no unsigned bytes (most machines without AVX-VNNI), or takes them: see PoolOptions. */
   readonly halves?: boolean;
   /** For tests: weights and caches go to so many memories in turn. Default: one memory is filled after the other. */
   readonly spread?: number;

@@ -22,7 +22,7 @@ import { parts, tables, wide } from "./threads";
 import { lookup } from "./weights";
 
 const PANEL_ROW: usize = 4 * TILE;
-/** Bytes of 32 rows × 32 columns; where wide, of 8 rows, which lie together, else of 16. */
+/** Bytes of 32 rows × 32 columns; of the 8 rows that lie together where wide; of the 16 that do elsewhere. */
 const BLOCK: usize = (TILE * GROUP_COLUMNS) / 2;
 const QUARTER: usize = BLOCK / 4;
 const HALF: usize = BLOCK / 2;
